@@ -1,0 +1,233 @@
+package netstack
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// Conn is a stream with two directions that close one by one. It is an alias of
+// an unnamed type, so that other packages can have the same one.
+//
+// SetLinger(0) makes Close send a reset, after what was written has been taken
+// by the other side, one second at most.
+type Conn = interface {
+	net.Conn
+	CloseWrite() error
+	SetLinger(sec int) error
+}
+
+// resetDrain is how long a reset waits for written bytes to be acknowledged.
+// Over a plain connection they would have been on their way before it, too.
+const resetDrain = time.Second
+
+// conn is the application's end of a flow: a gVisor endpoint as a net.Conn.
+//
+// One goroutine may read while another writes. Errors are the kernel's errnos
+// in a net.OpError, as of a *net.TCPConn.
+type conn struct {
+	flow *Flow
+	ep   tcpip.Endpoint
+	wq   waiter.Queue
+
+	readable, writable   waiter.Entry
+	readReady, sendReady chan struct{}
+	hangUp               waiter.Entry
+
+	readDeadline, writeDeadline deadline
+
+	reset     atomic.Bool
+	closeOnce sync.Once
+	closed    chan struct{}
+}
+
+func newConn(f *Flow) *conn {
+	c := &conn{flow: f, closed: make(chan struct{})}
+	c.readable, c.readReady = waiter.NewChannelEntry(waiter.ReadableEvents)
+	c.writable, c.sendReady = waiter.NewChannelEntry(waiter.WritableEvents)
+	c.hangUp = waiter.NewFunctionEntry(waiter.EventHUp|waiter.EventErr, func(waiter.EventMask) { c.settle() })
+	return c
+}
+
+// open makes the conn one of ep, whose handshake is done.
+func (c *conn) open(ep tcpip.Endpoint) {
+	c.ep = ep
+	c.flow.opened()
+	c.wq.EventRegister(&c.readable)
+	c.wq.EventRegister(&c.writable)
+	c.wq.EventRegister(&c.hangUp)
+	c.settle() // it may have ended already
+}
+
+// settle forgets the flow once gVisor is done with its endpoint, not before: as
+// long as the endpoint is registered, the gate must know of it.
+func (c *conn) settle() {
+	switch tcp.EndpointState(c.ep.State()) {
+	case tcp.StateClose, tcp.StateError:
+		c.flow.stack.forget(c.flow)
+	}
+}
+
+// WaitRead blocks until Read would not: bytes, the end of the stream, or an
+// error. It lets a caller do without a buffer while nothing moves.
+func (c *conn) WaitRead() error {
+	for {
+		if c.ep.Readiness(waiter.ReadableEvents|waiter.EventHUp|waiter.EventErr) != 0 {
+			return nil
+		}
+		select {
+		case <-c.readReady:
+		case <-c.closed:
+			return c.fail("read", net.ErrClosed)
+		case <-c.readDeadline.passed():
+			return c.fail("read", os.ErrDeadlineExceeded)
+		}
+	}
+}
+
+// Read implements net.Conn.
+func (c *conn) Read(b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	for {
+		if isDone(c.readDeadline.passed()) {
+			return 0, c.fail("read", os.ErrDeadlineExceeded)
+		}
+		w := tcpip.SliceWriter(b)
+		res, terr := c.ep.Read(&w, tcpip.ReadOptions{})
+		switch terr.(type) {
+		case nil:
+			c.ep.ModerateRecvBuf(res.Count)
+			return res.Count, nil
+		case *tcpip.ErrWouldBlock:
+			if err := c.WaitRead(); err != nil {
+				return 0, err
+			}
+		case *tcpip.ErrClosedForReceive:
+			if isDone(c.closed) {
+				return 0, c.fail("read", net.ErrClosed)
+			}
+			return 0, io.EOF
+		default:
+			return 0, c.fail("read", errnoOf(terr))
+		}
+	}
+}
+
+// Write implements net.Conn: it returns when netstack has taken all of b.
+func (c *conn) Write(b []byte) (int, error) {
+	var payload bytes.Reader
+	done := 0
+	for done < len(b) {
+		if isDone(c.writeDeadline.passed()) {
+			return done, c.fail("write", os.ErrDeadlineExceeded)
+		}
+		payload.Reset(b[done:])
+		n, terr := c.ep.Write(&payload, tcpip.WriteOptions{})
+		done += int(n)
+		switch terr.(type) {
+		case nil:
+		case *tcpip.ErrWouldBlock:
+			select {
+			case <-c.sendReady:
+			case <-c.closed:
+				return done, c.fail("write", net.ErrClosed)
+			case <-c.writeDeadline.passed():
+				return done, c.fail("write", os.ErrDeadlineExceeded)
+			}
+		default:
+			return done, c.fail("write", errnoOf(terr))
+		}
+	}
+	return done, nil
+}
+
+// CloseWrite sends a FIN behind what was written; reading goes on.
+func (c *conn) CloseWrite() error {
+	if terr := c.ep.Shutdown(tcpip.ShutdownWrite); terr != nil {
+		return c.fail("close write", errnoOf(terr))
+	}
+	return nil
+}
+
+// SetLinger chooses how Close ends the connection: 0, by a reset; negative, in
+// order, which is the default. Other values count as negative.
+func (c *conn) SetLinger(sec int) error {
+	c.reset.Store(sec == 0)
+	return nil
+}
+
+// Close ends both directions. gVisor goes on sending what was written.
+func (c *conn) Close() error {
+	c.closeOnce.Do(func() {
+		if c.reset.Load() {
+			c.drain()
+			c.ep.Abort()
+		}
+		close(c.closed)
+		c.ep.Close()
+		c.settle()
+	})
+	return nil
+}
+
+// drain waits until the application has acknowledged what was written, for a
+// reset overtakes it otherwise: netstack throws its send queue away.
+func (c *conn) drain() {
+	switch tcp.EndpointState(c.ep.State()) {
+	case tcp.StateEstablished, tcp.StateCloseWait:
+	default:
+		return
+	}
+	// gVisor does not tell how much is unacknowledged, but with a send buffer of
+	// one byte it is writable when nothing is. Writable events come at half a
+	// buffer, which is never, so there is nothing better to wait for than time.
+	c.ep.SocketOptions().SetSendBufferSize(1, true)
+	timeout := time.NewTimer(resetDrain)
+	defer timeout.Stop()
+	for pause := 50 * time.Microsecond; c.ep.Readiness(waiter.WritableEvents)&waiter.WritableEvents == 0; pause = min(2*pause, 10*time.Millisecond) {
+		select {
+		case <-time.After(pause):
+		case <-timeout.C:
+			return
+		}
+	}
+}
+
+// LocalAddr is the flow's dst: this end plays the upstream.
+func (c *conn) LocalAddr() net.Addr { return net.TCPAddrFromAddrPort(c.flow.dst) }
+
+// RemoteAddr is the flow's src.
+func (c *conn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.flow.src) }
+
+// SetDeadline implements net.Conn.
+func (c *conn) SetDeadline(t time.Time) error {
+	c.readDeadline.set(t)
+	c.writeDeadline.set(t)
+	return nil
+}
+
+// SetReadDeadline implements net.Conn.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	c.readDeadline.set(t)
+	return nil
+}
+
+// SetWriteDeadline implements net.Conn.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	c.writeDeadline.set(t)
+	return nil
+}
+
+func (c *conn) fail(op string, err error) error {
+	return &net.OpError{Op: op, Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
+}

@@ -1,0 +1,58 @@
+// Package netstack is the application's side: it terminates the TCP connections
+// that come out of the TUN device and hands each one on as a Flow, before it is
+// answered.
+//
+// # Theory of operation
+//
+//	TUN ──▶ gate ──▶ gVisor ──▶ default TCP handler ──▶ Flow ──▶ handler (package proxy)
+//	          │                        (a SYN)            │
+//	          └─ knows every Flow by its 4-tuple          ├─ Accept: SYN-ACK, Conn
+//	                                                      ├─ Reject: RST or ICMP
+//	                                                      └─ Drop:   silence
+//
+// A SYN is parked, not answered: the packet itself is kept, netstack's forwarder
+// does not know of it yet. The handler dials upstream first and then says what
+// the application is to see. Only Accept gives the SYN to gVisor's forwarder and
+// has the handshake done, so the forwarder's slots are taken for microseconds
+// and a slow upstream costs nobody else a connection. While a SYN is parked its
+// retransmissions are ignored; a SYN with another initial sequence number on the
+// same 4-tuple means that the application gave the first up and tries again.
+//
+// The gate sits between the device and gVisor and looks at the flags of each TCP
+// packet. It repairs what a forwarder, which has no listening endpoint, does
+// wrong: an application that reuses its own source port sends a SYN on a 4-tuple
+// whose old endpoint netstack still keeps (TIME_WAIT for 60 s, or a FIN or RST that is
+// queued but not yet processed). gVisor drops that SYN, or answers it with a
+// reset. The gate knows that the application has ended the old connection,
+// because the FIN or RST went through it, takes the old endpoint out of the
+// demultiplexer, and the SYN becomes a new flow. The old endpoint finishes its
+// queue by itself.
+//
+// UDP goes another way: each datagram is handed to Config.Datagrams, and answered
+// by Datagram.Reply. There is no UDP endpoint and no state.
+//
+// # Life of a flow
+//
+//	         SYN              Accept               handshake done
+//	(none) ──────▶ parked ────────────▶ answering ────────────────▶ open ──▶ (none)
+//	                 │ Reject, Drop,                │ RST, silence           when gVisor's endpoint
+//	                 │ another SYN                  ▼                        has closed
+//	                 └───────────────────────▶ (none)
+//
+// # Failures
+//
+//	what happens                            what the application sees
+//	Reject(ECONNREFUSED)                    RST to its SYN: ECONNREFUSED
+//	Reject(EHOSTUNREACH)                    ICMP host unreachable, ICMPv6 address unreachable
+//	Reject(ENETUNREACH)                     ICMP net unreachable, ICMPv6 no route
+//	Reject(EACCES)                          ICMP administratively prohibited: EHOSTUNREACH;
+//	                                        ICMPv6 address unreachable, as prohibited would read EACCES
+//	Drop                                    nothing; its next SYN is a new flow
+//	Conn.Close after SetLinger(0)           what was written, then RST: ECONNRESET
+//	application's RST                       Read and Write fail with ECONNRESET
+//	more than MaxParked SYNs parked         silence; counted
+//	a segment of a connection we don't know RST (the rest of a predecessor's flow)
+//	Stack.Serve ends                        RST on what is still open
+//
+// gVisor's types end at this package's boundary; netip and net.Conn go on.
+package netstack

@@ -1,0 +1,242 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// handshakeTimeout bounds the time between our SYN-ACK and the application's
+// ACK. A local kernel answers within microseconds, a host behind this one within
+// a round trip; silence means it is gone.
+const handshakeTimeout = 10 * time.Second
+
+// ErrGone says that the application has given the connection up, or the flow
+// has been answered already.
+var ErrGone = errors.New("the application has given up")
+
+type phase uint8
+
+const (
+	parked    phase = iota // SYN held, nothing said
+	answering              // SYN-ACK on its way
+	open                   // gVisor has an endpoint
+	answered               // rejected, dropped or given up
+)
+
+// Flow is one SYN of an application, to be answered once: by Accept, Reject or
+// Drop. The first answer counts, later ones do nothing. Its methods may be
+// called from any goroutine.
+type Flow struct {
+	stack    *Stack
+	id       stack.TransportEndpointID
+	src, dst netip.AddrPort
+	isn      uint32
+	giveUp   func() // ends the handler's context
+
+	request chan *tcp.ForwarderRequest
+
+	synMu sync.Mutex
+	syn   *stack.PacketBuffer // nil once released
+
+	// forwarded is closed when gVisor's forwarder is done with the SYN. It
+	// ignores another on the same 4-tuple until then, so a flow that comes after
+	// one whose handshake is not over waits for it.
+	forwarded chan struct{}
+	after     <-chan struct{} // forwarded of the predecessor, or nil
+
+	// Guarded by stack.mu.
+	phase   phase
+	ended   bool // the application's FIN or RST has been seen
+	retired bool // the application has begun another connection on this 4-tuple
+}
+
+func newFlow(s *Stack, id stack.TransportEndpointID, isn uint32, syn *stack.PacketBuffer) *Flow {
+	return &Flow{
+		stack:   s,
+		id:      id,
+		src:     netip.AddrPortFrom(addr(id.RemoteAddress), id.RemotePort),
+		dst:     netip.AddrPortFrom(addr(id.LocalAddress), id.LocalPort),
+		isn:     isn,
+		syn:     syn.IncRef(),
+		request: make(chan *tcp.ForwarderRequest, 1),
+		giveUp:  func() {},
+
+		forwarded: make(chan struct{}),
+	}
+}
+
+func addr(a tcpip.Address) netip.Addr {
+	ip, _ := netip.AddrFromSlice(a.AsSlice())
+	return ip
+}
+
+// Src is the application's address and port.
+func (f *Flow) Src() netip.AddrPort { return f.src }
+
+// Dst is the address and port the application connects to.
+func (f *Flow) Dst() netip.AddrPort { return f.dst }
+
+// answer moves the flow out of the parked phase; false: somebody else did.
+func (f *Flow) answer(to phase) bool {
+	f.stack.mu.Lock()
+	defer f.stack.mu.Unlock()
+	if f.phase != parked {
+		return false
+	}
+	f.phase = to
+	f.stack.parked--
+	return true
+}
+
+func (f *Flow) opened() {
+	f.stack.mu.Lock()
+	defer f.stack.mu.Unlock()
+	f.phase = open
+}
+
+// Accept answers the handshake and returns the connection, once the application
+// has confirmed it. It takes as long as the application's kernel needs, at most
+// ten seconds. The caller owns the Conn.
+func (f *Flow) Accept() (Conn, error) {
+	if !f.answer(answering) {
+		return nil, ErrGone
+	}
+	c, err := f.handshake()
+	if err != nil {
+		f.stack.forget(f)
+		return nil, fmt.Errorf("answer %s: %w", f.src, err)
+	}
+	return c, nil
+}
+
+func (f *Flow) handshake() (Conn, error) {
+	r, err := f.forward()
+	if err != nil {
+		close(f.forwarded)
+		return nil, err
+	}
+	c := newConn(f)
+	ctx, cancel := context.WithTimeout(f.stack.context(), handshakeTimeout)
+	defer cancel()
+	done := make(chan struct{})
+	defer context.AfterFunc(ctx, func() { abandon(&c.wq, done) })()
+	ep, terr := r.CreateEndpoint(&c.wq)
+	close(done)
+	r.Complete(false)
+	close(f.forwarded)
+	if terr != nil {
+		return nil, errnoOf(terr)
+	}
+	c.open(ep)
+	return c, nil
+}
+
+// abandon ends a CreateEndpoint that waits on wq. It knows no context: it waits
+// for its queue to be notified, looks whether the endpoint is connected, and
+// gives up if it is not. A notification before it waits is lost, hence the loop.
+func abandon(wq *waiter.Queue, done <-chan struct{}) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		wq.Notify(waiter.WritableEvents)
+		select {
+		case <-done:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// forward gives the parked SYN to gVisor's forwarder and returns its request.
+func (f *Flow) forward() (*tcp.ForwarderRequest, error) {
+	syn := f.takeSYN()
+	if syn == nil {
+		return nil, ErrGone
+	}
+	defer syn.DecRef()
+	if f.after != nil {
+		<-f.after
+	}
+	f.stack.expect(f)
+	if !f.stack.fwd.HandlePacket(f.id, syn) {
+		f.stack.unexpect(f)
+		return nil, fmt.Errorf("netstack refuses the SYN: %w", syscall.EINVAL) // a bad checksum
+	}
+	return <-f.request, nil
+}
+
+// expect says whose the forwarder's next request for the 4-tuple of f is.
+func (s *Stack) expect(f *Flow) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expected[f.id] = f
+}
+
+func (s *Stack) unexpect(f *Flow) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.expected, f.id)
+}
+
+// deliver is the forwarder's handler: it brings a request to its flow.
+func (s *Stack) deliver(r *tcp.ForwarderRequest) {
+	s.mu.Lock()
+	f := s.expected[r.ID()]
+	delete(s.expected, r.ID())
+	s.mu.Unlock()
+	f.request <- r
+}
+
+// Reject lets the application's connect() fail with errno: ECONNREFUSED,
+// EHOSTUNREACH, ENETUNREACH, or EACCES for what is administratively prohibited
+// (which an application reads as EHOSTUNREACH). Any other counts as EHOSTUNREACH.
+func (f *Flow) Reject(errno syscall.Errno) {
+	if !f.answer(answered) {
+		return
+	}
+	if errno == syscall.ECONNREFUSED {
+		if r, err := f.forward(); err == nil {
+			r.Complete(true)
+		}
+		close(f.forwarded)
+	} else if syn := f.takeSYN(); syn != nil {
+		f.stack.unreachable(syn, errno)
+		syn.DecRef()
+	}
+	f.stack.forget(f)
+}
+
+// Drop leaves the application without an answer. Its next SYN, if it still
+// wants, is a new flow.
+func (f *Flow) Drop() {
+	if !f.answer(answered) {
+		return
+	}
+	f.stack.forget(f)
+	f.releaseSYN()
+}
+
+// takeSYN hands the parked packet and its reference to the caller.
+func (f *Flow) takeSYN() *stack.PacketBuffer {
+	f.synMu.Lock()
+	defer f.synMu.Unlock()
+	syn := f.syn
+	f.syn = nil
+	return syn
+}
+
+func (f *Flow) releaseSYN() {
+	if syn := f.takeSYN(); syn != nil {
+		syn.DecRef()
+	}
+}

@@ -1,0 +1,164 @@
+package netstack
+
+import (
+	"encoding/binary"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/ports"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+)
+
+// gate is the link endpoint with an eye on the packets that come in: see the
+// package's theory of operation for why.
+type gate struct {
+	stack.LinkEndpoint
+	stack *Stack
+}
+
+// The offloads of the endpoint inside must show through, for gVisor asks by a
+// type assertion.
+var _ stack.GSOEndpoint = (*gate)(nil)
+
+func (g *gate) GSOMaxSize() uint32 {
+	if e, ok := g.LinkEndpoint.(stack.GSOEndpoint); ok {
+		return e.GSOMaxSize()
+	}
+	return 0
+}
+
+func (g *gate) SupportedGSO() stack.SupportedGSO {
+	if e, ok := g.LinkEndpoint.(stack.GSOEndpoint); ok {
+		return e.SupportedGSO()
+	}
+	return stack.GSONotSupported
+}
+
+// Attach puts the gate between the device and gVisor's NIC.
+func (g *gate) Attach(d stack.NetworkDispatcher) {
+	if d == nil {
+		g.LinkEndpoint.Attach(nil)
+		return
+	}
+	g.LinkEndpoint.Attach(&inbound{NetworkDispatcher: d, stack: g.stack})
+}
+
+// inbound looks at each packet on its way from the device to gVisor.
+type inbound struct {
+	stack.NetworkDispatcher
+	stack *Stack
+}
+
+func (in *inbound) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
+	if seg, ok := peek(proto, pkt); ok && seg.flags&(header.TCPFlagSyn|header.TCPFlagFin|header.TCPFlagRst) != 0 {
+		if !in.stack.admit(proto, seg) {
+			return
+		}
+	}
+	in.NetworkDispatcher.DeliverNetworkPacket(proto, pkt)
+}
+
+// segment is what the gate reads of a TCP packet.
+type segment struct {
+	id    stack.TransportEndpointID
+	flags header.TCPFlags
+	seq   uint32
+}
+
+// peek reads the TCP header of a packet that gVisor has not parsed yet. It
+// reports false for whatever else: other protocols, fragments beyond the first,
+// IPv6 extension headers, packets too short. Those go their way unseen.
+func peek(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) (segment, bool) {
+	slices := pkt.AsSlices()
+	if len(slices) == 0 {
+		return segment{}, false
+	}
+	b := slices[0] // headers are in one piece on every link there is
+	var src, dst tcpip.Address
+	var tcpHeader []byte
+	switch proto {
+	case header.IPv4ProtocolNumber:
+		if len(b) < header.IPv4MinimumSize {
+			return segment{}, false
+		}
+		ip := header.IPv4(b)
+		n := int(ip.HeaderLength())
+		if ip.Protocol() != uint8(tcp.ProtocolNumber) || ip.FragmentOffset() != 0 || n < header.IPv4MinimumSize || len(b) < n+header.TCPMinimumSize {
+			return segment{}, false
+		}
+		src, dst, tcpHeader = ip.SourceAddress(), ip.DestinationAddress(), b[n:]
+	case header.IPv6ProtocolNumber:
+		if len(b) < header.IPv6MinimumSize+header.TCPMinimumSize {
+			return segment{}, false
+		}
+		ip := header.IPv6(b)
+		if ip.TransportProtocol() != tcp.ProtocolNumber {
+			return segment{}, false
+		}
+		src, dst, tcpHeader = ip.SourceAddress(), ip.DestinationAddress(), b[header.IPv6MinimumSize:]
+	default:
+		return segment{}, false
+	}
+	flags := header.TCPFlags(tcpHeader[header.TCPFlagsOffset])
+	return segment{
+		id: stack.TransportEndpointID{
+			LocalAddress:  dst,
+			LocalPort:     binary.BigEndian.Uint16(tcpHeader[header.TCPDstPortOffset:]),
+			RemoteAddress: src,
+			RemotePort:    binary.BigEndian.Uint16(tcpHeader[header.TCPSrcPortOffset:]),
+		},
+		flags: flags,
+		seq:   binary.BigEndian.Uint32(tcpHeader[header.TCPSeqNumOffset:]),
+	}, true
+}
+
+// admit notes what a SYN, FIN or RST means for the flow of its 4-tuple, and
+// reports whether the packet goes on to gVisor.
+func (s *Stack) admit(proto tcpip.NetworkProtocolNumber, seg segment) bool {
+	s.mu.Lock()
+	f := s.flows[seg.id]
+	if f == nil {
+		s.mu.Unlock()
+		return true
+	}
+	if seg.flags&header.TCPFlagSyn == 0 {
+		f.ended = f.phase != parked
+		s.mu.Unlock()
+		return true
+	}
+	switch {
+	case seg.flags&header.TCPFlagAck != 0:
+		s.mu.Unlock()
+		return true // simultaneous open: gVisor's business
+	case f.phase == parked && seg.seq == f.isn:
+		s.mu.Unlock()
+		return false // retransmission: the answer is on its way
+	case f.phase == parked:
+		// The application gave up and tries again from the same port.
+		f.phase = answered
+		s.parked--
+		delete(s.flows, f.id)
+		s.mu.Unlock()
+		f.giveUp()
+		f.releaseSYN()
+		return true
+	case f.ended && seg.seq != f.isn:
+		// Stays in the table, for what comes after it may have to wait.
+		f.retired = true
+		s.mu.Unlock()
+		s.unregister(proto, seg.id)
+		return true
+	}
+	s.mu.Unlock()
+	return true
+}
+
+// unregister takes the endpoint of a 4-tuple out of the demultiplexer. The
+// endpoint works off what is queued, and its own clean-up finds nothing left to
+// unregister.
+func (s *Stack) unregister(proto tcpip.NetworkProtocolNumber, id stack.TransportEndpointID) {
+	if ep := s.gv.FindTransportEndpoint(proto, tcp.ProtocolNumber, id, nicID); ep != nil {
+		s.gv.UnregisterTransportEndpoint([]tcpip.NetworkProtocolNumber{proto}, tcp.ProtocolNumber, id, ep, ports.Flags{}, 0)
+	}
+}

@@ -1,0 +1,79 @@
+package link
+
+import (
+	"errors"
+
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// Default is the device's name when none is given.
+const Default = "pin0"
+
+// MTUs of the device, in bytes. With offloads packets may be far larger than
+// the MTU; without, the MTU is the only way to move more than 1460 bytes at a
+// time. 65520 is the largest that keeps a packet and its rounding within 64 KiB.
+const (
+	offloadMTU = 1500
+	plainMTU   = 65520
+)
+
+// ErrNoTUN says that the system has no TUN device to open.
+var ErrNoTUN = errors.New("no TUN device")
+
+// Config says which device to open.
+type Config struct {
+	Name    string // device name; empty: Default
+	Offload bool   // try segmentation and checksum offload
+}
+
+// Link is an open TUN device.
+//
+// It is owned by whoever opened it; Close takes the device, its addresses and
+// its routes away. All methods may be called from any goroutine.
+type Link struct {
+	name     string
+	mtu      int
+	offload  bool
+	endpoint stack.LinkEndpoint
+	failed   chan error // buffered, one value at most
+	close    func() error
+}
+
+// New makes a Link of any gVisor endpoint, for links that are no TUN device.
+// Close calls closeFunc, which may be nil.
+func New(name string, ep stack.LinkEndpoint, closeFunc func() error) *Link {
+	return &Link{name: name, mtu: int(ep.MTU()), endpoint: ep, failed: make(chan error, 1), close: closeFunc}
+}
+
+// Name is the device's name, as `ip link` shows it.
+func (l *Link) Name() string { return l.name }
+
+// MTU is the device's MTU in bytes, to be set on the kernel's side as well.
+func (l *Link) MTU() int { return l.mtu }
+
+// Offload says whether segmentation and checksum offload are in use.
+func (l *Link) Offload() bool { return l.offload }
+
+// Endpoint is the device as netstack sees it.
+func (l *Link) Endpoint() stack.LinkEndpoint { return l.endpoint }
+
+// Failed yields one error when the device can no longer be read, for example
+// because somebody deleted it. It yields nothing on Close.
+func (l *Link) Failed() <-chan error { return l.failed }
+
+// Close ends reading and gives the device back to the kernel. Call it after the
+// endpoint was detached from its stack.
+func (l *Link) Close() error {
+	if l.close == nil {
+		return nil
+	}
+	return l.close()
+}
+
+// fail reports the end of reading once.
+func (l *Link) fail(err error) {
+	select {
+	case l.failed <- err:
+	default:
+	}
+}

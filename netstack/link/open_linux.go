@@ -1,0 +1,143 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/songgao/water"
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/link/fdbased"
+)
+
+const tunDevice = "/dev/net/tun"
+
+// Open makes the TUN device. It needs CAP_NET_ADMIN in the network namespace
+// and permission to open /dev/net/tun. The device is down and has no address.
+func Open(c Config) (*Link, error) {
+	if c.Name == "" {
+		c.Name = Default
+	}
+	if c.Offload {
+		l, err := openVnet(c.Name)
+		if err == nil || !errors.Is(err, errors.ErrUnsupported) {
+			return l, err
+		}
+	}
+	return openPlain(c.Name)
+}
+
+// openVnet opens the device with IFF_VNET_HDR. An error that is
+// errors.ErrUnsupported means that the kernel has no offloads to give.
+func openVnet(name string) (*Link, error) {
+	fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, openError(err)
+	}
+	l, err := attachVnet(fd, name)
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return l, nil
+}
+
+func attachVnet(fd int, name string) (*Link, error) {
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return nil, fmt.Errorf("open tun %q: %w", name, err)
+	}
+	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		if errors.Is(err, unix.EINVAL) {
+			return nil, fmt.Errorf("open tun %q with a vnet header: %w (%w)", name, errors.ErrUnsupported, err)
+		}
+		return nil, setiffError(name, err)
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHeaderSize); err != nil {
+		return nil, fmt.Errorf("set vnet header size of tun %q: %w (%w)", name, errors.ErrUnsupported, err)
+	}
+	// TUNSETOFFLOAD takes its argument by value.
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6); err != nil {
+		return nil, fmt.Errorf("set offloads of tun %q: %w (%w)", name, errors.ErrUnsupported, err)
+	}
+	l := &Link{name: ifr.Name(), mtu: offloadMTU, offload: true, failed: make(chan error, 1)}
+	ep, err := newVnetEndpoint(fd, offloadMTU, l.fail)
+	if err != nil {
+		return nil, fmt.Errorf("open tun %q: %w", name, err)
+	}
+	l.endpoint, l.close = ep, ep.closeDevice
+	return l, nil
+}
+
+// openPlain opens the device by water, without a header.
+func openPlain(name string) (*Link, error) {
+	dev, err := water.New(water.Config{
+		DeviceType:             water.TUN,
+		PlatformSpecificParams: water.PlatformSpecificParams{Name: name},
+	})
+	if err != nil {
+		var errno unix.Errno
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) && !errors.Is(err, unix.EPERM) {
+			return nil, openError(err)
+		} else if errors.As(err, &errno) {
+			return nil, setiffError(name, errno)
+		}
+		return nil, fmt.Errorf("open tun %q: %w", name, err)
+	}
+	// water hands out an *os.File, whose finalizer closes the descriptor as
+	// soon as only its number is in use: keep a duplicate of our own.
+	file, ok := dev.ReadWriteCloser.(*os.File)
+	if !ok {
+		return nil, fmt.Errorf("open tun %q: water returned a %T", name, dev.ReadWriteCloser)
+	}
+	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	_ = file.Close()
+	if err != nil {
+		return nil, fmt.Errorf("duplicate the descriptor of tun %q: %w", name, err)
+	}
+	l := &Link{name: dev.Name(), mtu: plainMTU, failed: make(chan error, 1)}
+	// fdbased sets the descriptor non-blocking, does not own it, and tells of a
+	// dead read loop by ClosedFunc only.
+	l.endpoint, err = fdbased.New(&fdbased.Options{
+		FDs: []int{fd},
+		MTU: plainMTU,
+		ClosedFunc: func(err tcpip.Error) {
+			if err != nil {
+				l.fail(fmt.Errorf("read tun %q: %v", l.name, err))
+			}
+		},
+	})
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("open tun %q: %w", name, err)
+	}
+	l.close = func() error { return unix.Close(fd) }
+	return l, nil
+}
+
+// openError explains why /dev/net/tun could not be opened.
+func openError(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("open %s: %w: load the kernel module `tun`, or pass the device into the container: %w", tunDevice, ErrNoTUN, err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("open %s: no permission: run as root, or make the device 0666 as distributions do: %w", tunDevice, err)
+	}
+	return fmt.Errorf("open %s: %w", tunDevice, err)
+}
+
+// setiffError explains why the device could not be made (tun_set_iff).
+func setiffError(name string, err error) error {
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("make tun %q: the name is in use by another process: choose one by --tun NAME: %w", name, err)
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("make tun %q: the name is in use by a device that is no TUN, or is no valid name: choose one by --tun NAME: %w", name, err)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("make tun %q: needs CAP_NET_ADMIN: run as root: %w", name, err)
+	}
+	return fmt.Errorf("make tun %q: %w", name, err)
+}

@@ -1,0 +1,282 @@
+package link
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/rawfile"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/link/stopfd"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// struct virtio_net_hdr (include/uapi/linux/virtio_net.h), in the byte order of
+// the host, which is what a TUN uses unless told otherwise (TUNSETVNETLE).
+const (
+	vnetHeaderSize = 10
+
+	vnetFlags      = 0 // u8
+	vnetGSOType    = 1 // u8
+	vnetHdrLen     = 2 // u16: bytes of headers, a hint
+	vnetGSOSize    = 4 // u16: payload bytes of each segment
+	vnetCsumStart  = 6 // u16: where the checksummed part begins
+	vnetCsumOffset = 8 // u16: where in it the checksum stands
+
+	vnetNeedsCsum = 1 // flags: the checksum field holds the pseudo-header's sum only
+	vnetGSONone   = 0
+	vnetGSOTCPv4  = 1
+	vnetGSOTCPv6  = 4
+)
+
+const (
+	// maxPacket is what the kernel hands over at most: a 64 KiB IP packet.
+	// IPv6 BIG TCP needs a larger gso_max_size, which a TUN does not have.
+	maxPacket = 65536
+	// copyBelow: packets up to this many bytes are copied into a buffer of
+	// their size, so that an ACK does not pin the 64 KiB it was read into.
+	copyBelow = 16384
+)
+
+// vnetEndpoint is a TUN device with segmentation and checksum offload in both
+// directions.
+//
+// One goroutine reads; WritePackets may be called by any number of goroutines.
+type vnetEndpoint struct {
+	fd     int
+	fail   func(error)
+	stop   stopfd.StopFD
+	reader sync.WaitGroup
+
+	mu         sync.RWMutex // held for reading while fd is written to
+	closed     bool
+	dispatcher stack.NetworkDispatcher
+	mtu        uint32
+	onClose    func()
+}
+
+var (
+	_ stack.LinkEndpoint = (*vnetEndpoint)(nil)
+	_ stack.GSOEndpoint  = (*vnetEndpoint)(nil)
+)
+
+// newVnetEndpoint takes fd over when it succeeds. fail is told when reading ends by itself.
+func newVnetEndpoint(fd int, mtu uint32, fail func(error)) (*vnetEndpoint, error) {
+	stop, err := stopfd.New()
+	if err != nil {
+		return nil, fmt.Errorf("make stop descriptor: %w", err)
+	}
+	return &vnetEndpoint{fd: fd, mtu: mtu, fail: fail, stop: stop}, nil
+}
+
+// Attach starts reading, or ends it when d is nil, which may only come once.
+func (e *vnetEndpoint) Attach(d stack.NetworkDispatcher) {
+	e.mu.Lock()
+	old := e.dispatcher
+	e.dispatcher = d
+	e.mu.Unlock()
+	switch {
+	case old == nil && d != nil:
+		e.reader.Go(func() { e.read(d) })
+	case old != nil && d == nil:
+		e.stop.Stop()
+		e.reader.Wait()
+	}
+}
+
+// closeDevice gives the descriptor back, and with it the device.
+func (e *vnetEndpoint) closeDevice() error {
+	e.Attach(nil)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil
+	}
+	e.closed = true
+	_ = unix.Close(e.stop.EFD)
+	return unix.Close(e.fd)
+}
+
+// read hands every packet of the device to d until Attach(nil).
+func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
+	var hdr [vnetHeaderSize]byte
+	big := buffer.NewViewSize(maxPacket)
+	defer func() { big.Release() }()
+	iov := []unix.Iovec{{Base: &hdr[0]}, {Base: big.BasePtr()}}
+	iov[0].SetLen(len(hdr))
+	iov[1].SetLen(maxPacket)
+	for {
+		n, errno := rawfile.BlockingReadvUntilStopped(e.stop.EFD, e.fd, iov)
+		if n == -1 || errno == unix.EINTR {
+			if errno == unix.EINTR {
+				continue
+			}
+			return // stopped
+		}
+		if errno != 0 {
+			e.fail(fmt.Errorf("read the tun device: %w", errno))
+			return
+		}
+		n -= vnetHeaderSize
+		if n <= 0 {
+			continue
+		}
+		var view *buffer.View
+		if n <= copyBelow {
+			view = buffer.NewView(n)
+			_, _ = view.Write(big.AsSlice()[:n])
+		} else {
+			view = big
+			view.CapLength(n)
+			big = buffer.NewViewSize(maxPacket)
+			iov[1].Base = big.BasePtr()
+		}
+		deliver(d, view)
+	}
+}
+
+// deliver hands one IP packet to netstack and gives it up. What is neither IPv4
+// nor IPv6 is dropped.
+func deliver(d stack.NetworkDispatcher, view *buffer.View) {
+	var proto tcpip.NetworkProtocolNumber
+	switch header.IPVersion(view.AsSlice()) {
+	case header.IPv4Version:
+		proto = header.IPv4ProtocolNumber
+	case header.IPv6Version:
+		proto = header.IPv6ProtocolNumber
+	default:
+		view.Release()
+		return
+	}
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(view)})
+	d.DeliverNetworkPacket(proto, pkt)
+	pkt.DecRef()
+}
+
+// WritePackets writes each packet by one gathering system call, however many
+// pieces it is in and up to 64 KiB large. A packet that the device does not
+// take is lost, as on any link; netstack sends it again.
+func (e *vnetEndpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if e.closed {
+		return 0, &tcpip.ErrClosedForSend{}
+	}
+	for i, pkt := range pkts.AsSlice() {
+		if err := e.write(pkt); err != nil {
+			return i, err
+		}
+	}
+	return pkts.Len(), nil
+}
+
+func (e *vnetEndpoint) write(pkt *stack.PacketBuffer) tcpip.Error {
+	var hdr [vnetHeaderSize]byte
+	putHeader(&hdr, pkt)
+	slices := pkt.AsSlices()
+	var few [16]unix.Iovec
+	iov := few[:0]
+	if len(slices)+1 > len(few) {
+		iov = make([]unix.Iovec, 0, len(slices)+1)
+	}
+	max := len(slices) + 1
+	iov = rawfile.AppendIovecFromBytes(iov, hdr[:], max)
+	for _, s := range slices {
+		iov = rawfile.AppendIovecFromBytes(iov, s, max)
+	}
+	if errno := rawfile.NonBlockingWriteIovec(e.fd, iov); errno != 0 {
+		return tcpip.TranslateErrno(errno)
+	}
+	return nil
+}
+
+// putHeader fills in what the kernel still has to do. Packets without a GSO
+// request (SYN, ACK, FIN) carry their full checksum already.
+func putHeader(hdr *[vnetHeaderSize]byte, pkt *stack.PacketBuffer) {
+	gso := &pkt.GSOOptions
+	if gso.Type == stack.GSONone {
+		return
+	}
+	binary.NativeEndian.PutUint16(hdr[vnetHdrLen:], uint16(pkt.HeaderSize()))
+	if gso.NeedsCsum {
+		hdr[vnetFlags] = vnetNeedsCsum
+		binary.NativeEndian.PutUint16(hdr[vnetCsumStart:], gso.L3HdrLen)
+		binary.NativeEndian.PutUint16(hdr[vnetCsumOffset:], gso.CsumOffset)
+	}
+	if pkt.Data().Size() <= int(gso.MSS) {
+		return // one segment: virtio_net_hdr_to_skb refuses a GSO type then
+	}
+	switch gso.Type {
+	case stack.GSOTCPv4:
+		hdr[vnetGSOType] = vnetGSOTCPv4
+	case stack.GSOTCPv6:
+		hdr[vnetGSOType] = vnetGSOTCPv6
+	}
+	binary.NativeEndian.PutUint16(hdr[vnetGSOSize:], gso.MSS)
+}
+
+// Capabilities: what we read was checksummed by the kernel or never left this
+// machine. CapabilityTXChecksumOffload is not set, for it would leave the
+// checksum of packets without a GSO request to a device that is never told.
+func (e *vnetEndpoint) Capabilities() stack.LinkEndpointCapabilities {
+	return stack.CapabilityRXChecksumOffload
+}
+
+// GSOMaxSize is the largest IP packet, headers included.
+func (e *vnetEndpoint) GSOMaxSize() uint32 { return maxPacket - 1 }
+
+// SupportedGSO says that the other side of the device segments.
+func (e *vnetEndpoint) SupportedGSO() stack.SupportedGSO { return stack.HostGSOSupported }
+
+// MTU of the device, in bytes.
+func (e *vnetEndpoint) MTU() uint32 {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.mtu
+}
+
+// SetMTU changes what netstack believes the MTU to be.
+func (e *vnetEndpoint) SetMTU(mtu uint32) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mtu = mtu
+}
+
+// IsAttached says whether packets are being read.
+func (e *vnetEndpoint) IsAttached() bool {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.dispatcher != nil
+}
+
+// Wait returns when reading has ended.
+func (e *vnetEndpoint) Wait() { e.reader.Wait() }
+
+// SetOnCloseAction has action called by Close.
+func (e *vnetEndpoint) SetOnCloseAction(action func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.onClose = action
+}
+
+// Close is netstack's word that the NIC is gone. The descriptor stays with the
+// Link, which closes it.
+func (e *vnetEndpoint) Close() {
+	e.mu.RLock()
+	action := e.onClose
+	e.mu.RUnlock()
+	if action != nil {
+		action()
+	}
+}
+
+// A TUN has no link layer.
+func (*vnetEndpoint) MaxHeaderLength() uint16                 { return 0 }
+func (*vnetEndpoint) LinkAddress() tcpip.LinkAddress          { return "" }
+func (*vnetEndpoint) SetLinkAddress(tcpip.LinkAddress)        {}
+func (*vnetEndpoint) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareNone }
+func (*vnetEndpoint) AddHeader(*stack.PacketBuffer)           {}
+func (*vnetEndpoint) ParseHeader(*stack.PacketBuffer) bool    { return true }

@@ -1,0 +1,264 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"pinproxy/netstack/link"
+)
+
+// nicID is the only network interface of the stack.
+const nicID tcpip.NICID = 1
+
+// DefaultMaxParked is how many SYNs may wait for an answer at a time. One costs
+// about 2 KiB, most of it the handler's goroutine.
+const DefaultMaxParked = 32768
+
+// Config of a Stack. The zero value is usable.
+type Config struct {
+	// Datagrams is called for every UDP datagram, on the goroutine that reads
+	// the device: it must not block. Nil: UDP is answered with ICMP port unreachable.
+	Datagrams func(*Datagram)
+	// MaxParked bounds the flows that wait for an answer; 0: DefaultMaxParked.
+	MaxParked int
+}
+
+// Stats are counters since the start.
+type Stats struct {
+	Flows   uint64 // SYNs that became flows
+	Parked  int    // flows that wait for an answer now
+	Open    int    // flows known now, parked ones included
+	Dropped uint64 // SYNs beyond MaxParked
+}
+
+// Handler decides on one flow. It must end it by Accept, Reject or Drop and may
+// go on for as long as the connection lives. ctx ends when the application gives
+// the flow up before it was answered, or the stack stops.
+type Handler func(ctx context.Context, f *Flow)
+
+// Stack is gVisor from birth to Destroy, on one link.
+//
+// New starts nothing. Serve runs it once; all other methods may be called from
+// any goroutine while it runs.
+type Stack struct {
+	link *link.Link
+	cfg  Config
+
+	gv  *stack.Stack
+	fwd *tcp.Forwarder
+
+	ready chan struct{}
+
+	total, dropped atomic.Uint64
+	handlers       sync.WaitGroup
+
+	mu       sync.Mutex
+	flows    map[stack.TransportEndpointID]*Flow
+	expected map[stack.TransportEndpointID]*Flow // whose SYN the forwarder has
+	parked   int
+	serve    *service // nil before Serve
+}
+
+// service is one run of Serve.
+type service struct {
+	ctx    context.Context
+	handle Handler
+}
+
+// New prepares a stack on l. The link stays the caller's, to be closed after
+// Serve has returned.
+func New(l *link.Link, c Config) (*Stack, error) {
+	if c.MaxParked == 0 {
+		c.MaxParked = DefaultMaxParked
+	}
+	s := &Stack{
+		link:  l,
+		cfg:   c,
+		ready: make(chan struct{}),
+		flows: make(map[stack.TransportEndpointID]*Flow),
+
+		expected: make(map[stack.TransportEndpointID]*Flow),
+		gv: stack.New(stack.Options{
+			NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
+			TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
+		}),
+	}
+	if err := s.tune(); err != nil {
+		return nil, err
+	}
+	// The forwarder sees a SYN only when it is to be answered, so its bound is
+	// never the one that counts.
+	s.fwd = tcp.NewForwarder(s.gv, 0, c.MaxParked, s.deliver)
+	s.gv.SetTransportProtocolHandler(tcp.ProtocolNumber, s.handleTCP)
+	s.gv.SetTransportProtocolHandler(udp.ProtocolNumber, s.handleUDP)
+	return s, nil
+}
+
+// tune sets the few options that differ from gVisor's defaults.
+func (s *Stack) tune() error {
+	// The other end of every connection is this machine's kernel or a host one
+	// hop away, over a link that neither reorders nor duplicates what it kept back:
+	// TIME_WAIT protects from nothing here and would hold each closed endpoint
+	// in memory for 60 s.
+	timeWait := tcpip.TCPTimeWaitTimeoutOption(0)
+	if err := s.gv.SetTransportProtocolOption(tcp.ProtocolNumber, &timeWait); err != nil {
+		return fmt.Errorf("set netstack's TIME_WAIT: %s", err)
+	}
+	return nil
+}
+
+// Serve reads the link and calls h, on a goroutine of its own, for each flow. It
+// returns nil when ctx ends, after every handler has returned and gVisor's
+// goroutines are gone, or the link's error when the link fails. It can be called
+// once.
+func (s *Stack) Serve(ctx context.Context, h Handler) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.mu.Lock()
+	if s.serve != nil {
+		s.mu.Unlock()
+		return errors.New("serve netstack: already serving")
+	}
+	s.serve = &service{ctx: ctx, handle: h}
+	s.mu.Unlock()
+
+	if err := s.attach(); err != nil {
+		return err
+	}
+	close(s.ready)
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-s.link.Failed():
+		err = fmt.Errorf("serve netstack: %w", err)
+	}
+	cancel()
+	s.destroy()
+	return err
+}
+
+// Ready is closed once Serve takes packets.
+func (s *Stack) Ready() <-chan struct{} { return s.ready }
+
+// attach makes the NIC. The default handlers are set by then, so no packet
+// meets a stack without them.
+func (s *Stack) attach() error {
+	if err := s.gv.CreateNIC(nicID, &gate{LinkEndpoint: s.link.Endpoint(), stack: s}); err != nil {
+		return fmt.Errorf("attach netstack to %s: %s", s.link.Name(), err)
+	}
+	// Every address is ours: packets for any destination are taken, answers
+	// leave with any source.
+	if err := s.gv.SetPromiscuousMode(nicID, true); err != nil {
+		return fmt.Errorf("set netstack promiscuous: %s", err)
+	}
+	if err := s.gv.SetSpoofing(nicID, true); err != nil {
+		return fmt.Errorf("let netstack spoof: %s", err)
+	}
+	s.gv.SetRouteTable([]tcpip.Route{
+		{Destination: header.IPv4EmptySubnet, NIC: nicID},
+		{Destination: header.IPv6EmptySubnet, NIC: nicID},
+	})
+	return nil
+}
+
+// destroy ends everything that Serve began. The endpoints are reset while the
+// link still takes packets, so that applications learn of it.
+func (s *Stack) destroy() {
+	s.gv.Close()
+	s.handlers.Wait()
+	s.gv.RemoveNIC(nicID)
+	s.gv.Destroy()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.flows {
+		f.releaseSYN()
+	}
+	clear(s.flows)
+}
+
+// Stats returns the counters.
+func (s *Stack) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Stats{Flows: s.total.Load(), Parked: s.parked, Open: len(s.flows), Dropped: s.dropped.Load()}
+}
+
+// context of Serve, which is running as long as there are flows.
+func (s *Stack) context() context.Context {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.serve.ctx
+}
+
+// handleTCP gets the segments that belong to no endpoint. A SYN becomes a
+// parked flow; anything else is left to gVisor, which answers with a reset.
+func (s *Stack) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	h := header.TCP(pkt.TransportHeader().Slice())
+	if len(h) < header.TCPMinimumSize || h.Flags()&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
+		return false
+	}
+	f, svc, ok := s.park(id, h.SequenceNumber(), pkt)
+	if !ok {
+		return true
+	}
+	s.total.Add(1)
+	ctx, cancel := context.WithCancel(svc.ctx)
+	f.giveUp = cancel
+	s.handlers.Go(func() { s.run(ctx, svc.handle, f) })
+	return true
+}
+
+// park makes the flow known. It reports false for a SYN that is to be ignored.
+func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.PacketBuffer) (*Flow, *service, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.serve == nil || s.serve.ctx.Err() != nil {
+		return nil, nil, false
+	}
+	old := s.flows[id]
+	if old != nil && !old.retired {
+		return nil, nil, false // its endpoint is about to be registered
+	}
+	if s.parked >= s.cfg.MaxParked {
+		s.dropped.Add(1)
+		return nil, nil, false
+	}
+	f := newFlow(s, id, isn, pkt)
+	if old != nil {
+		f.after = old.forwarded
+	}
+	s.flows[id] = f
+	s.parked++
+	return f, s.serve, true
+}
+
+// run is the goroutine of one flow.
+func (s *Stack) run(ctx context.Context, h Handler, f *Flow) {
+	defer f.giveUp()
+	h(ctx, f)
+	f.Drop() // a handler that forgot
+}
+
+// forget takes f out of the table, unless another flow has its place already.
+// It reports whether f was there. s.mu must not be held.
+func (s *Stack) forget(f *Flow) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.flows[f.id] != f {
+		return false
+	}
+	delete(s.flows, f.id)
+	return true
+}

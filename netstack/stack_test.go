@@ -1,0 +1,430 @@
+package netstack_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net/netip"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"pinproxy/netstack"
+	"pinproxy/netstack/netstacktest"
+)
+
+var (
+	server4 = netip.MustParseAddrPort("203.0.113.5:443")
+	server6 = netip.MustParseAddrPort("[2001:db8:2::5]:443")
+	both    = map[string]netip.AddrPort{"ipv4": server4, "ipv6": server6}
+)
+
+// start runs a stack with h and returns the application at its other end. The
+// end of the test checks that no goroutine is left.
+func start(t *testing.T, c netstack.Config, h netstack.Handler) (*netstacktest.Client, *netstack.Stack) {
+	t.Helper()
+	before := runtime.NumGoroutine()
+	l, client, err := netstacktest.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := netstack.New(l, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ctx, h) }()
+	<-s.Ready()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Errorf("Serve = %v", err)
+		}
+		if st := s.Stats(); st.Open != 0 || st.Parked != 0 {
+			t.Errorf("after Serve: %+v, want no flow", st)
+		}
+		client.Close()
+		eventually(t, "goroutines are back to the start", func() bool { return runtime.NumGoroutine() <= before })
+	})
+	return client, s
+}
+
+// eventually polls cond for two seconds.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	timeout := time.After(2 * time.Second)
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-timeout:
+			buf := make([]byte, 1<<20)
+			t.Errorf("not within 2 s: %s\n%s", what, buf[:runtime.Stack(buf, true)])
+			return
+		}
+	}
+}
+
+func dial(t *testing.T, c *netstacktest.Client, local, dst netip.AddrPort) (*netstacktest.Conn, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	return c.Dial(ctx, local, dst)
+}
+
+func mustDial(t *testing.T, c *netstacktest.Client, dst netip.AddrPort) *netstacktest.Conn {
+	t.Helper()
+	conn, err := dial(t, c, netip.AddrPort{}, dst)
+	if err != nil {
+		t.Fatalf("dial %s: %v", dst, err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func echo(_ context.Context, f *netstack.Flow) {
+	c, err := f.Accept()
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	_, _ = io.Copy(c, c)
+	_ = c.CloseWrite()
+}
+
+func TestEcho(t *testing.T) {
+	for name, dst := range both {
+		t.Run(name, func(t *testing.T) {
+			var src, seen atomic.Value
+			client, _ := start(t, netstack.Config{}, func(ctx context.Context, f *netstack.Flow) {
+				src.Store(f.Src())
+				seen.Store(f.Dst())
+				echo(ctx, f)
+			})
+			conn := mustDial(t, client, dst)
+			want := make([]byte, 1<<20)
+			_, _ = rand.Read(want)
+			go func() {
+				_, _ = conn.Write(want)
+				_ = conn.CloseWrite()
+			}()
+			got, err := io.ReadAll(conn)
+			if err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("echo returned %d bytes, %v; want the %d sent", len(got), err, len(want))
+			}
+			if seen.Load() != dst {
+				t.Errorf("Dst = %v, want %v", seen.Load(), dst)
+			}
+			if got := src.Load().(netip.AddrPort).String(); got != conn.LocalAddr().String() {
+				t.Errorf("Src = %v, want %v", got, conn.LocalAddr())
+			}
+		})
+	}
+}
+
+func TestRejectErrnos(t *testing.T) {
+	tests := []struct{ reject, want syscall.Errno }{
+		{syscall.ECONNREFUSED, syscall.ECONNREFUSED},
+		{syscall.EHOSTUNREACH, syscall.EHOSTUNREACH},
+		{syscall.ENETUNREACH, syscall.ENETUNREACH},
+		{syscall.EACCES, syscall.EHOSTUNREACH},
+		{syscall.EINVAL, syscall.EHOSTUNREACH},
+	}
+	for name, dst := range both {
+		for _, tt := range tests {
+			if dst.Addr().Is6() && tt.want == syscall.EHOSTUNREACH {
+				continue // gVisor as a client does not know ICMPv6 address unreachable; the kernel is asked elsewhere
+			}
+			t.Run(name+"/"+tt.reject.Error(), func(t *testing.T) {
+				client, s := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
+					f.Reject(tt.reject)
+					f.Reject(tt.reject) // the second does nothing
+					if _, err := f.Accept(); !errors.Is(err, netstack.ErrGone) {
+						t.Errorf("Accept after Reject = %v, want ErrGone", err)
+					}
+				})
+				begin := time.Now()
+				_, err := dial(t, client, netip.AddrPort{}, dst)
+				if !errors.Is(err, tt.want) {
+					t.Errorf("connect = %v, want %v", err, tt.want)
+				}
+				if d := time.Since(begin); d > 500*time.Millisecond {
+					t.Errorf("connect took %v, want at once", d)
+				}
+				eventually(t, "the flow is forgotten", func() bool { return s.Stats().Open == 0 })
+			})
+		}
+	}
+}
+
+func TestNothingIsAnsweredBeforeAccept(t *testing.T) {
+	release := make(chan struct{})
+	flows := make(chan *netstack.Flow, 10)
+	client, s := start(t, netstack.Config{}, func(ctx context.Context, f *netstack.Flow) {
+		flows <- f
+		<-release
+		echo(ctx, f)
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 1300*time.Millisecond)
+	defer cancel()
+	// Long enough for one retransmission, which must not become a second flow.
+	if _, err := client.Dial(ctx, netip.AddrPort{}, server4); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("connect before Accept = %v, want silence", err)
+	}
+	close(release)
+	if n := s.Stats().Flows; n != 1 {
+		t.Errorf("flows = %d, want 1 for a SYN and its retransmission", n)
+	}
+	<-flows
+}
+
+func TestDropLetsTheNextSYNIn(t *testing.T) {
+	var n atomic.Int32
+	client, _ := start(t, netstack.Config{}, func(ctx context.Context, f *netstack.Flow) {
+		if n.Add(1) == 1 {
+			f.Drop()
+			return
+		}
+		echo(ctx, f)
+	})
+	mustDial(t, client, server4)
+	if n.Load() != 2 {
+		t.Errorf("flows = %d, want 2: the first dropped, the second answered", n.Load())
+	}
+}
+
+func TestGivenUpFlowEnds(t *testing.T) {
+	local := netip.AddrPortFrom(netstacktest.Addr4, 4000)
+	ended := make(chan struct{})
+	var n atomic.Int32
+	client, _ := start(t, netstack.Config{}, func(ctx context.Context, f *netstack.Flow) {
+		if n.Add(1) > 1 {
+			echo(ctx, f)
+			return
+		}
+		<-ctx.Done()
+		if _, err := f.Accept(); !errors.Is(err, netstack.ErrGone) {
+			t.Errorf("Accept of a given up flow = %v, want ErrGone", err)
+		}
+		close(ended)
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := client.Dial(ctx, local, server4); err == nil {
+		t.Fatal("connect succeeded before Accept")
+	}
+	conn, err := dial(t, client, local, server4) // same 4-tuple, another sequence number
+	if err != nil {
+		t.Fatalf("second connect from the same port: %v", err)
+	}
+	defer conn.Close()
+	<-ended
+}
+
+func TestHalfClose(t *testing.T) {
+	for name, dst := range both {
+		t.Run(name, func(t *testing.T) {
+			const back = 1 << 20
+			client, _ := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
+				c, err := f.Accept()
+				if err != nil {
+					t.Errorf("Accept: %v", err)
+					return
+				}
+				defer c.Close()
+				got, err := io.ReadAll(c)
+				if err != nil || string(got) != "question" {
+					t.Errorf("read %q, %v", got, err)
+				}
+				if _, err := c.Write(make([]byte, back)); err != nil {
+					t.Errorf("write after the application's FIN: %v", err)
+				}
+			})
+			conn := mustDial(t, client, dst)
+			_, _ = conn.Write([]byte("question"))
+			_ = conn.CloseWrite()
+			got, err := io.ReadAll(conn)
+			if err != nil || len(got) != back {
+				t.Errorf("read %d bytes, %v; want %d and EOF", len(got), err, back)
+			}
+		})
+	}
+}
+
+func TestResetReachesTheApplicationBehindTheData(t *testing.T) {
+	const size = 700_000
+	client, _ := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
+		c, err := f.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = c.Write(make([]byte, size))
+		_ = c.SetLinger(0)
+		_ = c.Close()
+	})
+	conn := mustDial(t, client, server4)
+	n, err := io.Copy(io.Discard, conn)
+	if n != size || !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("read %d bytes, then %v; want %d, then ECONNRESET", n, err, size)
+	}
+}
+
+func TestApplicationsResetIsSeen(t *testing.T) {
+	result, accepted := make(chan error, 1), make(chan struct{})
+	client, s := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
+		c, err := f.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		close(accepted)
+		_, err = io.ReadAll(c)
+		result <- err
+		// The error is told once, as by the kernel.
+		if _, err := c.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
+			t.Errorf("write after a reset = %v, want EPIPE", err)
+		}
+	})
+	conn := mustDial(t, client, server4)
+	_, _ = conn.Write([]byte("x"))
+	<-accepted
+	conn.Abort()
+	if err := <-result; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("read = %v, want ECONNRESET", err)
+	}
+	eventually(t, "the flow is forgotten", func() bool { return s.Stats().Open == 0 })
+}
+
+// An application that binds its own source port comes back on the same 4-tuple
+// as soon as its kernel lets it, whoever closed first.
+func TestReusedSourcePort(t *testing.T) {
+	const rounds = 300
+	tests := []struct {
+		name   string
+		server func(c netstack.Conn)
+		client func(t *testing.T, c *netstacktest.Conn)
+	}{
+		{"server closes first",
+			func(c netstack.Conn) { _ = c.CloseWrite(); _, _ = io.Copy(io.Discard, c) },
+			func(t *testing.T, c *netstacktest.Conn) { _, _ = io.Copy(io.Discard, c); c.Close() }},
+		{"application resets",
+			func(c netstack.Conn) { _, _ = io.Copy(io.Discard, c) },
+			func(t *testing.T, c *netstacktest.Conn) { c.Abort() }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			client, s := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
+				c, err := f.Accept()
+				if err != nil {
+					return
+				}
+				tt.server(c)
+				c.Close()
+			})
+			local := netip.AddrPortFrom(netstacktest.Addr4, 4000)
+			for range rounds {
+				begin := time.Now()
+				conn, err := dial(t, client, local, server4)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if d := time.Since(begin); d > 800*time.Millisecond {
+					t.Errorf("connect took %v: a SYN was lost", d)
+				}
+				tt.client(t, conn)
+				eventually(t, "the application's port is free", func() bool { return !conn.Registered() })
+			}
+			eventually(t, "all flows are forgotten", func() bool { return s.Stats().Open == 0 })
+		})
+	}
+}
+
+func TestMaxParked(t *testing.T) {
+	client, s := start(t, netstack.Config{MaxParked: 2}, func(ctx context.Context, f *netstack.Flow) { <-ctx.Done() })
+	for range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		_, _ = client.Dial(ctx, netip.AddrPort{}, server4)
+	}
+	if st := s.Stats(); st.Parked != 2 || st.Dropped != 1 {
+		t.Errorf("stats = %+v, want 2 parked and 1 dropped", st)
+	}
+}
+
+func TestDeadlines(t *testing.T) {
+	done, timedOut := make(chan struct{}), make(chan struct{})
+	client, _ := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
+		defer close(done)
+		c, err := f.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		var timeout interface{ Timeout() bool }
+		if _, err := c.Read(make([]byte, 1)); !errors.As(err, &timeout) || !timeout.Timeout() {
+			t.Errorf("read past the deadline = %v, want a timeout", err)
+		}
+		close(timedOut)
+		_ = c.SetReadDeadline(time.Time{})
+		if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
+			t.Errorf("read after the deadline was taken away: %v", err)
+		}
+		_ = c.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+		if n, err := c.Write(make([]byte, 64<<20)); !errors.As(err, &timeout) || !timeout.Timeout() || n == 0 {
+			t.Errorf("write to a full window = %d, %v; want some bytes and a timeout", n, err)
+		}
+		_ = c.SetLinger(0)
+	})
+	conn := mustDial(t, client, server4)
+	<-timedOut
+	_, _ = conn.Write([]byte("late"))
+	<-done
+}
+
+func TestDatagrams(t *testing.T) {
+	for name, dst := range both {
+		t.Run(name, func(t *testing.T) {
+			client, _ := start(t, netstack.Config{Datagrams: func(d *netstack.Datagram) {
+				if string(d.Payload()) == "nobody" {
+					d.Unreachable()
+					return
+				}
+				if d.Dst() != dst {
+					t.Errorf("Dst = %v, want %v", d.Dst(), dst)
+				}
+				if err := d.Reply(append(d.Payload(), d.Payload()...)); err != nil {
+					t.Errorf("Reply: %v", err)
+				}
+			}}, func(context.Context, *netstack.Flow) {})
+			conn, err := client.DialUDP(dst)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+			for _, size := range []int{1, 700, 1472, 20000} { // fragments both ways for the last
+				want := make([]byte, size)
+				_, _ = rand.Read(want)
+				if _, err := conn.Write(want); err != nil {
+					t.Fatal(err)
+				}
+				got := make([]byte, 65535)
+				n, err := conn.Read(got)
+				if err != nil || !bytes.Equal(got[:n], append(want, want...)) {
+					t.Fatalf("datagram of %d bytes: %d back, %v", size, n, err)
+				}
+			}
+			_, _ = conn.Write([]byte("nobody"))
+			if _, err := conn.Read(make([]byte, 1)); err == nil {
+				t.Error("read after ICMP port unreachable succeeded")
+			}
+		})
+	}
+}
