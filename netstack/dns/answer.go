@@ -1,0 +1,316 @@
+package dns
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+const (
+	headerLen = 12 // RFC 1035, section 4.1.1
+	maxChain  = 16 // names in a CNAME chain; resolvers give up earlier
+)
+
+// Answer is what one DNS response tells about the name it was asked for.
+type Answer struct {
+	Name  string // the host asked about: lower case, no final dot
+	Type  dnsmessage.Type
+	Class dnsmessage.Class
+	Addrs []netip.Addr  // without duplicates, IPv4 never mapped; may be empty
+	TTL   time.Duration // the lowest on the way from the name to the addresses; 0 without addresses
+}
+
+// Answers parses a DNS response. It reports false if msg is not a response to
+// one standard query of class IN. A damaged message yields what stands before
+// the damage. The package comment says which addresses count.
+func Answers(msg []byte) (Answer, bool) {
+	p, _, q, ok := parseQuestion(msg, true)
+	if !ok || q.class != dnsmessage.ClassINET {
+		return Answer{}, false
+	}
+	return collect(p, q, msg), true
+}
+
+// question is the one entry of a message's question section.
+type question struct {
+	name  string // lower case, no final dot
+	typ   dnsmessage.Type
+	class dnsmessage.Class
+}
+
+// parseQuestion parses the start of a query or of a response. The parser it
+// returns stands before the answers. It reports false for anything but a
+// standard query with one question, or the response to it.
+func parseQuestion(msg []byte, response bool) (p dnsmessage.Parser, id uint16, q question, ok bool) {
+	const (
+		qr     = 0x80
+		opcode = 0x78
+	)
+	if len(msg) < headerLen || msg[2]&qr != 0 != response || msg[2]&opcode != 0 || msg[4] != 0 || msg[5] != 1 {
+		return p, 0, q, false
+	}
+	h, err := p.Start(msg)
+	if err != nil {
+		return p, 0, q, false
+	}
+	raw, err := p.Question()
+	if err != nil {
+		return p, 0, q, false
+	}
+	if err := p.SkipAllQuestions(); err != nil { // moves the parser to the next section
+		return p, 0, q, false
+	}
+	return p, h.ID, question{name: canonical(&raw.Name), typ: raw.Type, class: raw.Class}, true
+}
+
+// wanted reports whether an answer to q could carry addresses that obs wants.
+func (q question) wanted(obs Observer) bool {
+	if q.class != dnsmessage.ClassINET {
+		return false
+	}
+	switch q.typ {
+	case dnsmessage.TypeA, dnsmessage.TypeAAAA, dnsmessage.TypeALL, dnsmessage.TypeHTTPS, dnsmessage.TypeSVCB:
+		return obs.Wants(q.host())
+	}
+	return false
+}
+
+// host returns the name whose addresses are asked for. Services are asked for
+// under labels of their own, as in _8443._https.host (RFC 9460, section 2.3).
+func (q question) host() string {
+	name := q.name
+	if !q.service() {
+		return name
+	}
+	for strings.HasPrefix(name, "_") {
+		_, rest, ok := strings.Cut(name, ".")
+		if !ok {
+			break
+		}
+		name = rest
+	}
+	return name
+}
+
+func (q question) service() bool {
+	return q.typ == dnsmessage.TypeHTTPS || q.typ == dnsmessage.TypeSVCB
+}
+
+// collect gathers the addresses that belong to q. p stands before the answers.
+func collect(p dnsmessage.Parser, q question, msg []byte) Answer {
+	a := Answer{Name: q.host(), Type: q.typ, Class: q.class}
+	if dnsmessage.RCode(msg[3]&0x0f) != dnsmessage.RCodeSuccess {
+		return a
+	}
+	c := chain{names: append(make([]string, 0, 4), q.name)}
+	// Records come in the order of the chain nearly always, so one pass does. A
+	// pass that met a stranger after which the chain grew is repeated; the chain
+	// is bounded, and so are the passes.
+	for {
+		before := len(c.names)
+		c.addrs, c.strangers = c.addrs[:0], false
+		c.answers(p)
+		if q.service() {
+			c.additionals(p)
+		}
+		if !c.strangers || len(c.names) == before {
+			break
+		}
+	}
+	if len(c.addrs) > 0 {
+		a.Addrs, a.TTL = c.addrs, time.Duration(c.ttl)*time.Second
+	}
+	return a
+}
+
+// chain is the set of names reached from the question so far.
+type chain struct {
+	names     []string // as question.name
+	addrs     []netip.Addr
+	ttl       uint32 // seconds, valid once seen
+	seen      bool
+	strangers bool // a record of interest had an owner outside the chain
+}
+
+func (c *chain) answers(p dnsmessage.Parser) {
+	for {
+		h, err := p.AnswerHeader()
+		if err != nil {
+			return
+		}
+		if !c.record(&p, &h) && p.SkipAnswer() != nil {
+			return
+		}
+	}
+}
+
+func (c *chain) additionals(p dnsmessage.Parser) {
+	if p.SkipAllAnswers() != nil || p.SkipAllAuthorities() != nil {
+		return
+	}
+	for {
+		h, err := p.AdditionalHeader()
+		if err != nil {
+			return
+		}
+		if !c.record(&p, &h) && p.SkipAdditional() != nil {
+			return
+		}
+	}
+}
+
+// record takes one record in. It reports whether it moved the parser past it.
+func (c *chain) record(p *dnsmessage.Parser, h *dnsmessage.ResourceHeader) bool {
+	if h.Class != dnsmessage.ClassINET {
+		return false
+	}
+	switch h.Type {
+	case dnsmessage.TypeA:
+		if h.Length != 4 || !c.owns(&h.Name) {
+			return false
+		}
+		r, err := p.AResource()
+		if err != nil {
+			return false
+		}
+		c.add(netip.AddrFrom4(r.A), h.TTL)
+	case dnsmessage.TypeAAAA:
+		if h.Length != 16 || !c.owns(&h.Name) {
+			return false
+		}
+		r, err := p.AAAAResource()
+		if err != nil {
+			return false
+		}
+		c.add(netip.AddrFrom16(r.AAAA), h.TTL)
+	case dnsmessage.TypeCNAME:
+		if !c.owns(&h.Name) {
+			return false
+		}
+		r, err := p.CNAMEResource()
+		if err != nil {
+			return false
+		}
+		c.follow(&r.CNAME, h.TTL)
+	case dnsmessage.TypeHTTPS, dnsmessage.TypeSVCB:
+		if !c.owns(&h.Name) {
+			return false
+		}
+		var r dnsmessage.SVCBResource
+		var err error
+		if h.Type == dnsmessage.TypeSVCB {
+			r, err = p.SVCBResource()
+		} else {
+			var https dnsmessage.HTTPSResource
+			https, err = p.HTTPSResource()
+			r = https.SVCBResource
+		}
+		if err != nil {
+			return false
+		}
+		c.service(&r, h.TTL)
+	default:
+		return false
+	}
+	return true
+}
+
+// service takes in an HTTPS or SVCB record (RFC 9460, sections 2.2 and 7.3).
+func (c *chain) service(r *dnsmessage.SVCBResource, ttl uint32) {
+	if r.Target.Length > 1 { // not "."
+		c.follow(&r.Target, ttl)
+	}
+	if r.Priority == 0 { // AliasMode has no parameters
+		return
+	}
+	v4, _ := r.GetParam(dnsmessage.SVCParamIPv4Hint)
+	for b := range slices.Chunk(v4, 4) {
+		if a, ok := netip.AddrFromSlice(b); ok {
+			c.add(a, ttl)
+		}
+	}
+	v6, _ := r.GetParam(dnsmessage.SVCParamIPv6Hint)
+	for b := range slices.Chunk(v6, 16) {
+		if len(b) == 16 { // a rest of 4 bytes is no IPv4 address
+			c.add(netip.AddrFrom16([16]byte(b)), ttl)
+		}
+	}
+}
+
+func (c *chain) owns(n *dnsmessage.Name) bool {
+	if c.index(n) >= 0 {
+		return true
+	}
+	c.strangers = true
+	return false
+}
+
+func (c *chain) index(n *dnsmessage.Name) int {
+	return slices.IndexFunc(c.names, func(name string) bool { return same(name, n) })
+}
+
+func (c *chain) follow(target *dnsmessage.Name, ttl uint32) {
+	c.lower(ttl)
+	if len(c.names) < maxChain && c.index(target) < 0 {
+		c.names = append(c.names, canonical(target))
+	}
+}
+
+func (c *chain) add(a netip.Addr, ttl uint32) {
+	a = a.Unmap()
+	if !usable(a) {
+		return
+	}
+	c.lower(ttl)
+	if !slices.Contains(c.addrs, a) {
+		c.addrs = append(c.addrs, a)
+	}
+}
+
+func (c *chain) lower(ttl uint32) {
+	if ttl > 1<<31-1 { // RFC 2181, section 8
+		ttl = 0
+	}
+	if !c.seen || ttl < c.ttl {
+		c.ttl, c.seen = ttl, true
+	}
+}
+
+// usable reports whether a connection to a leaves this host by a route.
+func usable(a netip.Addr) bool {
+	return !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() &&
+		!(a.Is6() && a.IsLinkLocalUnicast()) && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}
+
+// canonical returns n in lower case (ASCII, as DNS compares), without final dot.
+func canonical(n *dnsmessage.Name) string {
+	var b [255]byte
+	l := max(int(n.Length)-1, 0)
+	for i := range l {
+		b[i] = lowerByte(n.Data[i])
+	}
+	return string(b[:l])
+}
+
+// same reports whether canonical(n) is name, without making it.
+func same(name string, n *dnsmessage.Name) bool {
+	if len(name)+1 != int(n.Length) {
+		return false
+	}
+	for i := range len(name) {
+		if name[i] != lowerByte(n.Data[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func lowerByte(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		c += 'a' - 'A'
+	}
+	return c
+}

@@ -1,0 +1,226 @@
+package dns
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+)
+
+type flowKey struct{ src, dst netip.AddrPort }
+
+// flow is one socket of the application asking one resolver, and the connected
+// socket of ours that stands for it. Its life is its goroutine's:
+//
+//	run: dial -> send what is queued -> receive until idle or closed
+//
+// A query that comes later starts a send of its own unless one is under way, so
+// that Handle never waits for a full socket buffer and an idle flow holds one
+// goroutine only.
+type flow struct {
+	relay *Relay
+	key   flowKey
+
+	// The relay's mu guards the rest.
+	conn    net.Conn      // nil while dialing
+	elem    *list.Element // in the relay's busy or idle; nil when the flow has ended
+	queue   []Query       // not sent yet
+	sending bool          // a goroutine sends the queue
+	last    Query         // the latest: replies go through it
+	open    int           // queries without an answer
+	since   time.Time     // of the last query or answer
+	asked   asked
+}
+
+func (f *flow) askLocked(q Query, now time.Time) {
+	r := f.relay
+	f.last, f.since = q, now
+	f.open++
+	f.placeLocked(&r.busy)
+	f.queue = append(f.queue, q)
+	r.queued++
+	if !f.sending {
+		f.sending = true
+		r.wg.Go(f.send)
+	}
+}
+
+// settleLocked counts n queries as answered.
+func (f *flow) settleLocked(n int, now time.Time) {
+	f.since = now
+	if f.elem == nil || f.open == 0 {
+		return
+	}
+	if f.open = max(f.open-n, 0); f.open == 0 {
+		f.placeLocked(&f.relay.idle)
+	}
+}
+
+func (f *flow) placeLocked(at *list.List) {
+	f.relay.busy.Remove(f.elem) // does nothing if elem is in the other list
+	f.relay.idle.Remove(f.elem)
+	f.elem = at.PushBack(f)
+}
+
+// endLocked takes the flow out of the relay and wakes its goroutines. An answer
+// that is being observed is still replied.
+func (f *flow) endLocked() {
+	if f.elem == nil {
+		return
+	}
+	r := f.relay
+	r.busy.Remove(f.elem)
+	r.idle.Remove(f.elem)
+	f.elem = nil
+	delete(r.flows, f.key)
+	r.queued -= len(f.queue)
+	f.queue = nil
+	if f.conn != nil {
+		f.conn.Close()
+	}
+}
+
+// end is endLocked for the flow's own goroutine. It returns what was not sent.
+func (f *flow) end() []Query {
+	f.relay.mu.Lock()
+	defer f.relay.mu.Unlock()
+	queue := f.queue
+	f.endLocked()
+	return queue
+}
+
+func (f *flow) run() {
+	ctx, cancel := context.WithTimeout(f.relay.ctx, dialWait)
+	conn, err := f.relay.dial(ctx, "udp", f.key.dst)
+	cancel()
+	if err != nil {
+		if f.relay.ctx.Err() == nil {
+			f.relay.learn.log.warn("dial resolver", err, "dst", f.key.dst)
+		}
+		for _, q := range f.end() {
+			q.Unreachable()
+		}
+		return
+	}
+	f.relay.mu.Lock()
+	if f.elem == nil { // ended while dialing
+		f.relay.mu.Unlock()
+		conn.Close()
+		return
+	}
+	f.conn = conn
+	f.relay.mu.Unlock()
+	defer f.end()
+	f.send()
+	f.receive(newDatagrams(conn))
+}
+
+// send writes the queue until it is empty.
+func (f *flow) send() {
+	for {
+		f.relay.mu.Lock()
+		if len(f.queue) == 0 {
+			f.queue, f.sending = nil, false
+			f.relay.mu.Unlock()
+			return
+		}
+		q := f.queue[0]
+		f.queue[0], f.queue = nil, f.queue[1:]
+		f.relay.queued--
+		f.relay.mu.Unlock()
+		if _, err := f.conn.Write(q.Payload()); err != nil && !errors.Is(err, net.ErrClosed) {
+			// Also an ICMP error that an earlier query met: the kernel hands it to
+			// the next call and sends nothing.
+			f.refused(q, err)
+		}
+	}
+}
+
+// receive hands on what the resolver sends until the flow has nothing to wait for.
+func (f *flow) receive(d *datagrams) {
+	failed := 0
+	for {
+		wait, over := f.wait()
+		if over || d.conn.SetReadDeadline(wait) != nil {
+			return
+		}
+		err := d.next(f.answer)
+		switch {
+		case err == nil:
+			failed = 0
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			// wait tells whether a query came meanwhile.
+		case errors.Is(err, net.ErrClosed):
+			return
+		default:
+			f.relay.mu.Lock()
+			q := f.last
+			f.relay.mu.Unlock()
+			f.refused(q, err)
+			// An error that stays, as of a socket whose device is gone, must not
+			// keep this loop turning.
+			if failed++; failed > 8 {
+				return
+			}
+		}
+	}
+}
+
+// wait returns until when the flow stays if nothing happens; over means it has
+// ended just now.
+func (f *flow) wait() (until time.Time, over bool) {
+	f.relay.mu.Lock()
+	defer f.relay.mu.Unlock()
+	until = f.since.Add(f.relay.lim.Answered)
+	if f.open > 0 {
+		until = f.since.Add(f.relay.lim.Unanswered)
+	}
+	if now := time.Now(); !now.Before(until) {
+		if f.sending { // the socket takes nothing at the moment
+			return now.Add(f.relay.lim.Answered), f.elem == nil
+		}
+		f.endLocked()
+	}
+	return until, f.elem == nil
+}
+
+// answer hands msg on, after the observer has learned what it is to learn.
+func (f *flow) answer(msg []byte) {
+	r := f.relay
+	r.mu.Lock()
+	q, waiting := f.last, f.asked.n > 0
+	r.mu.Unlock()
+	out := msg
+	if waiting {
+		if p, id, question, ok := parseQuestion(msg, true); ok {
+			r.mu.Lock()
+			hit := f.asked.take(id, question)
+			r.mu.Unlock()
+			if hit {
+				out = r.learn.release(p, question, msg)
+			}
+		}
+	}
+	if err := q.Reply(out); err != nil {
+		r.learn.log.warn("reply to DNS query", err, "src", f.key.src, "dst", f.key.dst)
+	}
+	r.mu.Lock()
+	f.settleLocked(1, time.Now())
+	r.mu.Unlock()
+}
+
+// refused tells the application that q can't be answered. An ICMP error
+// names no query, so all open ones count as answered.
+func (f *flow) refused(q Query, err error) {
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		f.relay.learn.log.warn("ask resolver", err, "dst", f.key.dst)
+	}
+	f.relay.mu.Lock()
+	f.settleLocked(f.open, time.Now())
+	f.relay.mu.Unlock()
+	q.Unreachable()
+}

@@ -1,0 +1,188 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+var (
+	errNoName    = errors.New("the name does not exist or has no address")
+	errTimeout   = errors.New("timeout: no answer from any resolver")
+	errLocalOnly = errors.New("the name has no address outside this host")
+)
+
+// found is the result of resolving a name.
+type found struct {
+	addrs []netip.Addr  // not empty
+	ttl   time.Duration // valid if wire
+	wire  bool          // false: from a file on this host, /etc/hosts
+}
+
+// lookup resolves name as any Go program here would: nsswitch.conf, /etc/hosts,
+// resolv.conf with its reloads, EDNS, TCP after truncation are net.Resolver's.
+// A name with a dot is taken as fully qualified; one without can only mean what
+// /etc/hosts or the search list make of it. The sockets are dial's, and their
+// answers are read for the TTL, which net.Resolver doesn't tell.
+func lookup(ctx context.Context, dial Dialer, name string) (found, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w := &wire{ctx: ctx, dial: dial}
+	if strings.Contains(name, ".") {
+		name += "."
+	}
+	// A Resolver of its own: two lookups of a name would share one's sockets.
+	res := net.Resolver{PreferGo: true, Dial: w.Dial}
+	addrs, err := res.LookupNetIP(ctx, "ip", name)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err != nil {
+		return found{}, cause(err, w.errno)
+	}
+	for i := range addrs {
+		addrs[i] = addrs[i].Unmap()
+	}
+	addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool { return !usable(a) })
+	if len(addrs) == 0 {
+		return found{}, errLocalOnly
+	}
+	return found{addrs: addrs, ttl: w.ttl, wire: w.seen}, nil
+}
+
+// cause returns the part of err that stays the same as long as the trouble does;
+// net's own text has ports in it. errno is what the last socket said.
+func cause(err error, errno syscall.Errno) error {
+	var d *net.DNSError
+	switch {
+	case !errors.As(err, &d):
+		return err
+	case d.IsNotFound:
+		return errNoName
+	case errno != 0:
+		return errno
+	case d.IsTimeout:
+		return errTimeout
+	}
+	return errors.New(d.Err)
+}
+
+// wire watches the sockets of one lookup.
+type wire struct {
+	ctx  context.Context // the lookup's; the one Dial gets is detached from it
+	dial Dialer
+
+	mu    sync.Mutex
+	ttl   time.Duration // the lowest of the answers with addresses
+	seen  bool
+	errno syscall.Errno
+}
+
+// Dial is for net.Resolver, which asks whether the connection is a
+// net.PacketConn to learn how messages are framed.
+func (w *wire) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if err := w.ctx.Err(); err != nil {
+		return nil, err
+	}
+	dst, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil, err
+	}
+	c, err := w.dial(ctx, network, dst)
+	if err != nil {
+		w.failed(err)
+		return nil, err
+	}
+	// net.Resolver heeds a cancel only between two messages.
+	stop := context.AfterFunc(w.ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
+	conn := &wireConn{Conn: c, wire: w, stop: stop}
+	if network == "udp" {
+		return &wireUDP{wireConn: conn}, nil
+	}
+	return newStream(conn, learner{obs: w, log: newThrottle(nil)}), nil
+}
+
+func (w *wire) failed(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	errors.As(err, &w.errno)
+}
+
+// Wants and Observe make wire the Observer of a TCP stream.
+func (w *wire) Wants(string) bool { return true }
+
+func (w *wire) Observe(_ string, _ []netip.Addr, ttl time.Duration) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.seen || ttl < w.ttl {
+		w.ttl, w.seen = ttl, true
+	}
+	return nil
+}
+
+// wireConn is a socket of a lookup.
+type wireConn struct {
+	net.Conn
+	wire *wire
+	stop func() bool // of the watch on the lookup's context
+}
+
+func (c *wireConn) SetDeadline(t time.Time) error {
+	err := c.Conn.SetDeadline(t)
+	if c.wire.ctx.Err() != nil { // canceled between Dial and here
+		return c.Conn.SetDeadline(time.Unix(1, 0))
+	}
+	return err
+}
+
+func (c *wireConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		c.wire.failed(err)
+	}
+	return n, err
+}
+
+func (c *wireConn) Close() error {
+	c.stop()
+	return c.Conn.Close()
+}
+
+// wireUDP reads whole messages.
+type wireUDP struct {
+	*wireConn
+	id uint16
+	q  question
+}
+
+func (c *wireUDP) Write(b []byte) (int, error) {
+	if _, id, q, ok := parseQuestion(b, false); ok {
+		c.id, c.q = id, q
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *wireUDP) Read(b []byte) (int, error) {
+	n, err := c.wireConn.Read(b)
+	if p, id, q, ok := parseQuestion(b[:n], true); ok && id == c.id && q == c.q && q.class == dnsmessage.ClassINET {
+		if a := collect(p, q, b[:n]); len(a.Addrs) > 0 {
+			c.wire.Observe(a.Name, a.Addrs, a.TTL)
+		}
+	}
+	return n, err
+}
+
+// ReadFrom and WriteTo make it a net.PacketConn.
+func (c *wireUDP) ReadFrom(b []byte) (int, net.Addr, error) {
+	n, err := c.Read(b)
+	return n, c.RemoteAddr(), err
+}
+
+func (c *wireUDP) WriteTo(b []byte, _ net.Addr) (int, error) { return c.Write(b) }

@@ -1,0 +1,43 @@
+package dns
+
+import (
+	"net/netip"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+// Observer is told what names were resolved to. Both methods are called
+// concurrently.
+type Observer interface {
+	// Wants reports whether some rule matches name (lower case, no final dot). It
+	// is called for every query, on the packet path: it must be quick.
+	Wants(name string) bool
+
+	// Observe returns nil once connections to addrs, made for name, are captured:
+	// the routes stand. The answer is held back until then, and replaced by
+	// SERVFAIL on an error. It must return in bounded time; nothing cancels it.
+	// addrs is not empty and belongs to the callee.
+	Observe(name string, addrs []netip.Addr, ttl time.Duration) error
+}
+
+// learner decides what the application gets in place of an answer.
+type learner struct {
+	obs Observer
+	log *throttle
+}
+
+// release returns msg, or SERVFAIL, after the observer has learned from msg. p
+// and q come from parseQuestion(msg, true).
+func (l *learner) release(p dnsmessage.Parser, q question, msg []byte) []byte {
+	a := collect(p, q, msg)
+	if len(a.Addrs) == 0 {
+		return msg
+	}
+	err := l.obs.Observe(a.Name, a.Addrs, a.TTL)
+	if err == nil {
+		return msg
+	}
+	l.log.warn("withhold DNS answer", err, "name", a.Name)
+	return servfail(msg)
+}

@@ -1,0 +1,146 @@
+package dns
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	atOnce     = 16               // lookups at a time
+	lookupWait = 20 * time.Second // two servers tried twice at resolv.conf's 5 s: a dead first one is survived
+	firstWait  = 10 * time.Second // ready comes by then, whatever is missing
+	hostsEvery = time.Minute      // names not seen on the wire
+	soonest    = 5 * time.Second  // a TTL of 0 must not make a storm
+	latest     = time.Hour
+	retryFirst = time.Second
+	retryLast  = time.Minute
+)
+
+// Resolver keeps names resolved. It asks as any Go program on this host would
+// (/etc/hosts, resolv.conf); a name with a dot in it is taken as fully qualified.
+type Resolver struct {
+	lookup  func(ctx context.Context, name string) (found, error)
+	observe func(name string, addrs []netip.Addr, ttl time.Duration) error
+	log     *slog.Logger
+}
+
+// NewResolver returns a Resolver whose sockets come from dial. observe is called
+// concurrently; addrs is not empty and belongs to the callee; ttl is at least the time until the
+// name is looked up again. A nil log discards.
+func NewResolver(dial Dialer, observe func(name string, addrs []netip.Addr, ttl time.Duration) error, log *slog.Logger) *Resolver {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Resolver{
+		lookup:  func(ctx context.Context, name string) (found, error) { return lookup(ctx, dial, name) },
+		observe: observe,
+		log:     log,
+	}
+}
+
+// Run resolves names, 16 at a time, and each again as its TTL ends: after 5 s at
+// least and an hour at most, plus up to a tenth by chance; after a minute if it
+// came from /etc/hosts. It calls ready once: when every name was tried, or after
+// 10 s. It returns nil when ctx has ended and its goroutines are gone; ready may
+// not have been called then. Run may be called again, with other names.
+func (r *Resolver) Run(ctx context.Context, names []string, ready func()) error {
+	names = slices.Clone(names)
+	for i, n := range names {
+		names[i] = strings.ToLower(strings.TrimSuffix(n, "."))
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+
+	var wg, tried sync.WaitGroup
+	slots := make(chan struct{}, atOnce)
+	for _, name := range names {
+		tried.Add(1)
+		wg.Go(func() { r.keep(ctx, name, slots, sync.OnceFunc(tried.Done)) })
+	}
+	all := make(chan struct{})
+	wg.Go(func() {
+		tried.Wait()
+		close(all)
+	})
+	late := time.NewTimer(firstWait)
+	defer late.Stop()
+	select {
+	case <-all:
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	if ctx.Err() == nil && ready != nil {
+		ready()
+	}
+	wg.Wait()
+	return nil
+}
+
+// keep resolves one name until ctx ends.
+func (r *Resolver) keep(ctx context.Context, name string, slots chan struct{}, tried func()) {
+	defer tried()
+	var retry time.Duration
+	var trouble string
+	for {
+		wait, err := r.once(ctx, name, slots)
+		if ctx.Err() != nil {
+			return
+		}
+		tried()
+		if err != nil {
+			if text := err.Error(); text != trouble {
+				trouble = text
+				r.log.Warn("resolve name", "name", name, "err", err)
+			}
+			retry = min(max(2*retry, retryFirst), retryLast)
+			wait = jitter(retry)
+		} else {
+			if trouble != "" {
+				r.log.Info("name resolves again", "name", name)
+			}
+			retry, trouble = 0, ""
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// once resolves name and returns when to do so again.
+func (r *Resolver) once(ctx context.Context, name string, slots chan struct{}) (time.Duration, error) {
+	select {
+	case slots <- struct{}{}:
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	defer func() { <-slots }()
+	ctx, cancel := context.WithTimeout(ctx, lookupWait)
+	defer cancel()
+	got, err := r.lookup(ctx, name)
+	if err != nil {
+		return 0, err
+	}
+	ttl := got.ttl
+	if !got.wire {
+		ttl = hostsEvery
+	}
+	wait := jitter(min(max(ttl, soonest), latest))
+	if err := r.observe(name, got.addrs, max(ttl, wait)); err != nil {
+		return 0, fmt.Errorf("observe addresses: %w", err)
+	}
+	return wait, nil
+}
+
+// jitter spreads what began together.
+func jitter(d time.Duration) time.Duration { return d + rand.N(d/10) }

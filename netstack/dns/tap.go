@@ -1,0 +1,321 @@
+package dns
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	frameLen     = 2                          // the length before a message, RFC 1035, section 4.2.2
+	headLen      = frameLen + headerLen + 259 // up to the end of any question
+	maxAskedTCP  = 1024
+	keepAskedTCP = time.Minute
+)
+
+var errManyAskedTCP = errors.New("dns: too many unanswered queries on one connection")
+
+// Conn is a TCP connection, as *net.TCPConn is.
+type Conn = interface {
+	net.Conn
+	CloseWrite() error
+	SetLinger(sec int) error
+}
+
+// Tap returns c, the connection to a resolver, with an eye on what passes: Write
+// sees the application's queries, Read hands an answer to a wanted one out when
+// the observer has learned from it. If c turns out not to carry DNS it becomes
+// transparent; never does it hold more than one message of 64 KiB besides what
+// one Read brought.
+//
+// One goroutine may read and another one write at a time. Write fails, having
+// written nothing, if 1024 wanted queries wait for an answer for less than a minute each.
+// A nil log discards; repeated causes are logged once a minute for each connection.
+func Tap(c Conn, obs Observer, log *slog.Logger) Conn {
+	return &tap{stream: newStream(c, learner{obs: obs, log: newThrottle(log)}), conn: c}
+}
+
+type tap struct {
+	*stream
+	conn Conn
+}
+
+func (t *tap) CloseWrite() error       { return t.conn.CloseWrite() }
+func (t *tap) SetLinger(sec int) error { return t.conn.SetLinger(sec) }
+
+// stream follows the frames in both directions of a connection. It is no
+// net.PacketConn, by which net.Resolver would take it for UDP.
+//
+// Bytes that pass freely are only counted: what matters is where the next frame
+// starts. A frame is held, whole, if its ID is one that a wanted query waits for.
+// Its first bytes are held until that is known, but only while any such query
+// waits: a frame that began to pass before is not the answer to a later query.
+type stream struct {
+	net.Conn
+	learn learner
+	blind atomic.Bool // not DNS: both directions pass
+
+	mu    sync.Mutex
+	asked asked
+
+	// Write's side.
+	head  [headLen]byte // of the frame that passes, as far as it came
+	nhead int
+	wskip int // bytes of the frame after head
+	ahead int // bytes seen that a failed Write left unsent; they will come again
+
+	// Read's side.
+	rskip int    // bytes of the frame still to pass freely
+	half  bool   // first, half of a frame's length, has passed
+	first byte   //
+	hold  []byte // starts with a frame that may have to wait
+	ready []byte // to be handed out first
+	rerr  error  // after that
+}
+
+func newStream(c net.Conn, l learner) *stream {
+	return &stream{Conn: c, learn: l, asked: asked{max: maxAskedTCP, keep: keepAskedTCP}}
+}
+
+// Write sends p. Its queries are remembered before their last byte leaves.
+func (s *stream) Write(p []byte) (int, error) {
+	seen := min(s.ahead, len(p))
+	if err := s.watch(p[seen:]); err != nil {
+		return 0, err
+	}
+	n, err := s.Conn.Write(p)
+	s.ahead = max(s.ahead, len(p)) - n
+	return n, err
+}
+
+// watch follows the frames of the queries.
+func (s *stream) watch(p []byte) error {
+	for len(p) > 0 && !s.blind.Load() {
+		if s.wskip > 0 {
+			k := min(s.wskip, len(p))
+			s.wskip -= k
+			p = p[k:]
+			continue
+		}
+		want := frameLen
+		if s.nhead >= frameLen {
+			want = min(frameLen+frameSize(s.head[:]), headLen)
+		}
+		k := copy(s.head[s.nhead:want], p)
+		s.nhead += k
+		p = p[k:]
+		if s.nhead < want {
+			return nil
+		}
+		if want == frameLen {
+			if frameSize(s.head[:]) < headerLen {
+				s.giveUp()
+			}
+			continue
+		}
+		if err := s.query(s.head[frameLen:want]); err != nil {
+			return err
+		}
+		s.wskip = frameLen + frameSize(s.head[:]) - want
+		s.nhead = 0
+	}
+	return nil
+}
+
+// query sees a query, or the start of one that holds its question at least.
+func (s *stream) query(msg []byte) error {
+	if !plausible(msg) {
+		s.giveUp()
+		return nil
+	}
+	_, id, q, ok := parseQuestion(msg, false)
+	if !ok || !q.wanted(s.learn.obs) {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.blind.Load() && !s.asked.add(id, q, time.Now()) {
+		return errManyAskedTCP
+	}
+	return nil
+}
+
+// plausible reports whether msg could begin a request: no response, a known
+// opcode (RFC 1035, 1996, 2136, 8490), no response code, few questions, and in a
+// standard query no answers.
+func plausible(msg []byte) bool {
+	flags, opcode := msg[3], msg[2]>>3&0xf
+	if msg[2]&0x80 != 0 || opcode > 6 || flags&0x4f != 0 || msg[4] != 0 || msg[5] > 16 {
+		return false
+	}
+	return opcode != 0 || msg[6] == 0 && msg[7] == 0
+}
+
+func (s *stream) giveUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked = asked{}
+	s.blind.Store(true)
+}
+
+// Read hands out what may pass. An error comes after everything read before it,
+// partial frames included, except for a deadline: what was held then stays.
+func (s *stream) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return s.Conn.Read(p)
+	}
+	for {
+		if len(s.hold) > 0 {
+			s.settle()
+		}
+		if len(s.ready) > 0 {
+			n := copy(p, s.ready)
+			if s.ready = s.ready[n:]; len(s.ready) == 0 {
+				s.ready = nil
+			}
+			return n, nil
+		}
+		if s.rerr != nil {
+			return 0, s.rerr
+		}
+		var n int
+		var err error
+		if len(s.hold) == 0 {
+			n, err = s.Conn.Read(p)
+			pass := s.scan(p[:n])
+			s.hold = append(s.hold, p[pass:n]...)
+			if s.fail(err); pass > 0 {
+				return pass, nil
+			}
+		} else {
+			n, err = s.fill()
+			s.fail(err)
+		}
+		if n == 0 && s.rerr == nil {
+			return 0, err
+		}
+	}
+}
+
+// fail notes an error that ends the reading.
+func (s *stream) fail(err error) {
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		s.rerr = err
+	}
+}
+
+// fill reads more of the held frame, and nothing beyond it.
+func (s *stream) fill() (int, error) {
+	l := len(s.hold)
+	want := frameLen + headerLen
+	if l >= frameLen {
+		want = frameLen + frameSize(s.hold)
+	}
+	s.hold = slices.Grow(s.hold, want-l)
+	n, err := s.Conn.Read(s.hold[l:want])
+	s.hold = s.hold[:l+n]
+	return n, err
+}
+
+// settle moves from hold to ready what need not wait any longer.
+func (s *stream) settle() {
+	b := s.hold
+	for len(b) > 0 {
+		n := s.scan(b)
+		s.ready = append(s.ready, b[:n]...)
+		b = b[n:]
+		if len(b) < frameLen {
+			break
+		}
+		end := frameLen + frameSize(b)
+		if len(b) < end {
+			break
+		}
+		s.ready = append(s.ready, s.answer(b[:end])...)
+		b = b[end:]
+	}
+	if s.rerr != nil { // no more will come
+		s.ready = append(s.ready, b...)
+		b = nil
+	}
+	switch {
+	case len(b) == 0:
+		s.hold = nil
+	case len(b) < len(s.hold):
+		s.hold = append(s.hold[:0], b...)
+	}
+}
+
+// scan returns how many bytes of b, which continues what was scanned last, may
+// pass. The rest starts with a frame to hold.
+func (s *stream) scan(b []byte) int {
+	n := 0
+	for n < len(b) && !s.blind.Load() {
+		switch {
+		case s.rskip > 0:
+			k := min(s.rskip, len(b)-n)
+			s.rskip -= k
+			n += k
+		case s.half:
+			s.half = false
+			s.pass(frameSize([]byte{s.first, b[n]}))
+			n++
+		case s.holds(b[n:]):
+			return n
+		case len(b)-n == 1:
+			s.half, s.first = true, b[n]
+			n++
+		default:
+			s.pass(frameSize(b[n:]))
+			n += frameLen
+		}
+	}
+	return len(b)
+}
+
+func (s *stream) pass(size int) {
+	if size < headerLen {
+		s.giveUp()
+		return
+	}
+	s.rskip = size
+}
+
+// holds reports whether the frame that b starts with must wait: until more of it
+// is known, or until all of it is there.
+func (s *stream) holds(b []byte) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.asked.n == 0:
+		return false
+	case len(b) >= frameLen && frameSize(b) < headerLen:
+		return false
+	case len(b) < 5:
+		return true
+	}
+	return b[4]&0x80 != 0 && s.asked.has(uint16(b[2])<<8|uint16(b[3]))
+}
+
+// answer returns what takes the place of a frame that was held.
+func (s *stream) answer(frame []byte) []byte {
+	p, id, q, ok := parseQuestion(frame[frameLen:], true)
+	if !ok {
+		return frame
+	}
+	s.mu.Lock()
+	hit := s.asked.take(id, q)
+	s.mu.Unlock()
+	if !hit {
+		return frame
+	}
+	msg := s.learn.release(p, q, frame[frameLen:])
+	return append([]byte{byte(len(msg) >> 8), byte(len(msg))}, msg...)
+}
+
+func frameSize(b []byte) int { return int(b[0])<<8 | int(b[1]) }

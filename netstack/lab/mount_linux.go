@@ -1,0 +1,67 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// ResolvConf has all programs of this process's mount namespace, on whichever host, ask these name servers and
+// know no other hosts than localhost: /etc/resolv.conf, /etc/hosts and /etc/nsswitch.conf are covered until the
+// network is closed. Tests that call it must not run in parallel.
+func (n *Net) ResolvConf(nameservers ...string) {
+	n.helper()
+	conf := "options timeout:1\n"
+	for _, s := range nameservers {
+		conf += "nameserver " + s + "\n"
+	}
+	n.Cover("/etc/resolv.conf", conf)
+	n.Cover("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")
+	n.Cover("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
+}
+
+// Cover has the file at path, which must exist unless it is nsswitch.conf, read as content in this process's mount
+// namespace until the network is closed.
+func (n *Net) Cover(path, content string) {
+	n.helper()
+	err := n.cover(path, content)
+	if errors.Is(err, fs.ErrNotExist) && filepath.Base(path) == "nsswitch.conf" {
+		return // musl has none, and does as we want without
+	}
+	n.check("cover "+path, err)
+}
+
+func (n *Net) cover(path, content string) error {
+	if err := private(); err != nil { // never in anybody else's mount namespace
+		return err
+	}
+	target, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(n.dir, filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.WriteString(content); err != nil {
+		return err
+	}
+	if err := f.Chmod(0o644); err != nil {
+		return err
+	}
+	if err := unix.Mount(f.Name(), target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount: %w", err)
+	}
+	n.atClose(func() error {
+		if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("uncover %s: %w", path, err)
+		}
+		return nil
+	})
+	return nil
+}

@@ -1,0 +1,110 @@
+// Package rules decides which source port a connection must leave from. It is pure thought: it opens no files and
+// no sockets, looks at no clock and starts no goroutine, so everything it says can be tested by saying it.
+//
+// # Theory of operation
+//
+//	text ──Parse──▶ Rule ──NewSet──▶ Set ──NewNames──▶ Names ◀──Observe── DNS answers
+//	                                  │                  │
+//	                Static: captures ◀┘                  ├──▶ Learned, Expired: captures to add, to drop
+//	                from the start                       │
+//	                                           Decide ◀──┘──▶ Hold: a flow uses an address
+//
+// A [Rule] is one line that a person wrote. A [Set] is all of them, compiled. Neither ever changes. [Names] is the one
+// thing that does: what DNS answers have told about the names that rules are interested in. A [Capture] is a destination
+// prefix together with a set of destination ports whose connections must come to us; carrying captures
+// out, as routes, is the caller's business.
+//
+// # Rules
+//
+//	rule    = host ":" ports "=" pin { " " option }
+//	host    = NAME | "*." NAME | IPv4[/LEN] | "[" IPv6[/LEN] "]" | "*"
+//	ports   = "*" | range { "," range }              range = PORT [ "-" PORT ]
+//	pin     = [ ADDRESS ":" ] range { "," range }    ADDRESS = IPv4 | "[" IPv6 "]"
+//	option  = "busy="  how { "," how }               how = "wait" [ ":" DURATION ] | "reclaim" [ ":" DURATION ]
+//	        | "cooldown=" DURATION                         | "other-address" | "any" | "fail"
+//
+// Blanks and tabs may stand around a rule and, any number of them, before an option. Names are kept in the form in
+// which DNS carries them: lower-case A-labels without a final dot. Rule.String is canonical: the same for
+// rules that mean the same, and parsing it gives the rule back.
+//
+// # The most specific rule wins
+//
+// The hosts of a set are tried from the most specific to the least, whatever the order of the rules:
+//
+//	the exact name          one map
+//	the longest wildcard    one map, asked once for every dot of the name
+//	the longest prefix      one map for every length in use
+//	"*"
+//
+// A host that has no rule for the destination port is passed over. Among the rules of one host the one with the fewest
+// ports wins at each port, which is worked out once, when the set is made: a sorted list of port segments that don't
+// overlap is searched by halves. So a decision takes as long with 10,000 rules as with one. Two rules of one host that
+// have equally many ports and share one can't be told apart and make no set.
+//
+// # How names live and die
+//
+// A connection shows an address, not the name it was looked up by. So each answer for a name of interest is put down
+// as pairs of the name and an address. A pair goes through these states:
+//
+//	           Observe                     Expired, or evicted by Observe
+//	unknown ──────────────▶ live ────────────────────────────────────────▶ leaving
+//	   ▲                     ▲                                                │ │
+//	   │                     └───────────────── Observe, Hold ────────────────┘ │
+//	   └──────────────────────────────────── Forget ────────────────────────────┘
+//
+// A live pair expires when three times have passed: its TTL, no flow on any address of its name, and
+// Grace beyond both, because applications use answers longer than they may. All addresses of a name stay while one
+// is in use (cilium#28427: applications come back to the others). A leaving pair still decides, so that
+// a connection on its way in while its route is being taken away is not let go unpinned; if it is wanted again
+// before the route is gone, Forget says so and the route is put back.
+//
+// A capture is counted over the pairs of its address: two names that share an address and a port set share the
+// capture, and it goes with the last of them.
+//
+// What is held is bounded per name, per address and in total. To make room the oldest goes, the one
+// observed or used longest ago, but never a capture from under a flow: the kernel would send the flow's next packet
+// elsewhere.
+//
+// Of several names of one address the one that an application asked for last decides. Connections don't tell which
+// was meant; if it makes a difference the caller is told, once.
+//
+// # Carrying captures out
+//
+// Whoever adds and removes routes does so under one mutex, so that an answer and an expiry can't cross:
+//
+//	mu.Lock()
+//	learned, err := names.Observe(name, addrs, ttl, true, time.Now())
+//	if addErr := routes.Add(learned.Add); addErr != nil {
+//		names.Lost(learned.Add) // the next Observe lists them again
+//	}
+//	routes.Remove(learned.Drop)
+//	routes.Add(names.Forget(learned.Drop))
+//	mu.Unlock()
+//	// only now, and only if both errors are nil, is the answer released to the application
+//
+// and now and then, say every second:
+//
+//	mu.Lock()
+//	expired := names.Expired(time.Now())
+//	routes.Remove(expired)
+//	routes.Add(names.Forget(expired))
+//	mu.Unlock()
+//
+// A flow calls Hold, then Decide, and the release that Hold returned when it has ended.
+//
+// # Failures
+//
+//	what                                    what happens
+//	a rule that can't be read               SyntaxError: column, sentence, and the corrected rule if one can be told
+//	two rules that tie                      ConflictError: both, and the lowest port they share
+//	no rule for a connection                nil, never a default
+//	an answer for a name without a rule     ignored
+//	an answer with a loopback address       that address is ignored: the kernel's local table is asked before any route
+//	an answer beyond the bounds             the oldest unused makes room; ErrFull if all are in use
+//	one address, two names, two rules       the name asked for last decides; Shared, once
+//	a TTL of 0                              the address stays for Grace
+//	a TTL beyond a week                     a week
+//	a time that runs backwards              time stands still
+//	a route that could not be added         Lost: offered again by the next answer
+//	a route wanted again while it goes      Forget returns it
+package rules

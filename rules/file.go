@@ -1,0 +1,42 @@
+package rules
+
+import (
+	"fmt"
+	"io"
+	"strings"
+)
+
+// ParseFile reads rules from r, one a line. Empty lines are skipped, and a '#' that begins a line or follows
+// a blank begins a comment. Lines may end as on any system, and a byte order mark is let pass. The source is named in
+// errors and remembered by the rules; it is usually the file's path. The first bad rule ends reading with its
+// [*SyntaxError]; its columns count from the start of the line.
+func ParseFile(source string, r io.Reader) ([]*Rule, error) {
+	content, err := io.ReadAll(r)
+	if err != nil {
+		return nil, fmt.Errorf("read rules from %q: %w", source, err)
+	}
+	var rules []*Rule
+	line := 0
+	for text := range strings.Lines(strings.TrimPrefix(string(content), "\ufeff")) {
+		line++
+		text = withoutComment(strings.TrimRight(text, "\r\n"))
+		if strings.Trim(text, blanks) == "" {
+			continue
+		}
+		rule, err := ParseAt(source, line, text)
+		if err != nil {
+			return nil, err
+		}
+		rules = append(rules, rule)
+	}
+	return rules, nil
+}
+
+func withoutComment(line string) string {
+	for i := range len(line) {
+		if line[i] == '#' && (i == 0 || strings.IndexByte(blanks, line[i-1]) >= 0) {
+			return line[:i]
+		}
+	}
+	return line
+}

@@ -1,0 +1,231 @@
+package rules
+
+import (
+	"cmp"
+	"iter"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Defaults of [Limits].
+const (
+	DefaultAddrsPerName = 1024
+	DefaultNamesPerAddr = 64
+	DefaultTotal        = 200_000
+	DefaultGrace        = time.Minute
+)
+
+// maxTTL is how long an answer is believed at most (RFC 8767 section 4 recommends seven days).
+const maxTTL = 7 * 24 * time.Hour
+
+// Limits bound what [Names] holds. A field that is not more than 0 stands for its default.
+type Limits struct {
+	AddrsPerName int           // addresses of one name
+	NamesPerAddr int           // names of one address
+	Total        int           // pairs of a name and an address
+	Grace        time.Duration // how long an address stays after its TTL and its name's last flow
+}
+
+// Names is what is known of the names that rules are interested in: the addresses that DNS answers told, for as
+// long as something may still connect to them. It does nothing by itself: time is passed in, and what must be captured
+// is handed to the caller.
+//
+// Every method may be called from any goroutine at any time. But who carries out the captures must do so
+// one answer after the other, as the package documentation shows: Observe or Expired, then what they returned,
+// then Forget, all under one mutex of the caller's.
+type Names struct {
+	set    *Set
+	limits Limits
+
+	mu     sync.RWMutex
+	byName map[string]*nameEntry
+	byAddr map[netip.Addr]*addrEntry
+	live   int           // pairs that are not leaving
+	inUse  int           // those of them whose name is in use
+	seq    int64         // number of the last event: an address observed, a name's last flow ended
+	epoch  time.Time     // the first time passed in, zero before that
+	now    time.Duration // the latest time passed in, since epoch
+	freed  []*nameEntry  // names whose last flow has ended since then
+	ends   queue         // live pairs by due
+	ages   queue         // live pairs by age
+	warned map[sharers]bool
+}
+
+// nameEntry is a name with its addresses.
+type nameEntry struct {
+	name  string
+	hosts []*hostRules // with rules for the name, the most specific first
+	sets  []int        // port sets of those rules, ascending
+
+	pairs []*pair // in no order
+	live  int     // those of pairs that are not leaving
+	held  int     // those of pairs, leaving or not, whose address has a flow
+
+	freed    bool          // whether it is in Names.freed
+	freedAt  time.Duration // when its last flow ended, since the epoch
+	freedSeq int64         // the number of that event
+}
+
+// inUse reports whether a flow uses any address of the name.
+func (e *nameEntry) inUse() bool { return e.held > 0 }
+
+// rule returns the name's rule for port, or nil.
+func (e *nameEntry) rule(port uint16) *Rule {
+	for _, h := range e.hosts {
+		if r := h.index.rule(port); r != nil {
+			return r
+		}
+	}
+	return nil
+}
+
+// addrEntry is an address with its names.
+type addrEntry struct {
+	addr     netip.Addr
+	flows    int
+	captures []captureCount // by set, ascending
+	pairs    []*pair        // the name asked for last comes first
+	live     int            // those of pairs that are not leaving
+}
+
+// pair is a name's address. It is live until it has expired or is evicted. Then it is leaving: it decides as before
+// until Forget says that its captures are gone, and is live again if it is observed or used before that.
+type pair struct {
+	name    *nameEntry
+	addr    *addrEntry
+	expires time.Duration // end of the TTL, since the epoch
+	seq     int64         // number of the event when it was observed last
+	leaving bool
+
+	index int        // in name.pairs
+	ends  queuePlace // in Names.ends while live
+	ages  queuePlace // in Names.ages while live
+}
+
+// NewNames returns Names without any name, for the rules of set.
+func NewNames(set *Set, l Limits) *Names {
+	l.AddrsPerName = orDefault(l.AddrsPerName, DefaultAddrsPerName)
+	l.NamesPerAddr = orDefault(l.NamesPerAddr, DefaultNamesPerAddr)
+	l.Total = orDefault(l.Total, DefaultTotal)
+	l.Grace = orDefault(l.Grace, DefaultGrace)
+	n := &Names{
+		set:    set,
+		limits: l,
+		byName: make(map[string]*nameEntry),
+		byAddr: make(map[netip.Addr]*addrEntry),
+		warned: make(map[sharers]bool),
+	}
+	n.ends.place = func(p *pair) *queuePlace { return &p.ends }
+	n.ages.place = func(p *pair) *queuePlace { return &p.ages }
+	return n
+}
+
+// advance takes note of the time, since the epoch, and that names freed before it were free by then. Time that
+// runs backwards stands still.
+func (n *Names) advance(now time.Time) time.Duration {
+	if n.epoch.IsZero() {
+		n.epoch = now
+	}
+	n.now = max(n.now, now.Sub(n.epoch))
+	for _, e := range n.freed {
+		e.freed, e.freedAt = false, n.now
+	}
+	clear(n.freed)
+	n.freed = n.freed[:0]
+	return n.now
+}
+
+func orDefault[T int | time.Duration](v, def T) T {
+	if v <= 0 {
+		return def
+	}
+	return v
+}
+
+// Decision is the rule for a connection, nil if none is for it, and the name for which the rule was chosen, "" for
+// the rule of a prefix or "*".
+type Decision struct {
+	Rule *Rule
+	Name string
+}
+
+// Decide returns the rule for a connection to dst. Of the names of the address the one asked for last comes
+// first, and the first that has a rule for the port decides; without one the rules of prefixes and "*" do.
+//
+// A flow calls Hold before Decide, so that what decided can't expire in between. Decide does not allocate.
+func (n *Names) Decide(dst netip.AddrPort) Decision {
+	n.mu.RLock()
+	if a := n.byAddr[plain(dst.Addr())]; a != nil {
+		for _, p := range a.pairs {
+			if r := p.name.rule(dst.Port()); r != nil {
+				n.mu.RUnlock()
+				return Decision{r, p.name.name}
+			}
+		}
+	}
+	n.mu.RUnlock()
+	return Decision{Rule: n.set.matchAddr(dst)}
+}
+
+// Others returns the other addresses of name that are of addr's family, those observed last first and of one
+// answer in its order. The slice is the caller's.
+func (n *Names) Others(name string, addr netip.Addr) []netip.Addr {
+	name, addr = canonical(name), plain(addr)
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	e := n.byName[name]
+	if e == nil {
+		return nil
+	}
+	others := make([]*pair, 0, len(e.pairs))
+	for _, p := range e.pairs {
+		if !p.leaving && p.addr.addr != addr && p.addr.addr.Is4() == addr.Is4() {
+			others = append(others, p)
+		}
+	}
+	slices.SortFunc(others, func(a, b *pair) int { return cmp.Compare(b.seq, a.seq) })
+	addrs := make([]netip.Addr, len(others))
+	for i, p := range others {
+		addrs[i] = p.addr.addr
+	}
+	return addrs
+}
+
+// Entry is one address of a name, for status.
+type Entry struct {
+	Name    string
+	Addr    netip.Addr
+	Expires time.Time // when the TTL ends or ended; the entry stays longer while in use and for Grace
+	InUse   bool      // does a flow use this or another address of the name?
+}
+
+// All yields what is known, sorted by name and address, as of the moment when the iteration begins.
+func (n *Names) All() iter.Seq[Entry] {
+	return func(yield func(Entry) bool) {
+		for _, e := range n.entries() {
+			if !yield(e) {
+				return
+			}
+		}
+	}
+}
+
+func (n *Names) entries() []Entry {
+	n.mu.RLock()
+	entries := make([]Entry, 0, n.live)
+	for _, e := range n.byName {
+		for _, p := range e.pairs {
+			if !p.leaving {
+				entries = append(entries, Entry{e.name, p.addr.addr, n.epoch.Add(p.expires), e.inUse()})
+			}
+		}
+	}
+	n.mu.RUnlock()
+	slices.SortFunc(entries, func(a, b Entry) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), a.Addr.Compare(b.Addr))
+	})
+	return entries
+}

@@ -1,0 +1,58 @@
+package rules
+
+import "time"
+
+// Expired returns the captures that nothing needs any more: the TTL and [Limits].Grace of their names have
+// passed, and so has Grace since a flow last used any address of these names. The caller takes them away and
+// hands them to [Names.Forget]; until then connections are decided as before, and no capture is returned again. The
+// time it takes depends on what has expired, not on how much is known.
+func (n *Names) Expired(now time.Time) []Capture {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	at := n.advance(now)
+	var gone []Capture
+	for {
+		p, key := n.ends.first()
+		if p == nil || key.first > int64(at) {
+			return gone
+		}
+		due := n.due(p)
+		if p.name.inUse() {
+			due.first = int64(at + n.limits.Grace) // the earliest, should its name be freed now
+		}
+		if due.first > int64(at) {
+			n.ends.raise(p, due)
+			continue
+		}
+		gone = n.leave(p, gone)
+	}
+}
+
+// Forget says that the captures c, returned by [Names.Expired] or as [Learned].Drop, have been taken away. Those
+// that are needed after all, because a flow or an answer came in between, are returned and must be put back.
+func (n *Names) Forget(c []Capture) (revived []Capture) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	touched := make(map[*addrEntry]bool)
+	for _, gone := range c {
+		a := n.byAddr[gone.Dst.Addr()]
+		if a == nil || !gone.Dst.IsSingleIP() {
+			continue
+		}
+		switch c := a.capture(gone.Set); {
+		case c == nil:
+			continue
+		case c.live > 0:
+			c.stands = true
+			revived = append(revived, gone)
+		default:
+			c.live = forgotten
+		}
+		touched[a] = true
+	}
+	for a := range touched {
+		a.forget()
+		n.reap(a)
+	}
+	return revived
+}

@@ -1,0 +1,145 @@
+package rules
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// ErrFull is in the error of [Names.Observe] when an address can't be kept because everything that would have
+// to make room for it has a flow.
+var ErrFull = errors.New("all are in use")
+
+// Learned is what an answer changes. The caller carries it out before the answer is released: Add is brought in
+// place, Drop is taken away and then handed to [Names.Forget].
+type Learned struct {
+	Add    []Capture // not in place yet; bringing one in place that stands must do no harm
+	Drop   []Capture // of addresses that had to make room
+	Shared []Shared  // to warn of, each once
+}
+
+// Observe says that an answer gave name these addresses for ttl. If asked is true an application asked, and the name
+// comes first for deciding about these addresses; otherwise we did, to know an exact name's addresses in time. A name that no
+// rule is interested in is ignored, and so are addresses that no captured connection goes to: loopback,
+// which is the kernel's local table's, multicast, broadcast and unspecified ones.
+//
+// Beyond the limits the oldest unused addresses make room: those observed, or last used, longest ago. If there
+// are none, addresses make room whose name is in use elsewhere, but never one that has a flow itself, unless other
+// names keep its captures. If there are none of these either, the error wraps [ErrFull] and says which address is not
+// known now; what Learned says of the others is to be carried out all the same.
+func (n *Names) Observe(name string, addrs []netip.Addr, ttl time.Duration, asked bool, now time.Time) (Learned, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	at := n.advance(now)
+	e := n.nameEntry(canonical(name))
+	if e == nil {
+		return Learned{}, nil
+	}
+
+	o := observation{
+		Names:   n,
+		name:    e,
+		expires: at + min(max(ttl, 0), maxTTL),
+		asked:   asked,
+		before:  n.seq,
+	}
+	n.seq += int64(len(addrs))
+	// Known addresses first, so that they don't make room for new ones of the same answer.
+	var unknown []int
+	for i, addr := range addrs {
+		addr = plain(addr)
+		if !connectable(addr) {
+			continue
+		}
+		if a := n.byAddr[addr]; a == nil || a.pair(e) == nil {
+			unknown = append(unknown, i)
+			continue
+		}
+		o.known(addr, n.seq-int64(i))
+	}
+	var full error
+	for _, i := range unknown {
+		if err := o.new(plain(addrs[i]), n.seq-int64(i)); err != nil && full == nil {
+			full = err
+		}
+	}
+	o.settle()
+	return o.Learned, full
+}
+
+// observation is an answer on its way into Names.
+type observation struct {
+	*Names
+	Learned
+	name    *nameEntry
+	expires time.Duration
+	asked   bool
+	before  int64 // Names.seq before this answer; what has a higher one is this answer's
+}
+
+// known refreshes an address that the name has already.
+func (o *observation) known(addr netip.Addr, seq int64) {
+	a := o.byAddr[addr]
+	p := a.pair(o.name)
+	p.expires = max(p.expires, o.expires) // the older answer's holders still count on it
+	p.seq = max(p.seq, seq)
+	if p.leaving {
+		o.revive(p)
+	}
+	o.place(p)
+}
+
+// new adds an address to the name.
+func (o *observation) new(addr netip.Addr, seq int64) error {
+	a := o.addrEntry(addr)
+	if a.pair(o.name) != nil {
+		return nil // twice in one answer
+	}
+	if err := o.makeRoom(a); err != nil {
+		return fmt.Errorf("keep address %s of %q: %w", addr, o.name.name, err)
+	}
+	p := &pair{name: o.name, addr: a, expires: o.expires, seq: seq}
+	o.add(p)
+	o.place(p)
+	for i, other := range a.pairs {
+		if other != p {
+			o.share(p, other, slices.Index(a.pairs, p) < i)
+		}
+	}
+	return nil
+}
+
+// place puts p where its address's last asker stands, if an application asked, and asks for its captures.
+func (o *observation) place(p *pair) {
+	if o.asked {
+		i := slices.Index(p.addr.pairs, p)
+		copy(p.addr.pairs[1:i+1], p.addr.pairs[:i])
+		p.addr.pairs[0] = p
+	}
+	o.Add = p.addr.raise(p.name.sets, o.Add)
+}
+
+// settle takes out of Drop what the same answer needs again: it stands already.
+func (o *observation) settle() {
+	o.Drop = slices.DeleteFunc(o.Drop, func(c Capture) bool {
+		a := o.byAddr[c.Dst.Addr()]
+		capture := a.capture(c.Set)
+		if capture.live == 0 {
+			return false
+		}
+		capture.stands = true
+		o.Add = slices.DeleteFunc(o.Add, func(added Capture) bool { return added == c })
+		o.reap(a)
+		return true
+	})
+}
+
+// plain returns addr as Names keeps it: IPv4 is IPv4 also inside IPv6, and a zone is not part of an address.
+func plain(addr netip.Addr) netip.Addr { return addr.Unmap().WithZone("") }
+
+// connectable reports whether a captured TCP connection can go to addr.
+func connectable(addr netip.Addr) bool {
+	return addr.IsValid() && !addr.IsUnspecified() && !addr.IsLoopback() && !addr.IsMulticast() && addr != broadcast
+}

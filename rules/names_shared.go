@@ -1,0 +1,88 @@
+package rules
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// Shared says that two names share an address and have different rules for a port there. A connection does not tell
+// which name was meant, so the name asked for last decides.
+type Shared struct {
+	Addr        netip.Addr
+	Port        uint16 // the lowest such port
+	Name, Other string // Name decides as of now
+	Rule        *Rule  // of Name, for Port
+	OtherRule   *Rule  // of Other, for Port
+}
+
+// String returns the warning as one sentence without a full stop.
+func (s Shared) String() string {
+	return fmt.Sprintf("%s is the address of %q and of %q, which have different rules, %s and %s: the name asked for last decides, now %q",
+		s.Addr, s.Name, s.Other, s.Rule.where(), s.OtherRule.where(), s.Name)
+}
+
+// sharers are two names of an address, first < second.
+type sharers struct {
+	addr          netip.Addr
+	first, second string
+}
+
+// share warns, once, if the pairs p and other of one address have different rules. first says whether p comes
+// before other.
+func (o *observation) share(p, other *pair, first bool) {
+	if !first {
+		p, other = other, p
+	}
+	port, differ := differentRules(p.name, other.name)
+	if !differ {
+		return
+	}
+	key := sharers{p.addr.addr, min(p.name.name, other.name.name), max(p.name.name, other.name.name)}
+	if o.warned[key] {
+		return
+	}
+	if len(o.warned) >= o.limits.Total {
+		clear(o.warned) // rather warn again than grow without end
+	}
+	o.warned[key] = true
+	o.Shared = append(o.Shared, Shared{
+		Addr: p.addr.addr,
+		Port: port,
+		Name: p.name.name, Other: other.name.name,
+		Rule: p.name.rule(port), OtherRule: other.name.rule(port),
+	})
+}
+
+// differentRules returns the lowest port for which both names have a rule and the two don't do the same.
+func differentRules(a, b *nameEntry) (lowest uint16, differ bool) {
+	if slices.Equal(a.hosts, b.hosts) {
+		return 0, false
+	}
+	// A name's rule changes only where a segment of one of its hosts begins or has ended.
+	try := func(port uint16) {
+		if differ && port >= lowest {
+			return
+		}
+		ra, rb := a.rule(port), b.rule(port)
+		if ra != nil && rb != nil && !ra.sameEffect(rb) {
+			lowest, differ = port, true
+		}
+	}
+	for _, hosts := range [][]*hostRules{a.hosts, b.hosts} {
+		for _, h := range hosts {
+			for _, s := range h.index {
+				try(s.first)
+				if s.last < maxPort {
+					try(s.last + 1)
+				}
+			}
+		}
+	}
+	return lowest, differ
+}
+
+// sameEffect reports whether it makes no difference to a connection which of the two rules is its own.
+func (r *Rule) sameEffect(other *Rule) bool {
+	return r == other || r.pin.Equal(other.pin) && r.cooldown == other.cooldown && slices.Equal(r.busy, other.busy)
+}

@@ -1,0 +1,49 @@
+package rules
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
+
+// prefixTable finds the prefixes of one family that contain an address, the longest first. It asks one map per
+// length in use, of which there are few, however many prefixes there are.
+type prefixTable struct {
+	levels []prefixLevel // the longest prefixes first once sorted
+}
+
+type prefixLevel struct {
+	length int
+	hosts  map[netip.Addr]*hostRules // by the prefix's first address
+}
+
+func (t *prefixTable) add(h *hostRules) {
+	length := h.host.prefix.Bits()
+	i := slices.IndexFunc(t.levels, func(l prefixLevel) bool { return l.length == length })
+	if i < 0 {
+		i = len(t.levels)
+		t.levels = append(t.levels, prefixLevel{length, make(map[netip.Addr]*hostRules)})
+	}
+	t.levels[i].hosts[h.host.prefix.Addr()] = h
+}
+
+func (t *prefixTable) sort() {
+	slices.SortFunc(t.levels, func(a, b prefixLevel) int { return cmp.Compare(b.length, a.length) })
+}
+
+// match returns the rule for port of the longest prefix that has one, or nil.
+func (t *prefixTable) match(addr netip.Addr, port uint16) *Rule {
+	for i := range t.levels {
+		level := &t.levels[i]
+		prefix, err := addr.Prefix(level.length) // drops a zone
+		if err != nil {
+			return nil // not an address
+		}
+		if h := level.hosts[prefix.Addr()]; h != nil {
+			if r := h.index.rule(port); r != nil {
+				return r
+			}
+		}
+	}
+	return nil
+}

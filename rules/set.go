@@ -1,0 +1,203 @@
+package rules
+
+import (
+	"iter"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Capture is a destination prefix whose connections to the ports of one port set must come to us: Set is an index
+// into [Set.PortSets]. It is an alias of an unnamed type so that packages which may not import this one can name the same
+// type.
+type Capture = struct {
+	Dst netip.Prefix
+	Set int
+}
+
+// Set is a list of rules, compiled so that finding the most specific one takes the same time however many there
+// are. It never changes once made and may be shared between goroutines.
+type Set struct {
+	rules []*Rule
+
+	exact    map[string]*hostRules // by name
+	wildcard map[string]*hostRules // by the name after "*."
+	v4, v6   prefixTable
+	any      *hostRules // "*", nil when there is none
+
+	portSets []PortSet
+	static   []Capture
+	names    []string
+	pinPorts PortSet
+}
+
+// hostRules are the rules of one host.
+type hostRules struct {
+	host  Host
+	rules []*Rule
+	index portIndex
+	sets  []int // the rules' port sets, ascending
+}
+
+// NewSet compiles rules. Their order does not matter but for the order of what the set lists. Two rules of one host that
+// share a port and have the same number of ports give a [*ConflictError].
+func NewSet(rules []*Rule) (*Set, error) {
+	s := &Set{
+		rules:    slices.Clone(rules),
+		exact:    make(map[string]*hostRules),
+		wildcard: make(map[string]*hostRules),
+	}
+	byHost := make(map[Host]*hostRules)
+	setOf := make(map[string]int) // text of a port set → its index
+	var hosts []*hostRules        // in order of their first rule
+	var pins []PortRange
+	for _, r := range rules {
+		h := byHost[r.host]
+		if h == nil {
+			h = &hostRules{host: r.host}
+			byHost[r.host] = h
+			hosts = append(hosts, h)
+		}
+		set, ok := setOf[r.ports.String()]
+		if !ok {
+			set = len(s.portSets)
+			setOf[r.ports.String()] = set
+			s.portSets = append(s.portSets, r.ports)
+		}
+		h.rules = append(h.rules, r)
+		h.sets = append(h.sets, set)
+		pins = append(pins, r.pin.ports.ranges...)
+	}
+	s.pinPorts = NewPortSet(pins...)
+
+	seen := make(map[Capture]bool) // "*", 0.0.0.0/0 and ::/0 may ask for the same
+	for _, h := range hosts {
+		var conflict *ConflictError
+		if h.index, conflict = newPortIndex(h.rules); conflict != nil {
+			return nil, conflict
+		}
+		slices.Sort(h.sets)
+		h.sets = slices.Compact(h.sets)
+		s.add(h, seen)
+	}
+	s.v4.sort()
+	s.v6.sort()
+	return s, nil
+}
+
+// add files h under its host. The captures in seen are listed already.
+func (s *Set) add(h *hostRules, seen map[Capture]bool) {
+	var dst []netip.Prefix
+	switch prefix := h.host.prefix; {
+	case h.host.wildcard:
+		s.wildcard[h.host.name] = h
+	case h.host.name != "":
+		s.exact[h.host.name] = h
+		s.names = append(s.names, h.host.name)
+	case prefix.IsValid():
+		dst = []netip.Prefix{prefix}
+		if prefix.Addr().Is4() {
+			s.v4.add(h)
+		} else {
+			s.v6.add(h)
+		}
+	default:
+		s.any = h
+		dst = []netip.Prefix{
+			netip.PrefixFrom(netip.IPv4Unspecified(), 0),
+			netip.PrefixFrom(netip.IPv6Unspecified(), 0),
+		}
+	}
+	for _, set := range h.sets {
+		for _, dst := range dst {
+			if c := (Capture{Dst: dst, Set: set}); !seen[c] {
+				seen[c] = true
+				s.static = append(s.static, c)
+			}
+		}
+	}
+}
+
+// Match returns the rule for a connection to dst that is known by name, "" when no name is known, or nil when no
+// rule is for it. The most specific host that has a rule for the port wins: the exact name, the longest wildcard, the
+// longest prefix, "*"; among the rules of that host the one with the fewest ports. Case and a final dot of the
+// name don't matter.
+func (s *Set) Match(name string, dst netip.AddrPort) *Rule {
+	if name != "" {
+		for h := range s.namesakes(canonical(name)) {
+			if r := h.index.rule(dst.Port()); r != nil {
+				return r
+			}
+		}
+	}
+	return s.matchAddr(dst)
+}
+
+// matchAddr returns the rule for dst among those of prefixes and "*", or nil.
+func (s *Set) matchAddr(dst netip.AddrPort) *Rule {
+	addr := dst.Addr().Unmap()
+	table := &s.v6
+	if addr.Is4() {
+		table = &s.v4
+	}
+	if r := table.match(addr, dst.Port()); r != nil {
+		return r
+	}
+	if s.any != nil && addr.IsValid() {
+		return s.any.index.rule(dst.Port())
+	}
+	return nil
+}
+
+// namesakes yields the hosts that are or contain the canonical name, the most specific first.
+func (s *Set) namesakes(name string) iter.Seq[*hostRules] {
+	return func(yield func(*hostRules) bool) {
+		if h := s.exact[name]; h != nil && !yield(h) {
+			return
+		}
+		if len(s.wildcard) == 0 {
+			return
+		}
+		for {
+			i := strings.IndexByte(name, '.')
+			if i < 0 {
+				return
+			}
+			name = name[i+1:]
+			if h := s.wildcard[name]; h != nil && !yield(h) {
+				return
+			}
+		}
+	}
+}
+
+// Rules returns the rules in the order given. The slice is the caller's.
+func (s *Set) Rules() []*Rule { return slices.Clone(s.rules) }
+
+// PortSets returns the distinct destination port sets of the rules, in order of first use. The slice is the caller's.
+func (s *Set) PortSets() []PortSet { return slices.Clone(s.portSets) }
+
+// NameSets returns the indices, ascending, of the port sets of all rules for name, exact and wildcard; none when
+// no rule is interested in the name. The slice is the caller's.
+func (s *Set) NameSets(name string) []int {
+	var sets []int
+	for h := range s.namesakes(canonical(name)) {
+		sets = append(sets, h.sets...)
+	}
+	slices.Sort(sets)
+	return slices.Compact(sets)
+}
+
+// Static returns what must come to us from the start, whatever names are resolved to: the captures of prefix and
+// "*" rules; "*" gives 0.0.0.0/0 and ::/0. The slice is the caller's.
+func (s *Set) Static() []Capture { return slices.Clone(s.static) }
+
+// Names returns the exact names, canonical and distinct, in order of first use: these can be resolved without waiting
+// for an application to ask. The slice is the caller's.
+func (s *Set) Names() []string { return slices.Clone(s.names) }
+
+// HasNames reports whether any rule is for a name or a wildcard, so that DNS must be seen.
+func (s *Set) HasNames() bool { return len(s.exact) > 0 || len(s.wildcard) > 0 }
+
+// PinPorts returns the union of all pins' ports.
+func (s *Set) PinPorts() PortSet { return s.pinPorts }
