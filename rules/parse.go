@@ -121,31 +121,35 @@ func (p *parser) rule() (*Rule, *SyntaxError) {
 
 // characters refuses what no rule contains and what shells, editors and word processors leave behind.
 func (p *parser) characters() *SyntaxError {
-	without := func(drop string) string {
+	const quotes = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
+	const invisible = "\ufeff\u200b\u2060\u00ad"
+	cleaned := func() string { // every such character at once
 		return strings.Trim(strings.Map(func(r rune) rune {
-			if strings.ContainsRune(drop, r) {
+			switch {
+			case strings.ContainsRune(quotes+invisible+`\`, r):
 				return -1
+			case unicode.IsSpace(r) && r != '\n' && r != '\r':
+				return ' '
 			}
 			return r
 		}, p.text), blanks)
 	}
 	for at := 0; at < len(p.text); {
 		r, size := utf8.DecodeRuneInString(p.text[at:])
-		here := part{p.text[at : at+size], at}
 		switch {
 		case r == utf8.RuneError && size == 1:
 			return p.fail(at, "", "the rule is not valid UTF-8")
-		case strings.ContainsRune("\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb", r):
-			return p.fail(at, without("\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"), "a quote is not part of a rule")
+		case strings.ContainsRune(quotes, r):
+			return p.fail(at, cleaned(), "a quote is not part of a rule")
 		case r == '\\':
-			return p.fail(at, without(`\`), "a backslash is not part of a rule")
+			return p.fail(at, cleaned(), "a backslash is not part of a rule")
 		case r == '\n' || r == '\r':
 			return p.fail(at, "", "a line break is not part of a rule")
 		case r == ' ' || r == '\t':
 		case unicode.IsSpace(r):
-			return p.fail(at, p.with(here, " "), "%U is not a plain space", r)
-		case r == '\ufeff' || r == '\u200b' || r == '\u2060' || r == '\u00ad':
-			return p.fail(at, p.with(here, ""), "an invisible character, %U, is not part of a rule", r)
+			return p.fail(at, cleaned(), "%U is not a plain space", r)
+		case strings.ContainsRune(invisible, r):
+			return p.fail(at, cleaned(), "an invisible character, %U, is not part of a rule", r)
 		case unicode.IsControl(r):
 			return p.fail(at, "", "a control character, %U, is not part of a rule", r)
 		}

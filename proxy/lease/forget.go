@@ -1,0 +1,116 @@
+package lease
+
+import "time"
+
+const (
+	// memory is how long a 4-tuple is remembered after its last use, so that
+	// the least recently used port can be told: twice the maximum segment
+	// lifetime of RFC 9293 section 3.4.2, which covers what firewalls keep
+	// of a closed flow.
+	memory = 4 * time.Minute
+
+	// slack is the least time between two sweeps.
+	slack = memory / 8
+
+	// sweepBatch is how many records go under one lock: some 0.1 ms.
+	sweepBatch = 1000
+)
+
+// recency is the tuples that are not held, in the order of their release.
+type recency struct {
+	oldest, newest *tuple
+	timer          *time.Timer // nil until the first release
+	armed          bool
+}
+
+// remember notes that a tuple is no longer held, and when to forget it.
+func (t *Table) remember(tu *tuple, now stamp) {
+	r := &t.recency
+	tu.remembered = true
+	tu.due = now.add(memory)
+	if tu.older = r.newest; tu.older != nil {
+		tu.older.newer = tu
+	} else {
+		r.oldest = tu
+	}
+	r.newest = tu
+	t.armSweep(now)
+}
+
+// recall undoes remember, if it was done.
+func (t *Table) recall(tu *tuple) {
+	if !tu.remembered {
+		return
+	}
+	r := &t.recency
+	if tu.older != nil {
+		tu.older.newer = tu.newer
+	} else {
+		r.oldest = tu.newer
+	}
+	if tu.newer != nil {
+		tu.newer.older = tu.older
+	} else {
+		r.newest = tu.older
+	}
+	tu.older, tu.newer, tu.remembered = nil, nil, false
+}
+
+// armSweep sets the timer for the oldest tuple, unless it is set. It is not set
+// back when that tuple is taken: at most one call in slack finds nothing.
+func (t *Table) armSweep(now stamp) {
+	r := &t.recency
+	if r.armed || r.oldest == nil {
+		return
+	}
+	r.armed = true
+	after := max(time.Duration(r.oldest.due-now), slack)
+	if r.timer == nil {
+		r.timer = time.AfterFunc(after, t.sweep)
+	} else {
+		r.timer.Reset(after)
+	}
+}
+
+// sweep forgets what is due.
+func (t *Table) sweep() {
+	for t.sweepSome() {
+	}
+}
+
+// sweepSome forgets some of what is due and returns whether there is more.
+func (t *Table) sweepSome() bool {
+	now := t.lock()
+	defer t.unlock()
+	for range sweepBatch {
+		tu := t.recency.oldest
+		if tu == nil || tu.due > now {
+			t.recency.armed = false
+			t.armSweep(now)
+			return false
+		}
+		switch {
+		case tu.state == ready:
+			t.forget(tu)
+		case tu.rested > now: // a rest longer than memory
+			t.recall(tu)
+			t.remember(tu, now)
+		default: // nobody has looked since its rest ended
+			tu.leave()
+			t.deliver(tu, now)
+		}
+	}
+	return true
+}
+
+// forget drops the record of a ready tuple: it is fresh again, the last of them.
+func (t *Table) forget(tu *tuple) {
+	t.recall(tu)
+	tu.leave()
+	for e := tu.entries; e != nil; e = e.next {
+		e.pool.fresh.push(tu.port)
+	}
+	tu.entries = nil
+	delete(tu.pair.tuples, tu.port)
+	tu.pool.unref()
+}

@@ -1,0 +1,124 @@
+package lease
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"pinproxy/rules"
+)
+
+// Request says what a flow needs.
+type Request struct {
+	Pin rules.Pin
+	Dst netip.AddrPort
+
+	// Cooldown is the least time between the release of this lease and the
+	// next use of its 4-tuple, whoever asks next.
+	Cooldown time.Duration
+
+	// Wait is how long to queue when every port is taken; 0 is not at all.
+	Wait time.Duration
+
+	// Reclaim is how long another flow must have been idle to be asked to
+	// close while this request waits; 0 asks nobody.
+	Reclaim time.Duration
+
+	// Holder is the flow. Without one the lease is never reclaimed, and
+	// listings cannot name it.
+	Holder Holder
+}
+
+// Holder is a flow that holds a lease. Both methods may be called from any
+// goroutine, also for a moment after the lease was released.
+type Holder interface {
+	// IdleSince returns when the flow last carried data; the zero time
+	// means that it is busy now. Time before the lease began does not
+	// count. It is called with the table locked: it must not block, nor
+	// call the table.
+	IdleSince() time.Time
+
+	// Reclaim asks the flow to close in order. It must not block. The flow
+	// releases its lease itself, when the connection has ended, and sees
+	// to it that this takes a bounded time. It is called at most once for a
+	// lease, without locks held.
+	Reclaim()
+}
+
+// Lease is the exclusive right to one 4-tuple. Its methods are safe for
+// concurrent use.
+type Lease struct {
+	tuple    *tuple
+	holder   Holder
+	cooldown time.Duration
+	since    stamp
+}
+
+// Local returns the source address and port to bind. The address is unspecified
+// (0.0.0.0 or ::, of the destination's family) when the pin has none.
+func (l *Lease) Local() netip.AddrPort { return l.tuple.local() }
+
+// Release gives the 4-tuple back; the socket must be closed by now. Nobody gets
+// it before rest is over, which is for what the kernel still holds (TIME_WAIT),
+// nor before the rule's cooldown is; the two run side by side. The second and
+// later calls do nothing.
+func (l *Lease) Release(rest time.Duration) {
+	tu := l.tuple
+	t := tu.pair.table
+	now := t.lock()
+	defer t.unlock()
+	if tu.lease != l {
+		return
+	}
+	tu.vacate()
+	t.releases++
+	tu.order = t.releases
+	tu.rested = now.add(max(rest, l.cooldown, 0))
+	t.remember(tu, now)
+	if tu.rested > now {
+		tu.enter(resting, int64(tu.rested))
+		tu.settle(now)
+		return
+	}
+	t.deliver(tu, now)
+}
+
+// withdraw gives back a lease that its flow never saw: the 4-tuple was not used,
+// so it needs no rest and keeps its turn. The table is locked.
+func (l *Lease) withdraw(now stamp) {
+	tu := l.tuple
+	t := tu.pair.table
+	tu.vacate()
+	t.remember(tu, now)
+	t.deliver(tu, now)
+}
+
+// ends returns the request's pair, or why there can't be one.
+func (r *Request) ends() (pairKey, error) {
+	dst := netip.AddrPortFrom(r.Dst.Addr().Unmap(), r.Dst.Port())
+	if !dst.IsValid() {
+		return pairKey{}, errors.New("destination has no address")
+	}
+	if r.Pin.Ports().Len() == 0 {
+		return pairKey{}, errors.New("pin has no ports")
+	}
+	key := keyOf(r.Pin, dst)
+	if key.src.Is4() != dst.Addr().Is4() {
+		return pairKey{}, fmt.Errorf("source address %s is of the other family", key.src)
+	}
+	return key, nil
+}
+
+// keyOf returns the pair of a pin and a destination without a mapped address.
+func keyOf(pin rules.Pin, dst netip.AddrPort) pairKey {
+	src := pin.Addr().Unmap()
+	switch {
+	case src.IsValid():
+	case dst.Addr().Is4():
+		src = netip.IPv4Unspecified()
+	default:
+		src = netip.IPv6Unspecified()
+	}
+	return pairKey{src: src, dst: dst}
+}

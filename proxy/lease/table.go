@@ -1,0 +1,146 @@
+package lease
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"pinproxy/rules"
+)
+
+// Table hands out leases. It is safe for concurrent use.
+type Table struct {
+	epoch time.Time // stamps count from here
+
+	mu       sync.Mutex
+	pairs    map[pairKey]*pair
+	recency  recency
+	releases int64  // so far
+	arrivals uint64 // waiters so far
+	held     int    // leases
+	waiting  int    // requests
+	asks     []Holder
+}
+
+// NewTable returns an empty table. It starts nothing and needs no closing.
+func NewTable() *Table {
+	return &Table{epoch: time.Now(), pairs: make(map[pairKey]*pair)}
+}
+
+// lock locks the table and returns the time, which therefore never goes back
+// from one locker to the next.
+func (t *Table) lock() stamp {
+	t.mu.Lock()
+	return t.stamp(time.Now())
+}
+
+// unlock unlocks the table, then does what must be done without the lock.
+func (t *Table) unlock() {
+	asks := t.asks
+	t.asks = nil
+	t.mu.Unlock()
+	for _, h := range asks {
+		h.Reclaim()
+	}
+}
+
+// Acquire returns a lease of the pin's least recently used free port towards the
+// destination. If there is none it waits its turn, for r.Wait at most. The error
+// is a *BusyError when that ends, wraps ctx's when ctx ends first, and is neither
+// if the request makes no sense. The caller owns the lease and must release it.
+func (t *Table) Acquire(ctx context.Context, r Request) (*Lease, error) {
+	key, err := r.ends()
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, r.failed(err)
+	}
+	l, w, err := t.tryOrJoin(key, &r)
+	if w == nil {
+		return l, err
+	}
+	w.wait(ctx)
+	return t.finish(ctx, w)
+}
+
+// tryOrJoin takes a free port, or joins the queue, or says why not.
+func (t *Table) tryOrJoin(key pairKey, r *Request) (*Lease, *waiter, error) {
+	now := t.lock()
+	defer t.unlock()
+	p := t.pool(key, r.Pin)
+	p.refs++
+	defer p.unref()
+	p.thaw(now)
+	if tu := p.take(); tu != nil {
+		return t.grant(tu, p, r, now), nil, nil
+	}
+	if r.Wait <= 0 {
+		return nil, nil, p.busy(0, now)
+	}
+	w := p.join(r)
+	p.settle(now)
+	return nil, w, nil
+}
+
+// finish ends a wait. Who comes first, the one who gives a lease or the end of
+// the wait, is decided by the lock.
+func (t *Table) finish(ctx context.Context, w *waiter) (*Lease, error) {
+	now := t.lock()
+	defer t.unlock()
+	p := w.pool
+	ended := ctx.Err()
+	if ended == nil && w.lease == nil {
+		p.thaw(now) // a rest may end together with Wait
+	}
+	switch {
+	case w.lease != nil && ended == nil:
+		return w.lease, nil
+	case w.lease != nil:
+		w.lease.withdraw(now)
+		return nil, w.request.failed(ended)
+	}
+	w.leave()
+	p.settle(now)
+	defer p.unref()
+	if ended != nil {
+		return nil, w.request.failed(ended)
+	}
+	return nil, p.busy(w.request.Wait, now)
+}
+
+// failed says what could not be done.
+func (r *Request) failed(err error) error {
+	return fmt.Errorf("lease %s to %s: %w", r.Pin, r.Dst, err)
+}
+
+// Held lists the ports of the pin that are in use towards dst, by port, whichever
+// pin they were leased for.
+func (t *Table) Held(dst netip.AddrPort, pin rules.Pin) []Held {
+	t.lock()
+	defer t.unlock()
+	pr := t.pairs[keyOf(pin, netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port()))]
+	if pr == nil {
+		return nil
+	}
+	var list []Held
+	for port, tu := range pr.tuples {
+		if tu.state == held && pin.Ports().Contains(port) {
+			list = append(list, tu.held())
+		}
+	}
+	slices.SortFunc(list, func(a, b Held) int { return cmp.Compare(a.Local.Port(), b.Local.Port()) })
+	return list
+}
+
+// Counts returns how many leases are held and how many requests wait, over all
+// destinations.
+func (t *Table) Counts() (held, waiting int) {
+	t.lock()
+	defer t.unlock()
+	return t.held, t.waiting
+}

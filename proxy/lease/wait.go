@@ -1,0 +1,114 @@
+package lease
+
+import (
+	"context"
+	"time"
+)
+
+// waiter is a request in its pool's queue.
+type waiter struct {
+	pool    *pool
+	request Request
+	arrival uint64 // Table.arrivals: the order among all pools
+
+	ahead, behind *waiter
+
+	lease   *Lease // set, under the table's lock, before granted is closed
+	granted chan struct{}
+}
+
+// queue is a pool's waiters, first come first.
+type queue struct {
+	first, last *waiter
+	len         int
+}
+
+// join puts a request at the end of the pool's queue, with a reference.
+func (p *pool) join(r *Request) *waiter {
+	t := p.pair.table
+	t.arrivals++
+	t.waiting++
+	w := &waiter{pool: p, request: *r, arrival: t.arrivals, granted: make(chan struct{})}
+	q := &p.waiters
+	if w.ahead = q.last; w.ahead != nil {
+		w.ahead.behind = w
+	} else {
+		q.first = w
+	}
+	q.last = w
+	q.len++
+	p.refs++
+	p.hurry(r.Reclaim)
+	return w
+}
+
+// leave takes w out of the queue. The caller then unrefs the pool.
+func (w *waiter) leave() {
+	q := &w.pool.waiters
+	if w.ahead != nil {
+		w.ahead.behind = w.behind
+	} else {
+		q.first = w.behind
+	}
+	if w.behind != nil {
+		w.behind.ahead = w.ahead
+	} else {
+		q.last = w.ahead
+	}
+	q.len--
+	w.pool.pair.table.waiting--
+	w.pool.calm(w.request.Reclaim)
+}
+
+// wait returns when the request has a lease, or its time is up, or ctx ends.
+func (w *waiter) wait(ctx context.Context) {
+	timer := time.NewTimer(w.request.Wait)
+	defer timer.Stop()
+	select {
+	case <-w.granted:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// next returns the longest-waiting of all who can use the tuple, nil if nobody.
+func (tu *tuple) next() *waiter {
+	var next *waiter
+	for e := tu.entries; e != nil; e = e.next {
+		if w := e.pool.waiters.first; w != nil && (next == nil || w.arrival < next.arrival) {
+			next = w
+		}
+	}
+	return next
+}
+
+// deliver gives a tuple that is in no heap to the longest-waiting, or makes it
+// ready.
+func (t *Table) deliver(tu *tuple, now stamp) {
+	tu.setAsked(false)
+	if w := tu.next(); w != nil {
+		w.leave()
+		w.lease = t.grant(tu, w.pool, &w.request, now)
+		close(w.granted)
+		w.pool.unref()
+	} else {
+		tu.enter(ready, tu.order)
+	}
+	tu.settle(now)
+}
+
+// grant makes the lease of a tuple that is in no heap.
+func (t *Table) grant(tu *tuple, p *pool, r *Request, now stamp) *Lease {
+	t.recall(tu)
+	t.held++
+	tu.lease = &Lease{tuple: tu, holder: r.Holder, cooldown: r.Cooldown, since: now}
+	tu.enter(held, int64(now))
+	if before := tu.pool; before != p {
+		tu.pool = p
+		p.refs++
+		if before != nil {
+			before.unref()
+		}
+	}
+	return tu.lease
+}
