@@ -1,0 +1,157 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"pinproxy/netstack/link"
+	"pinproxy/proxy"
+	"pinproxy/rules"
+)
+
+// options is the command line, parsed.
+type options struct {
+	command string // "" or "cleanup"
+	help    bool
+	version bool
+
+	set         *rules.Set
+	tun         string
+	offload     bool
+	dialTimeout time.Duration
+	strict      bool
+	dryRun      bool
+	logLevel    slog.Level
+	logJSON     bool
+}
+
+// usageError is a mistake on the command line.
+type usageError struct {
+	msg  string
+	hint string
+}
+
+func (e *usageError) Error() string { return e.msg }
+
+// parseArgs reads the command line. Its errors are *usageError, *rules.SyntaxError
+// or *rules.ConflictError; each means exit status 2.
+func parseArgs(args []string) (options, error) {
+	o := options{}
+	var ruleTexts, ruleFiles []string
+	var offload, format string
+	fs := pflag.NewFlagSet("pinproxy", pflag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.BoolVarP(&o.help, "help", "h", false, "")
+	fs.BoolVar(&o.version, "version", false, "")
+	fs.StringArrayVarP(&ruleTexts, "rule", "r", nil, "")
+	fs.StringArrayVarP(&ruleFiles, "rules", "f", nil, "")
+	fs.StringVar(&o.tun, "tun", link.Default, "")
+	fs.StringVar(&offload, "offload", "auto", "")
+	fs.DurationVar(&o.dialTimeout, "dial-timeout", proxy.DefaultDialTimeout, "")
+	fs.BoolVar(&o.strict, "strict", false, "")
+	fs.BoolVar(&o.dryRun, "dry-run", false, "")
+	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "")
+	fs.StringVar(&format, "log-format", "text", "")
+	if err := fs.Parse(args); err != nil {
+		return o, &usageError{strings.TrimPrefix(err.Error(), "pflag: "), "pinproxy --help"}
+	}
+	if o.help || o.version {
+		return o, nil
+	}
+	if err := o.positional(fs.Args(), ruleTexts); err != nil {
+		return o, err
+	}
+	if o.command != "" {
+		return o, nil
+	}
+	var err error
+	if o.offload, err = choice("offload", offload, "off", "auto"); err != nil {
+		return o, err
+	}
+	if o.logJSON, err = choice("log-format", format, "text", "json"); err != nil {
+		return o, err
+	}
+	if o.dialTimeout <= 0 {
+		return o, &usageError{fmt.Sprintf("--dial-timeout %s: must be more than 0", o.dialTimeout), "pinproxy --dial-timeout 30s …"}
+	}
+	o.set, err = loadRules(ruleTexts, ruleFiles)
+	return o, err
+}
+
+// positional reads what is no flag: nothing, or a command.
+func (o *options) positional(args, ruleTexts []string) error {
+	switch {
+	case len(args) == 0:
+		return nil
+	case len(args) == 1 && args[0] == "cleanup":
+		o.command = args[0]
+		return nil
+	case len(ruleTexts) == 0 && strings.Contains(args[0], "="):
+		return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), "pinproxy --rule " + quote(args[0])}
+	case len(ruleTexts) > 0 && isOption(args[0]):
+		// An option of the rule that the shell has split off.
+		return &usageError{fmt.Sprintf("unexpected argument %q: a rule with options is one argument, so quote it", args[0]),
+			"pinproxy --rule " + quote(ruleTexts[len(ruleTexts)-1]+" "+strings.Join(args, " "))}
+	}
+	return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), "pinproxy --help"}
+}
+
+func isOption(arg string) bool {
+	return strings.HasPrefix(arg, "busy=") || strings.HasPrefix(arg, "cooldown=")
+}
+
+// choice reads a flag with two values and says whether it has the second.
+func choice(flag, value, no, yes string) (bool, error) {
+	if !slices.Contains([]string{no, yes}, value) {
+		return false, &usageError{fmt.Sprintf("--%s %s: is neither %s nor %s", flag, value, yes, no), fmt.Sprintf("pinproxy --%s %s …", flag, yes)}
+	}
+	return value == yes, nil
+}
+
+// loadRules parses all rules and makes them one set.
+func loadRules(texts, files []string) (*rules.Set, error) {
+	var all []*rules.Rule
+	for _, text := range texts {
+		r, err := rules.Parse(text)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	for _, file := range files {
+		list, err := readRules(file)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, list...)
+	}
+	if len(all) == 0 {
+		msg := "no rule given"
+		if len(files) > 0 {
+			msg = "no rule in " + strings.Join(files, ", ")
+		}
+		return nil, &usageError{msg, "pinproxy --rule 'google.co.uk:443=63999'"}
+	}
+	return rules.NewSet(all)
+}
+
+func readRules(file string) ([]*rules.Rule, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		var path *os.PathError
+		if errors.As(err, &path) {
+			err = path.Err
+		}
+		return nil, &usageError{fmt.Sprintf("read rules file %s: %s", file, err), ""}
+	}
+	defer f.Close()
+	return rules.ParseFile(file, f)
+}

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"pinproxy/netstack/host"
+	"pinproxy/rules"
+)
+
+const (
+	// routeTimeout bounds one change of routes. The kernel needs microseconds.
+	routeTimeout = 2 * time.Second
+	// expireEvery is how often addresses that nobody needs any more are looked for.
+	expireEvery = time.Second
+)
+
+// router captures destinations. *host.Host is one.
+type router interface {
+	Add(ctx context.Context, list []host.Capture) error
+	Remove(ctx context.Context, list []host.Capture) error
+}
+
+// learner is the way from a DNS answer to a route: what names learns, routes
+// carries out. It is the dns.Observer of pinproxy.
+type learner struct {
+	set    *rules.Set
+	names  *rules.Names
+	routes router
+	log    *slog.Logger
+
+	mu sync.Mutex // held from a change of names to that of the routes
+}
+
+// Wants implements dns.Observer.
+func (l *learner) Wants(name string) bool { return len(l.set.NameSets(name)) > 0 }
+
+// Observe implements dns.Observer, for answers to an application.
+func (l *learner) Observe(name string, addrs []netip.Addr, ttl time.Duration) error {
+	return l.learn(name, addrs, ttl, true)
+}
+
+// refresh is for answers to ourselves.
+func (l *learner) refresh(name string, addrs []netip.Addr, ttl time.Duration) error {
+	return l.learn(name, addrs, ttl, false)
+}
+
+// learn returns when connections to addrs are captured.
+func (l *learner) learn(name string, addrs []netip.Addr, ttl time.Duration, asked bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), routeTimeout)
+	defer cancel()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	learned, err := l.names.Observe(name, addrs, ttl, asked, time.Now())
+	for _, s := range learned.Shared {
+		l.log.Warn(s.String())
+	}
+	if len(learned.Add) > 0 {
+		if aerr := l.routes.Add(ctx, learned.Add); aerr != nil {
+			l.names.Lost(learned.Add)
+			err = errors.Join(err, aerr)
+		} else {
+			l.log.Debug("captured", "name", name, "addrs", addrs, "ttl", ttl)
+		}
+	}
+	return errors.Join(err, l.withdraw(ctx, learned.Drop))
+}
+
+// expire takes away what nothing needs any more, until ctx ends.
+func (l *learner) expire(ctx context.Context) error {
+	tick := time.NewTicker(expireEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if err := l.sweep(ctx); err != nil && ctx.Err() == nil {
+			l.log.Warn("release expired addresses: " + err.Error())
+		}
+	}
+}
+
+func (l *learner) sweep(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, routeTimeout)
+	defer cancel()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.withdraw(ctx, l.names.Expired(time.Now()))
+}
+
+// withdraw takes captures away, routes first: until then connections are still
+// decided. Those that a flow began to use meanwhile are put back. l.mu is held.
+func (l *learner) withdraw(ctx context.Context, gone []rules.Capture) error {
+	if len(gone) == 0 {
+		return nil
+	}
+	err := l.routes.Remove(ctx, gone)
+	if revived := l.names.Forget(gone); len(revived) > 0 {
+		err = errors.Join(err, l.routes.Add(ctx, revived))
+	}
+	return err
+}

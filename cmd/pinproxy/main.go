@@ -1,0 +1,64 @@
+// Command pinproxy pins the source ports of this host's connections by rule.
+//
+//	pinproxy --rule 'google.co.uk:443=63999'
+//
+// See docs/pinproxy.8. The files: flags.go is the command line, words.go all that
+// is said to the user, run.go the only place where the packages meet, learn.go
+// the way from a DNS answer to a route, cleanup.go and notify.go what their names say.
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	stop, now := signals()
+	os.Exit(run(stop, now, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// signals returns a context that ends at the first signal to end, and one that
+// ends at the second. A third ends the process as if we did not listen.
+func signals() (stop, now context.Context) {
+	stop, first := context.WithCancel(context.Background())
+	now, second := context.WithCancel(context.Background())
+	c := make(chan os.Signal, 2)
+	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	go func() {
+		<-c
+		first()
+		<-c
+		second()
+		signal.Reset()
+	}()
+	return stop, now
+}
+
+// run is the whole program: it ends in order when stop ends, at once when now
+// does, and returns the exit status.
+func run(stop, now context.Context, args []string, stdout, stderr io.Writer) int {
+	say := words{stderr}
+	o, err := parseArgs(args)
+	if err != nil {
+		return say.error(err)
+	}
+	switch {
+	case o.help:
+		return say.print(stdout, usage)
+	case o.version:
+		return say.print(stdout, version())
+	case o.command == "cleanup":
+		err = cleanup(stop, stdout, stderr)
+	case o.dryRun:
+		err = dryRun(stop, o, stdout)
+	default:
+		err = serve(stop, now, o, stderr)
+	}
+	if err != nil {
+		return say.error(err)
+	}
+	return exitOK
+}

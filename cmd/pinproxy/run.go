@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"pinproxy/netstack"
+	"pinproxy/netstack/dns"
+	"pinproxy/netstack/host"
+	"pinproxy/netstack/link"
+	"pinproxy/proxy"
+	"pinproxy/rules"
+)
+
+const (
+	drainGrace  = 5 * time.Second // for flows that move bytes when we are told to end
+	undoTimeout = 5 * time.Second // for taking the host's changes back
+	dnsPort     = 53
+)
+
+// stateDir is where the state file goes: systemd's RuntimeDirectory= if it gave
+// us one, for we may not write to /run then.
+func stateDir() string {
+	if dir := os.Getenv("RUNTIME_DIRECTORY"); dir != "" {
+		return dir
+	}
+	return "/run"
+}
+
+// hostConfig says in the host's terms what the rules ask for.
+func hostConfig(o options, log *slog.Logger) host.Config {
+	c := host.Config{
+		Link:     o.tun,
+		Captures: o.set.Static(),
+		DNS:      o.set.HasNames(),
+		Strict:   o.strict,
+		Reserve:  o.set.PinPorts().Ranges(),
+		StateDir: stateDir(),
+		Log:      log,
+	}
+	for _, ports := range o.set.PortSets() {
+		c.PortSets = append(c.PortSets, ports.Ranges())
+	}
+	return c
+}
+
+// serve pins for the whole host until stop ends, then ends in order; when now
+// ends, at once. The host is left as it was in either case.
+func serve(stop, now context.Context, o options, stderr io.Writer) (err error) {
+	log := newLog(stderr, o)
+	lock, err := host.Hold(stop)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Release()) }()
+	left, err := lock.Cleanup(stop, stateDir())
+	if err != nil {
+		return err
+	}
+	for _, line := range left {
+		log.Info("cleaned up after a killed pinproxy", "did", line)
+	}
+
+	dev, err := link.Open(link.Config{Name: o.tun, Offload: o.offload})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dev.Close()) }()
+	if o.offload && !dev.Offload() {
+		log.Warn("the kernel gives the device no offloads: it will be several times slower", "link", dev.Name())
+	}
+	return capture(stop, now, o, dev, log)
+}
+
+// capture puts the parts together and runs them.
+func capture(stop, now context.Context, o options, dev *link.Link, log *slog.Logger) error {
+	config := hostConfig(o, log)
+	config.Link, config.MTU = dev.Name(), dev.MTU()
+	h, err := host.New(config)
+	if err != nil {
+		return err
+	}
+	names := rules.NewNames(o.set, rules.Limits{})
+	learn := &learner{set: o.set, names: names, routes: h, log: log}
+	sockets := proxy.Sockets{Mark: host.Mark}
+	relay := dns.NewRelay(sockets.DialPlain, learn, log, dns.Limits{})
+	resolver := dns.NewResolver(sockets.DialPlain, learn.refresh, log)
+	pins := proxy.New(proxy.Config{
+		Names:       names,
+		Dialer:      sockets,
+		Log:         log,
+		DialTimeout: o.dialTimeout,
+		Direct:      func(dst netip.AddrPort) bool { return dst.Port() == dnsPort && o.set.HasNames() },
+		Wrap: func(dst netip.AddrPort, c proxy.Conn) proxy.Conn {
+			if dst.Port() == dnsPort && o.set.HasNames() {
+				return dns.Tap(c, learn, log)
+			}
+			return c
+		},
+	})
+	stack, err := netstack.New(dev, netstack.Config{Datagrams: func(d *netstack.Datagram) { relay.Handle(d) }})
+	if err != nil {
+		return err
+	}
+
+	// The parts go on while flows are ended in order, so stop does not reach them.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))
+	defer cancel()
+	parts, ctx := errgroup.WithContext(ctx)
+	parts.Go(func() error { return relay.Serve(ctx) })
+	parts.Go(func() error {
+		return stack.Serve(ctx, func(ctx context.Context, f *netstack.Flow) { pins.Handle(ctx, f) })
+	})
+	select {
+	case <-stack.Ready():
+	case <-ctx.Done():
+		return parts.Wait()
+	}
+	undo, err := h.Apply(ctx)
+	if err != nil {
+		cancel()
+		return errors.Join(err, parts.Wait())
+	}
+	for _, w := range h.Warnings() {
+		log.Warn(w.Error())
+	}
+	parts.Go(func() error { return h.Run(ctx) })
+	parts.Go(func() error { return learn.expire(ctx) })
+	parts.Go(func() error {
+		return resolver.Run(ctx, o.set.Names(), func() { ready(log, dev, o.set) })
+	})
+
+	select {
+	case <-stop.Done():
+		notify("STOPPING=1")
+		log.Info("ending", "flows", pins.Stats().Live)
+		_ = h.Stop(now)
+		pins.Drain(now, drainGrace)
+	case <-ctx.Done(): // a part has failed
+	}
+	undone, done := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer done()
+	err = undo(undone)
+	cancel()
+	return errors.Join(parts.Wait(), err)
+}
+
+// ready says that connections are being captured.
+func ready(log *slog.Logger, dev *link.Link, set *rules.Set) {
+	log.Info("ready", "link", dev.Name(), "offload", dev.Offload(), "rules", len(set.Rules()))
+	notify("READY=1")
+}
+
+// dryRun prints the changes that serve would make to this host as it is now.
+func dryRun(ctx context.Context, o options, stdout io.Writer) error {
+	c := hostConfig(o, nil)
+	facts, err := host.Look(c.Link)
+	if err != nil {
+		return err
+	}
+	resolved, comments := resolve(ctx, o.set)
+	c.Captures = append(c.Captures, resolved...)
+	steps, err := host.Plan(c, facts)
+	if err != nil {
+		return err
+	}
+	for _, w := range steps.Warnings {
+		comments = append(comments, "warning: "+w.Error())
+	}
+	if _, err := io.WriteString(stdout, steps.String()); err != nil {
+		return fmt.Errorf("print the plan: %w", err)
+	}
+	for _, line := range comments {
+		if _, err := fmt.Fprintf(stdout, "# %s\n", line); err != nil {
+			return fmt.Errorf("print the plan: %w", err)
+		}
+	}
+	return nil
+}
+
+// resolve looks up the exact names of set as any program would, and says in
+// words what can't be planned.
+func resolve(ctx context.Context, set *rules.Set) (captures []host.Capture, comments []string) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for _, name := range set.Names() {
+		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+		if err != nil {
+			comments = append(comments, fmt.Sprintf("no route for %s: %s", name, err))
+		}
+		for _, a := range addrs {
+			a = a.Unmap()
+			for _, s := range set.NameSets(name) {
+				captures = append(captures, host.Capture{Dst: netip.PrefixFrom(a, a.BitLen()), Set: s})
+			}
+		}
+	}
+	if set.HasNames() {
+		comments = append(comments, "and such a route for each address that DNS answers tell of the rules' names, while pinproxy runs")
+	}
+	return captures, comments
+}

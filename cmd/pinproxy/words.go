@@ -1,0 +1,165 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"pinproxy/netstack/host"
+	"pinproxy/netstack/link"
+	"pinproxy/rules"
+)
+
+// All that pinproxy says to its user outside the log is in this file.
+//
+// An error is one line, "pinproxy: error: …": what was being done, to what, and
+// why it failed, in lower case and without a full stop. Where there is a way on,
+// "pinproxy: hint: …" follows with the command to type, or what to do. A hint
+// never repeats the error. Nothing else is printed unless it was asked for.
+
+// Exit status.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+const usage = `pinproxy pins the source ports of TCP connections by rule, for any program.
+
+Usage:
+  pinproxy --rule RULE... [flags]    pin for this whole host, until ended
+  pinproxy cleanup                   undo what a killed pinproxy left behind
+
+Rules, destination=source:
+  google.co.uk:443=63999                     one name, one port
+  *.bank.example:443,8443=63990-63999        names below one, a range: so many at a time
+  10.20.0.0/16:*=192.0.2.10:20000-20999      addresses, any port; the source address too
+  '[2001:db8::/32]:22=1022 busy=wait:10s'    when all ports are taken: wait[:D],
+                                             reclaim[:D], other-address, any, fail
+The most specific rule wins, whatever the order.
+
+Flags:
+  -r, --rule RULE          pin by this rule; repeatable
+  -f, --rules FILE         read rules, one a line, '#' begins a comment; repeatable
+      --tun NAME           name of the TUN device (default pin0)
+      --offload auto|off   segmentation and checksum offload on the device (default auto)
+      --dial-timeout D     how long a destination may take to answer (default 30s)
+      --strict             capture also sockets that are bound to a source address;
+                           this breaks connections that are open when pinproxy starts
+      --dry-run            print each change to the host as a command, change nothing
+      --log-level LEVEL    debug, info, warn or error (default info)
+      --log-format FORMAT  text or json (default text)
+      --version            print the version
+  -h, --help               print this
+
+Example: a partner's firewall lets you in from source port 63999 only.
+  $ sudo pinproxy --rule 'partner.example:443=63999' &
+  $ curl https://partner.example/          # any program, as always
+Exit status: 0 done, 1 failed, 2 bad usage. The manual is pinproxy(8).
+`
+
+// words speaks to the user.
+type words struct{ w io.Writer }
+
+// print writes text that was asked for.
+func (words) print(w io.Writer, text string) int {
+	if _, err := io.WriteString(w, text); err != nil {
+		return exitFailed
+	}
+	return exitOK
+}
+
+// error says what went wrong, and returns the exit status.
+func (s words) error(err error) int {
+	var syntax *rules.SyntaxError
+	var conflict *rules.ConflictError
+	var usage *usageError
+	switch {
+	case errors.As(err, &syntax):
+		fmt.Fprintf(s.w, "pinproxy: error: %s\n%s\n", syntax.Error(), indent(syntax.Caret()))
+		if syntax.Hint != "" {
+			s.hint(ruleHint(syntax))
+		}
+		return exitUsage
+	case errors.As(err, &conflict):
+		fmt.Fprintf(s.w, "pinproxy: error: %s\n", conflict.Error())
+		s.hint("leave one of them out, or make one narrower")
+		return exitUsage
+	case errors.As(err, &usage):
+		fmt.Fprintf(s.w, "pinproxy: error: %s\n", usage.msg)
+		if usage.hint != "" {
+			s.hint(usage.hint)
+		}
+		return exitUsage
+	}
+	fmt.Fprintf(s.w, "pinproxy: error: %s\n", err)
+	if hint := hintFor(err); hint != "" {
+		s.hint(hint)
+	}
+	return exitFailed
+}
+
+func (s words) hint(text string) { fmt.Fprintf(s.w, "pinproxy: hint: %s\n", text) }
+
+// ruleHint is the corrected rule, as it would be typed where it was given.
+func ruleHint(e *rules.SyntaxError) string {
+	if e.Source != "" {
+		return e.Hint
+	}
+	return "pinproxy --rule " + quote(e.Hint)
+}
+
+// hintFor knows the way on for failures that have one.
+func hintFor(err error) string {
+	var held *host.HeldError
+	switch {
+	case errors.As(err, &held) && held.PID != 0:
+		return fmt.Sprintf("stop it by `kill %d`, or add the rule to its command line", held.PID)
+	case errors.Is(err, link.ErrNoTUN):
+		return "modprobe tun"
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EPERM):
+		return "pinproxy needs root, or CAP_NET_ADMIN: sudo pinproxy …"
+	}
+	return ""
+}
+
+// indent sets a quoted text off from the lines around it.
+func indent(text string) string {
+	return "    " + strings.ReplaceAll(text, "\n", "\n    ")
+}
+
+// quote makes text one word for a shell.
+func quote(text string) string {
+	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
+}
+
+// version is one line from what the Go tool chain put into the binary.
+func version() string {
+	v, revision := "(devel)", ""
+	if info, ok := debug.ReadBuildInfo(); ok {
+		if info.Main.Version != "" {
+			v = info.Main.Version
+		}
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" && len(s.Value) >= 12 && !strings.Contains(v, s.Value[:12]) {
+				revision = " " + s.Value[:12]
+			}
+		}
+	}
+	return fmt.Sprintf("pinproxy %s%s %s %s/%s\n", v, revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
+// newLog returns the log, which goes where errors go.
+func newLog(w io.Writer, o options) *slog.Logger {
+	ho := &slog.HandlerOptions{Level: o.logLevel}
+	if o.logJSON {
+		return slog.New(slog.NewJSONHandler(w, ho))
+	}
+	return slog.New(slog.NewTextHandler(w, ho))
+}

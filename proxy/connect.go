@@ -1,0 +1,244 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"pinproxy/proxy/lease"
+	"pinproxy/rules"
+)
+
+// Rest of a port that the kernel would not give us, doubled each time: FIN_WAIT2
+// passes within milliseconds, TIME_WAIT or another program do not.
+const (
+	firstRest = time.Millisecond
+	lastRest  = 250 * time.Millisecond
+)
+
+var (
+	errNoRule = errors.New("no rule is for this destination")
+	errSelf   = errors.New("source and destination are the same address and port: the connection would lead back to itself")
+)
+
+// pinError says that a pin can't be had: the flow must not leave otherwise.
+type pinError struct{ err error }
+
+func (e *pinError) Error() string { return e.err.Error() }
+func (e *pinError) Unwrap() error { return e.err }
+
+// unavailable says whether err is about the pin and not about the upstream.
+func unavailable(err error) bool {
+	var pin *pinError
+	return errors.As(err, &pin)
+}
+
+// leased is what a flow holds while it lives: a lease, or nothing.
+type leased struct{ lease *lease.Lease }
+
+// Release gives the lease back, if there is one.
+func (h leased) Release(rest time.Duration) {
+	if h.lease != nil {
+		h.lease.Release(rest)
+	}
+}
+
+// connect finds the rule's way to an upstream connection. The Conn and the
+// lease are the caller's.
+func (l *live) connect(ctx context.Context) (Conn, leased, error) {
+	rule := l.decision.Rule
+	if rule == nil {
+		if !l.proxy.cfg.Direct(l.flow.Dst()) {
+			return nil, leased{}, &pinError{errNoRule}
+		}
+		c, err := l.dial(ctx, netip.AddrPort{})
+		return c, leased{}, err
+	}
+	c, held, err := l.pinned(ctx, l.flow.Dst(), lease.Request{})
+	if !errors.Is(err, errBusy) {
+		return c, held, err
+	}
+	return l.busy(ctx, rule, err)
+}
+
+// busy goes through the ways of the rule's busy list, after cause has shown that
+// no port is free.
+func (l *live) busy(ctx context.Context, rule *rules.Rule, cause error) (Conn, leased, error) {
+	ways := rule.Busy()
+	wait := waitOf(ways)
+	for _, way := range ways {
+		switch way.Way {
+		case rules.Wait, rules.Reclaim:
+			if wait.Wait == 0 {
+				continue // done already: both stand for one wait
+			}
+			l.tellWaiting(rule, cause, wait)
+			c, held, err := l.pinned(ctx, l.flow.Dst(), wait)
+			if !errors.Is(err, errBusy) {
+				return c, held, err
+			}
+			cause, wait.Wait = err, 0
+		case rules.OtherAddress:
+			for _, other := range l.proxy.cfg.Names.Others(l.decision.Name, l.flow.Dst().Addr()) {
+				c, held, err := l.pinned(ctx, netip.AddrPortFrom(other, l.flow.Dst().Port()), lease.Request{})
+				if err == nil || errors.Is(err, context.Canceled) {
+					return c, held, err
+				}
+			}
+			l.upstream = l.flow.Dst()
+		case rules.Any:
+			l.proxy.cfg.Log.Warn("flow leaves unpinned, as busy=any allows",
+				"src", l.flow.Src().String(), "dst", l.flow.Dst().String(), "rule", rule.String(), "cause", cause.Error())
+			c, err := l.dial(ctx, netip.AddrPort{})
+			return c, leased{}, err
+		case rules.Fail:
+		}
+	}
+	return nil, leased{}, &pinError{cause}
+}
+
+// waitOf returns the one wait that wait and reclaim stand for.
+func waitOf(ways []rules.Busy) lease.Request {
+	r := lease.Request{}
+	for _, way := range ways {
+		switch way.Way {
+		case rules.Wait:
+			r.Wait = way.For
+		case rules.Reclaim:
+			r.Reclaim = way.For
+		}
+	}
+	if r.Reclaim > 0 && r.Wait == 0 {
+		r.Wait = rules.DefaultWait
+	}
+	return r
+}
+
+// tellWaiting hints at busy=reclaim where a flow waits behind an idle one.
+func (l *live) tellWaiting(rule *rules.Rule, cause error, wait lease.Request) {
+	attrs := []slog.Attr{
+		slog.String("src", l.flow.Src().String()),
+		slog.String("dst", l.flow.Dst().String()),
+		slog.String("rule", rule.String()),
+		slog.Duration("for", wait.Wait),
+		slog.String("cause", cause.Error()),
+	}
+	if wait.Reclaim == 0 && l.behindIdle(rule) {
+		attrs = append(attrs, slog.String("hint", "a flow that holds the port is idle; busy=reclaim would end it for the one that waits"))
+	}
+	l.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "flow waits for its source port", attrs...)
+}
+
+func (l *live) behindIdle(rule *rules.Rule) bool {
+	for _, h := range l.proxy.leases.Held(l.flow.Dst(), rule.Pin()) {
+		if h.Holder == nil {
+			continue
+		}
+		if since := h.Holder.IdleSince(); !since.IsZero() && time.Since(since) > time.Second {
+			return true
+		}
+	}
+	return false
+}
+
+// errBusy is in the error of pinned when waiting, or another address, may help.
+var errBusy = lease.ErrBusy
+
+// pinned leases a source port towards dst and dials from it, for as long as
+// how.Wait allows. A port that the kernel holds although the table does not
+// know counts as busy: it rests, and the next is tried.
+func (l *live) pinned(ctx context.Context, dst netip.AddrPort, how lease.Request) (Conn, leased, error) {
+	rule := l.decision.Rule
+	how.Pin, how.Dst, how.Cooldown, how.Holder = rule.Pin(), dst, rule.Cooldown(), l
+	l.upstream = dst
+	deadline := time.Now().Add(how.Wait)
+	wait := how.Wait > 0
+	var refused error // by the kernel, last
+	for rest := firstRest; ; rest = min(2*rest, lastRest) {
+		held, err := l.proxy.leases.Acquire(ctx, how)
+		if err != nil {
+			if refused != nil && errors.Is(err, lease.ErrBusy) {
+				err = fmt.Errorf("%w: %w", lease.ErrBusy, refused)
+			}
+			return nil, leased{}, err
+		}
+		c, err := l.dial(ctx, held.Local())
+		if err == nil {
+			return c, leased{held}, nil
+		}
+		if !taken(err) {
+			held.Release(0)
+			return nil, leased{}, err
+		}
+		held.Release(rest)
+		refused = err
+		if wait {
+			// What is left, but enough to see whether the port is free after its rest.
+			how.Wait = max(time.Until(deadline), time.Nanosecond)
+		}
+	}
+}
+
+// dial connects from pin, the zero value for any source, and verifies that the
+// socket has what the lease says.
+func (l *live) dial(ctx context.Context, pin netip.AddrPort) (Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.proxy.cfg.DialTimeout)
+	defer cancel()
+	if pin == l.upstream {
+		return nil, &pinError{errSelf}
+	}
+	c, err := l.proxy.cfg.Dialer.Dial(ctx, pin, l.upstream)
+	if err != nil {
+		if fromBind(err) && !taken(err) {
+			return nil, &pinError{err}
+		}
+		return nil, err
+	}
+	local, err := verify(c, pin)
+	if err != nil {
+		closeByReset(c)
+		return nil, &pinError{err}
+	}
+	l.mu.Lock()
+	l.local = local
+	l.mu.Unlock()
+	return l.proxy.cfg.Wrap(l.upstream, c), nil
+}
+
+// verify compares the socket's local address with the pin. The kernel ignores
+// some ways of asking for a source port without a word (curl/curl#21888), so
+// what was asked for proves nothing.
+func verify(c Conn, pin netip.AddrPort) (netip.AddrPort, error) {
+	local := addrPort(c.LocalAddr())
+	if pin.IsValid() && (local.Port() != pin.Port() || !pin.Addr().IsUnspecified() && local.Addr() != pin.Addr()) {
+		return local, fmt.Errorf("the socket has the local address %s instead of the pin %s", local, pin)
+	}
+	if local == addrPort(c.RemoteAddr()) {
+		return local, errSelf
+	}
+	return local, nil
+}
+
+// taken says that the kernel holds the 4-tuple or the port: connect found the
+// 4-tuple in use (__inet_check_established), or bind the port (inet_csk_get_port).
+func taken(err error) bool {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return true
+	}
+	return errors.Is(err, syscall.EADDRNOTAVAIL) && !fromBind(err)
+}
+
+func fromBind(err error) bool {
+	var sys *os.SyscallError
+	return errors.As(err, &sys) && sys.Syscall == "bind"
+}
+
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}

@@ -1,0 +1,57 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+)
+
+// keepAlive probes idle upstream connections. An application's own probes end at
+// our netstack, so without these a peer that died would hold its pin for ever,
+// and a stateful firewall would forget a connection that the application
+// believes it keeps alive.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 8}
+
+// Sockets is the Dialer of this system's kernel. It has no state.
+type Sockets struct {
+	// Mark is put on every socket (SO_MARK), so that the capture rules pass it by;
+	// 0: none. It needs CAP_NET_ADMIN.
+	Mark uint32
+}
+
+// Dial connects a TCP socket. Binding is explicit and with SO_REUSEADDR, so that
+// one port can serve many destinations; see the package's theory of operation.
+func (s Sockets) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error) {
+	d := net.Dialer{KeepAliveConfig: keepAlive, Control: s.control}
+	d.SetMultipathTCP(false)
+	if pin.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(pin)
+	}
+	c, err := d.DialContext(ctx, "tcp", dst.String())
+	if err != nil {
+		return nil, err
+	}
+	return newUpstream(c.(*net.TCPConn))
+}
+
+// DialPlain connects a socket with the mark and nothing else, for our own DNS
+// queries and those we relay; network is "udp" or "tcp".
+func (s Sockets) DialPlain(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
+	d := net.Dialer{Control: s.control}
+	return d.DialContext(ctx, network, dst.String())
+}
+
+// control sets the options that must be there before bind and connect.
+func (s Sockets) control(_, _ string, c syscall.RawConn) error {
+	var err error
+	if cerr := c.Control(func(fd uintptr) { err = s.setOptions(fd) }); cerr != nil {
+		return cerr
+	}
+	if err != nil {
+		return fmt.Errorf("mark the socket: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,58 @@
+package proxy
+
+import (
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// setOptions: SO_REUSEADDR is what lets one source port have many connections
+// (inet_csk_bind_conflict), and must be on each socket that uses it.
+func (s Sockets) setOptions(fd uintptr) error {
+	if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return err
+	}
+	if s.Mark == 0 {
+		return nil
+	}
+	return unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(s.Mark))
+}
+
+// flushTimeout is how long a reset waits for written bytes to be acknowledged.
+const flushTimeout = time.Second
+
+// flush waits until the peer has acknowledged what was written to c, because a
+// reset (SO_LINGER 0) throws away what the kernel still holds. It does nothing for
+// conns that are no sockets: those of netstack do it themselves.
+func flush(c Conn) {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return
+	}
+	end := time.Now().Add(flushTimeout)
+	for pause := 50 * time.Microsecond; unsent(raw) && time.Now().Before(end); pause = min(2*pause, 10*time.Millisecond) {
+		time.Sleep(pause) // no event tells of an empty send queue
+	}
+}
+
+// unsent says whether the kernel holds bytes that are not acknowledged, on a
+// connection that could still deliver them.
+func unsent(raw syscall.RawConn) bool {
+	var n int
+	var err error
+	alive := false
+	if cerr := raw.Control(func(fd uintptr) {
+		n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+		if info, ierr := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); ierr == nil {
+			alive = info.State != unix.BPF_TCP_CLOSE
+		}
+	}); cerr != nil || err != nil {
+		return false
+	}
+	return alive && n > 0
+}

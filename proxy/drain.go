@@ -1,0 +1,65 @@
+package proxy
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+const (
+	// drainIdle: a flow that moved no byte for so long is taken to be between
+	// two requests, and is ended at once.
+	drainIdle = time.Second
+	// drainLinger is how much longer the last flows have to answer our FIN.
+	drainLinger = time.Second
+	drainTick   = 50 * time.Millisecond
+)
+
+// Drain ends all flows in order, by FIN on both sides, and returns when none is
+// left. New flows are dropped from now on. Idle flows end at once, those that
+// move bytes may finish until grace is over. Then, or when ctx ends, what is
+// left is reset.
+func (p *Proxy) Drain(ctx context.Context, grace time.Duration) {
+	p.mu.Lock()
+	p.draining = true
+	p.mu.Unlock()
+	start := time.Now()
+	tick := time.NewTicker(drainTick)
+	defer tick.Stop()
+	for {
+		passed := time.Since(start)
+		abort := ctx.Err() != nil || passed > grace+drainLinger
+		left := p.each(func(l *live) {
+			switch {
+			case abort:
+				l.abort()
+			case passed > grace || l.idleFor() >= drainIdle:
+				l.end("stopped")
+			}
+		})
+		if left == 0 || abort {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// each calls f for every live flow, side by side since a reset may wait for bytes
+// under way, and returns their number.
+func (p *Proxy) each(f func(*live)) int {
+	p.mu.Lock()
+	all := make([]*live, 0, len(p.live))
+	for l := range p.live {
+		all = append(all, l)
+	}
+	p.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, l := range all {
+		wg.Go(func() { f(l) })
+	}
+	wg.Wait()
+	return len(all)
+}

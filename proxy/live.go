@@ -1,0 +1,227 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"pinproxy/proxy/lease"
+	"pinproxy/rules"
+)
+
+// endLinger is how long a flow that we end ourselves waits for the other ends
+// to close theirs.
+const endLinger = time.Second
+
+// live is a flow from its decision to its end.
+type live struct {
+	proxy   *Proxy
+	flow    Flow
+	started time.Time
+	cancel  context.CancelFunc
+
+	decision rules.Decision
+	upstream netip.AddrPort // flow.Dst(), or another address of the name
+
+	up, down  atomic.Uint64 // bytes
+	lastMoved atomic.Int64  // when the last byte moved, in nanoseconds after started; 0 until spliced
+	writing   atomic.Int32  // directions with bytes that the other end has not taken yet
+
+	mu       sync.Mutex
+	local    netip.AddrPort // of the upstream socket, once there is one
+	app, net Conn           // while spliced
+	reason   string         // why we ended it, if we did
+}
+
+func newLive(p *Proxy, f Flow, cancel context.CancelFunc) *live {
+	return &live{proxy: p, flow: f, started: time.Now(), cancel: cancel, upstream: f.Dst()}
+}
+
+// run is the life of the flow.
+func (l *live) run(ctx context.Context) {
+	release := l.proxy.cfg.Names.Hold(l.flow.Dst().Addr())
+	defer release()
+	l.decision = l.proxy.cfg.Names.Decide(l.flow.Dst())
+	up, held, err := l.connect(ctx)
+	if err != nil {
+		l.refuse(err)
+		l.fail(err)
+		return
+	}
+	app, err := l.flow.Accept()
+	if err != nil {
+		closeByReset(up)
+		held.Release(0)
+		l.fail(err)
+		return
+	}
+	l.open(app, up)
+	end := l.splice()
+	held.Release(0)
+	l.log(end)
+}
+
+// open makes the flow a spliced one.
+func (l *live) open(app, up Conn) {
+	l.moved()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.app, l.net = app, up
+	if l.reason != "" { // ended while it was being opened
+		l.interrupt()
+	}
+}
+
+// refuse says to the application what the upstream said to us.
+func (l *live) refuse(err error) {
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), isTimeout(err):
+		l.flow.Drop()
+	case unavailable(err):
+		l.flow.Reject(syscall.EACCES)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		l.flow.Reject(syscall.ECONNREFUSED)
+	case errors.Is(err, syscall.ECONNRESET):
+		// The upstream answered and reset at once, before we looked.
+		if app, err := l.flow.Accept(); err == nil {
+			closeByReset(app)
+		}
+	case errors.Is(err, syscall.ENETUNREACH):
+		l.flow.Reject(syscall.ENETUNREACH)
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM): // a local firewall
+		l.flow.Reject(syscall.EACCES)
+	default:
+		l.flow.Reject(syscall.EHOSTUNREACH)
+	}
+}
+
+// fail logs a flow that was never spliced.
+func (l *live) fail(err error) {
+	l.proxy.failed.Add(1)
+	level := slog.LevelWarn
+	switch {
+	case errors.Is(err, context.Canceled):
+		err = errGaveUp
+		level = slog.LevelInfo
+	case !unavailable(err):
+		level = slog.LevelInfo // the network's doing, and the application is told
+	}
+	attrs := append(l.attrs(), slog.String("err", err.Error()))
+	l.proxy.cfg.Log.LogAttrs(context.Background(), level, "flow failed", attrs...)
+}
+
+var errGaveUp = errors.New("the application gave up, or pinproxy stopped")
+
+// log writes the one line of a flow that was spliced.
+func (l *live) log(end string) {
+	l.proxy.ended.Add(1)
+	attrs := append(l.attrs(),
+		slog.Uint64("up", l.up.Load()),
+		slog.Uint64("down", l.down.Load()),
+		slog.String("end", end))
+	l.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "flow", attrs...)
+}
+
+func (l *live) attrs() []slog.Attr {
+	l.mu.Lock()
+	local := l.local
+	l.mu.Unlock()
+	attrs := make([]slog.Attr, 0, 10)
+	attrs = append(attrs, slog.String("src", l.flow.Src().String()), slog.String("dst", l.flow.Dst().String()))
+	if l.upstream != l.flow.Dst() {
+		attrs = append(attrs, slog.String("upstream", l.upstream.String()))
+	}
+	if l.decision.Name != "" {
+		attrs = append(attrs, slog.String("name", l.decision.Name))
+	}
+	if l.decision.Rule != nil {
+		attrs = append(attrs, slog.String("rule", l.decision.Rule.String()))
+	}
+	if local.IsValid() {
+		attrs = append(attrs, slog.String("local", local.String()))
+	}
+	return append(attrs, slog.Duration("took", time.Since(l.started).Round(time.Microsecond)))
+}
+
+// end closes the flow in order: what has been read is delivered, both sides get
+// a FIN and a second to answer it. A flow that is not spliced yet is given up.
+// The first reason counts.
+func (l *live) end(reason string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reason != "" {
+		return
+	}
+	l.reason = reason
+	if l.app == nil {
+		l.cancel()
+		return
+	}
+	l.interrupt()
+}
+
+// interrupt wakes both directions where they read, and bounds what they write.
+// l.mu is held.
+func (l *live) interrupt() {
+	now := time.Now()
+	for _, c := range []Conn{l.app, l.net} {
+		_ = c.SetReadDeadline(now)
+		_ = c.SetWriteDeadline(now.Add(endLinger))
+	}
+}
+
+// abort ends the flow by resets, at once.
+func (l *live) abort() {
+	l.end("stopped")
+	l.mu.Lock()
+	app, up := l.app, l.net
+	l.mu.Unlock()
+	if app != nil {
+		_ = up.SetLinger(0)
+		_ = up.Close()
+		_ = app.SetLinger(0)
+		_ = app.Close()
+	}
+}
+
+func (l *live) ended() (reason string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.reason
+}
+
+// moved notes that a byte moves now. Time is counted from started, for a clock
+// that is set would make idle flows busy and busy ones idle.
+func (l *live) moved() { l.lastMoved.Store(int64(max(time.Since(l.started), 1))) }
+
+// idleFor says how long no byte moved; 0 while the flow is busy.
+func (l *live) idleFor() time.Duration {
+	since := l.IdleSince()
+	if since.IsZero() {
+		return 0
+	}
+	return time.Since(since)
+}
+
+var _ lease.Holder = (*live)(nil)
+
+// IdleSince implements lease.Holder. A flow is busy until it is spliced, and while
+// an end takes its bytes slowly: one chunk may take long then.
+func (l *live) IdleSince() time.Time {
+	last := l.lastMoved.Load()
+	if last == 0 || l.writing.Load() > 0 {
+		return time.Time{}
+	}
+	return l.started.Add(time.Duration(last))
+}
+
+// Reclaim implements lease.Holder.
+func (l *live) Reclaim() { l.end("reclaimed for a waiting flow") }
+
+// String names the flow in messages about who holds a port.
+func (l *live) String() string { return "flow from " + l.flow.Src().String() }

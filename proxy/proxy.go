@@ -1,0 +1,145 @@
+package proxy
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"pinproxy/proxy/lease"
+	"pinproxy/rules"
+)
+
+// Conn is a stream whose directions close one by one; a *net.TCPConn is one. It
+// is an alias of an unnamed type, so that others can have the same.
+//
+// After SetLinger(0) Close ends the stream by a reset.
+type Conn = interface {
+	net.Conn
+	CloseWrite() error
+	SetLinger(sec int) error
+}
+
+// Flow is an application's connection that is not answered yet. It is answered
+// once, by Accept, Reject or Drop.
+type Flow interface {
+	Src() netip.AddrPort // the application
+	Dst() netip.AddrPort // where it connects to
+	// Accept completes the application's handshake. The caller owns the Conn.
+	Accept() (Conn, error)
+	// Reject fails the application's connect(): with ECONNREFUSED, EHOSTUNREACH,
+	// ENETUNREACH, or EACCES for what is administratively prohibited.
+	Reject(errno syscall.Errno)
+	// Drop leaves it without an answer.
+	Drop()
+}
+
+// Names says which rule is for a flow. *rules.Names is one.
+type Names interface {
+	Decide(dst netip.AddrPort) rules.Decision
+	// Others are the other addresses of name, of the family of addr.
+	Others(name string, addr netip.Addr) []netip.Addr
+	// Hold keeps what is known of addr until it is released.
+	Hold(addr netip.Addr) (release func())
+}
+
+// Dialer connects to dst. pin is the source to bind, its address unspecified
+// where any will do, or the zero AddrPort for any source. Errnos stay in the
+// error, those of bind inside an os.SyscallError that says so.
+type Dialer interface {
+	Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error)
+}
+
+// Config of a Proxy. Names, Dialer and Log are needed.
+type Config struct {
+	Names  Names
+	Dialer Dialer
+	Log    *slog.Logger
+
+	// DialTimeout bounds each dial; 0: DefaultDialTimeout.
+	DialTimeout time.Duration
+	// Direct says for which flows that no rule is for to dial from any port. The
+	// others are refused. Nil: none.
+	Direct func(dst netip.AddrPort) bool
+	// Wrap is given each upstream connection and returns what the flow reads and
+	// writes instead, for example one that looks at DNS answers. May be nil.
+	Wrap func(dst netip.AddrPort, c Conn) Conn
+}
+
+// DefaultDialTimeout is how long an upstream may take to answer.
+const DefaultDialTimeout = 30 * time.Second
+
+// Stats are counters since the start.
+type Stats struct {
+	Live   int    // flows in any stage now
+	Ended  uint64 // flows that were spliced
+	Failed uint64 // flows that were not
+}
+
+// Proxy carries flows. All its methods may be called from any goroutine.
+type Proxy struct {
+	cfg    Config
+	leases *lease.Table
+
+	ended, failed atomic.Uint64
+
+	mu       sync.Mutex
+	live     map[*live]struct{}
+	draining bool
+}
+
+// New returns a proxy without flows. It starts nothing.
+func New(c Config) *Proxy {
+	if c.DialTimeout == 0 {
+		c.DialTimeout = DefaultDialTimeout
+	}
+	if c.Direct == nil {
+		c.Direct = func(netip.AddrPort) bool { return false }
+	}
+	if c.Wrap == nil {
+		c.Wrap = func(_ netip.AddrPort, c Conn) Conn { return c }
+	}
+	return &Proxy{cfg: c, leases: lease.NewTable(), live: make(map[*live]struct{})}
+}
+
+// Handle carries one flow from its decision to its end, and returns then. ctx
+// ends when the application gives up before it is answered, or everything
+// stops; open flows are not ended by it, but by their ends or by Drain.
+func (p *Proxy) Handle(ctx context.Context, f Flow) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l := newLive(p, f, cancel)
+	if !p.add(l) {
+		f.Drop()
+		return
+	}
+	defer p.remove(l)
+	l.run(ctx)
+}
+
+func (p *Proxy) add(l *live) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.draining {
+		return false
+	}
+	p.live[l] = struct{}{}
+	return true
+}
+
+func (p *Proxy) remove(l *live) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.live, l)
+}
+
+// Stats returns the counters.
+func (p *Proxy) Stats() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return Stats{Live: len(p.live), Ended: p.ended.Load(), Failed: p.failed.Load()}
+}

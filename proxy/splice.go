@@ -1,0 +1,170 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// chunkSize is how much is read at a time. 64 KiB cost a fifth of the throughput.
+const chunkSize = 256 << 10
+
+// chunks holds the buffers. A flow has one only while bytes move.
+var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
+
+// A conn that can tell when a read would not block, or that takes a buffer only
+// then, costs no buffer while it is idle. Others hold one.
+type (
+	readWaiter  interface{ WaitRead() error }
+	chunkReader interface {
+		readChunk() (*[chunkSize]byte, int, error)
+	}
+)
+
+// direction is one way through a spliced flow.
+type direction struct {
+	flow     *live
+	src, dst Conn
+	bytes    *atomic.Uint64
+	// What ended it: reading, writing, or neither at the end of the stream.
+	readErr, writeErr error
+}
+
+// splice carries bytes both ways until both have ended, closes both conns, and
+// says how it ended.
+func (l *live) splice() string {
+	up := &direction{flow: l, src: l.app, dst: l.net, bytes: &l.up}
+	down := &direction{flow: l, src: l.net, dst: l.app, bytes: &l.down}
+	var wg sync.WaitGroup
+	wg.Go(up.carry)
+	down.carry()
+	wg.Wait()
+	// An end that broke while being written to: its own reading side has ended by
+	// now, maybe long ago by FIN, so the other end has still to be told.
+	if up.writeErr != nil {
+		closeByReset(l.app)
+	}
+	if down.writeErr != nil {
+		closeByReset(l.net)
+	}
+	_ = l.app.Close()
+	_ = l.net.Close()
+	return l.ending(up, down)
+}
+
+// carry is the goroutine of one direction. The end of src's stream becomes a FIN
+// to dst. An error of src becomes a reset of dst, which also ends the other
+// direction. An error of dst is left to that other direction, which reads from
+// dst and sees the rest of its bytes and then the same end.
+func (d *direction) carry() {
+	d.pump()
+	switch {
+	case d.writeErr != nil:
+	case errors.Is(d.readErr, os.ErrDeadlineExceeded): // we end the flow
+		_ = d.dst.CloseWrite()
+		d.discard()
+	case d.readErr != nil:
+		closeByReset(d.dst)
+	default:
+		_ = d.dst.CloseWrite()
+	}
+}
+
+// pump moves bytes until src ends or either side fails.
+func (d *direction) pump() {
+	for {
+		buf, n, err := d.next()
+		if n > 0 {
+			d.bytes.Add(uint64(n))
+			d.flow.writing.Add(1)
+			_, d.writeErr = d.dst.Write(buf[:n])
+			d.flow.moved()
+			d.flow.writing.Add(-1)
+		}
+		if buf != nil {
+			chunks.Put(buf)
+		}
+		if d.writeErr != nil {
+			return
+		}
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				d.readErr = err
+			}
+			return
+		}
+	}
+}
+
+// next reads a chunk. The buffer goes back to chunks after use; nil if none was taken.
+func (d *direction) next() (*[chunkSize]byte, int, error) {
+	switch src := d.src.(type) {
+	case chunkReader:
+		return src.readChunk()
+	case readWaiter:
+		if err := src.WaitRead(); err != nil {
+			return nil, 0, err
+		}
+	}
+	buf := chunks.Get().(*[chunkSize]byte)
+	n, err := d.src.Read(buf[:])
+	return buf, n, err
+}
+
+// discard waits for src to end its stream after we have ended the flow, and no
+// longer than endLinger. What still comes has nowhere to go.
+func (d *direction) discard() {
+	_ = d.src.SetReadDeadline(time.Now().Add(endLinger))
+	_, _ = io.Copy(io.Discard, struct{ io.Reader }{d.src})
+}
+
+// ending says in the log's words how the flow ended.
+func (l *live) ending(up, down *direction) string {
+	if reason := l.ended(); reason != "" {
+		return reason
+	}
+	switch {
+	case broken(up.readErr):
+		return "reset by application" + timedOut(up.readErr)
+	case broken(down.readErr):
+		return "reset by upstream" + timedOut(down.readErr)
+	case up.writeErr != nil:
+		return "reset by upstream" + timedOut(up.writeErr)
+	case down.writeErr != nil:
+		return "reset by application" + timedOut(down.writeErr)
+	}
+	return "closed"
+}
+
+// broken leaves out the reads that ended because we closed or reset the conn ourselves.
+func broken(err error) bool {
+	return err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ECONNABORTED)
+}
+
+func timedOut(err error) string {
+	if errors.Is(err, syscall.ETIMEDOUT) {
+		return ": timed out"
+	}
+	return ""
+}
+
+// closeByReset ends c by a reset, behind the bytes that were written to it.
+func closeByReset(c Conn) {
+	flush(c)
+	_ = c.SetLinger(0)
+	_ = c.Close()
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok {
+		ap := t.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+	}
+	return netip.AddrPort{}
+}
