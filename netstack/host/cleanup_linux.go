@@ -1,0 +1,129 @@
+package host
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Cleanup takes back what a killed pinproxy left in the network namespace of the calling thread: every
+// rule and route with our protocol number, and the reserved ports of the state file in stateDir. It
+// returns the lines a person would have typed; none if there was nothing to do. What is beyond repair is
+// joined in the error, the rest is done. The error is a *[HeldError] while a pinproxy is running.
+func Cleanup(ctx context.Context, stateDir string) (done []string, err error) {
+	l, err := Hold(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer l.Release()
+	return l.Cleanup(ctx, stateDir)
+}
+
+// Cleanup is the function [Cleanup] for whoever has the lock already.
+func (l *Lock) Cleanup(_ context.Context, stateDir string) (done []string, err error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open rtnetlink: %w", err)
+	}
+	defer h.Close()
+	r, err := openRTNL()
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+
+	var errs []error
+	try := func(lines []string, err error) {
+		done = append(done, lines...)
+		errs = append(errs, err)
+	}
+	for _, fam := range []family{v4, v6} {
+		try(cleanRules(h, fam))
+		try(cleanRoutes(r, fam))
+	}
+	try(cleanReserved(stateDir))
+	return done, errors.Join(errs...)
+}
+
+// cleanRules deletes the capture rules before the others, as undo does.
+func cleanRules(h *netlink.Handle, fam family) (done []string, err error) {
+	list, err := ourRules(h, fam)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(list, func(a, b netlink.Rule) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(b.Priority, a.Priority))
+	})
+	for _, r := range list {
+		line := rule{fam: fam, pref: r.Priority}.Undo()
+		if err := h.RuleDel(&r); err != nil && !gone(err) {
+			return done, explain(line, err)
+		}
+		done = append(done, line)
+	}
+	return done, nil
+}
+
+// rank orders rules for deletion: capture rules, others, what these jump to.
+func rank(r netlink.Rule) int {
+	switch {
+	case r.IifName == "lo" && r.Goto < 0:
+		return 0
+	case r.Priority != prefEnd:
+		return 1
+	}
+	return 2
+}
+
+// cleanRoutes finds something only if the device has outlived its process.
+func cleanRoutes(r *rtnl, fam family) (done []string, err error) {
+	var list []dest
+	err = r.dumpRoutes(fam, 0, func(info routeInfo) {
+		if info.protocol == Protocol {
+			list = append(list, info.dest)
+		}
+	})
+	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, err := r.delRoutes(list); err != nil {
+		return nil, explain("delete routes", err)
+	}
+	for _, d := range list {
+		done = append(done, fmt.Sprintf("%s route del %s table %d proto %d", fam.ip(), formatPrefix(d.dst), d.table, Protocol))
+	}
+	return done, nil
+}
+
+func cleanReserved(stateDir string) (done []string, err error) {
+	if stateDir == "" {
+		return nil, nil
+	}
+	namespace, err := Namespace()
+	if err != nil {
+		return nil, err
+	}
+	path := StateFile(stateDir, namespace)
+	if s, err := readState(path); err != nil || s == (state{}) {
+		return nil, err
+	}
+	r, err := openReserved(path)
+	if err != nil {
+		return nil, fmt.Errorf("clean up reserved ports: %w", err)
+	}
+	defer r.close()
+	removed, err := r.remove()
+	if err != nil || removed.empty() {
+		return nil, err
+	}
+	now, err := r.ports()
+	return []string{sysctl{sysctlReserved, now.String()}.String()}, err
+}

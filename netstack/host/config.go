@@ -1,0 +1,167 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+)
+
+// What marks our changes as ours. Each value keeps clear of the known users of the same number space.
+const (
+	// Link is the usual name of the device.
+	Link = "pin0"
+	// Mark is the firewall mark of our own sockets. Its bits are in none of the masks of kube-proxy
+	// (0x4000, 0x8000), Tailscale (0xff0000), Calico (0xffff0000) and Cilium (0xf00).
+	Mark = 0x70
+	// Protocol is the rtnetlink protocol number of every rule and route of ours: unused in the
+	// kernel's include/uapi/linux/rtnetlink.h and in iproute2's rt_protos.
+	Protocol = 80
+	// DefaultMTU is that of an ordinary interface, so that path MTU discovery stays what it was.
+	DefaultMTU = 1500
+)
+
+// Addresses of the device. Addr4 is the IPv4 dummy address (RFC 7600; IANA's special-purpose registry:
+// valid as a source, never forwarded), so no host can have it already. Addr6 is a unique local address
+// with a random global ID (RFC 4193).
+var (
+	Addr4 = netip.AddrFrom4([4]byte{192, 0, 0, 8})
+	Addr6 = netip.AddrFrom16([16]byte{0xfd, 0x86, 0xe9, 0xca, 0xf6, 0x2c, 15: 8})
+)
+
+// PortRange is an inclusive range of TCP ports. 1-65535 is every port.
+type PortRange = struct{ First, Last uint16 }
+
+// Capture makes connections to Dst enter the device if their destination port is in
+// Config.PortSets[Set].
+type Capture = struct {
+	Dst netip.Prefix
+	Set int
+}
+
+// Config is what to capture and how. The zero value of a field with a default means the default.
+type Config struct {
+	Link         string        // device, made by somebody else; default [Link]
+	MTU          int           // bytes, 1280 to 65535; default [DefaultMTU]
+	Addr4, Addr6 netip.Addr    // of the device; defaults [Addr4], [Addr6]
+	Mark         uint32        // of our own sockets; default [Mark]
+	PortSets     [][]PortRange // what Capture.Set counts
+	Captures     []Capture     // there from the beginning; see [Host.Add] for those learned later
+	DNS          bool          // capture port 53, UDP and TCP, as well
+	Strict       bool          // capture sockets bound to a source address, too
+	Reserve      []PortRange   // the pins' ports, for ip_local_reserved_ports
+	StateDir     string        // where the state file goes; without it nothing is reserved
+	Log          *slog.Logger  // one line a repair; default none
+}
+
+// Facts is what the plan must know of the host. [Look] finds out.
+type Facts struct {
+	IPv6       bool        // the host has an IPv6 route of its own
+	IPv6Off    bool        // the device has IPv6 disabled, or would have
+	LocalPorts PortRange   // net.ipv4.ip_local_port_range
+	Reserved   []PortRange // net.ipv4.ip_local_reserved_ports
+}
+
+// withDefaults returns c with the defaults put in.
+func (c Config) withDefaults() Config {
+	if c.Link == "" {
+		c.Link = Link
+	}
+	if c.MTU == 0 {
+		c.MTU = DefaultMTU
+	}
+	if !c.Addr4.IsValid() {
+		c.Addr4 = Addr4
+	}
+	if !c.Addr6.IsValid() {
+		c.Addr6 = Addr6
+	}
+	if c.Mark == 0 {
+		c.Mark = Mark
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// source is the device's address of a family.
+func (c Config) source(fam family) netip.Addr {
+	if fam == v6 {
+		return c.Addr6
+	}
+	return c.Addr4
+}
+
+// check reports what the kernel would refuse, or take for something else.
+func (c Config) check() error {
+	if len(c.Link) > 15 || strings.ContainsAny(c.Link, "/: \t\n") || c.Link == "." || c.Link == ".." {
+		return fmt.Errorf("device name %q: not a valid name", c.Link)
+	}
+	if c.MTU < 1280 || c.MTU > 65535 { // RFC 8200: below 1280 there is no IPv6
+		return fmt.Errorf("mtu %d: not between 1280 and 65535", c.MTU)
+	}
+	if !c.Addr4.Is4() || !c.Addr6.Is6() || c.Addr6.Is4In6() || c.Addr6.Zone() != "" {
+		return fmt.Errorf("device addresses %v, %v: not one of IPv4 and one of IPv6", c.Addr4, c.Addr6)
+	}
+	for i, set := range c.PortSets {
+		if len(set) == 0 {
+			return fmt.Errorf("port set %d: empty", i)
+		}
+		for _, r := range set {
+			if err := checkRange(r); err != nil {
+				return fmt.Errorf("port set %d: %w", i, err)
+			}
+		}
+	}
+	for _, r := range c.Reserve {
+		if err := checkRange(r); err != nil {
+			return fmt.Errorf("reserve: %w", err)
+		}
+	}
+	for _, capture := range c.Captures {
+		if err := c.checkCapture(capture); err != nil {
+			return err
+		}
+	}
+	rules := planRules(c, v6, c.Addr6) // IPv6 has as many as IPv4, or one more
+	if over := rules[len(rules)-1].pref - prefEnd + 1; over > 0 {
+		return fmt.Errorf("%d ranges of ports too many for the host's rule list: join ranges, or use *", over)
+	}
+	return nil
+}
+
+func checkRange(r PortRange) error {
+	if r.First == 0 || r.First > r.Last {
+		return fmt.Errorf("ports %d-%d: not a range", r.First, r.Last)
+	}
+	return nil
+}
+
+func (c Config) checkCapture(capture Capture) error {
+	switch {
+	case capture.Set < 0 || capture.Set >= len(c.PortSets):
+		return fmt.Errorf("capture %v: no port set %d", capture.Dst, capture.Set)
+	case !capture.Dst.IsValid() || capture.Dst.Addr().Is4In6():
+		return fmt.Errorf("capture %v: not a prefix", capture.Dst)
+	case capture.Dst != capture.Dst.Masked():
+		return fmt.Errorf("capture %v: bits set beyond the prefix length", capture.Dst)
+	}
+	return nil
+}
+
+// ErrLinkGone is what Run returns when the device has disappeared: nothing is captured any more.
+var ErrLinkGone = errors.New("device is gone")
+
+// HeldError says that another pinproxy has this network namespace.
+type HeldError struct {
+	PID int // 0: not to be seen from here
+}
+
+func (e *HeldError) Error() string {
+	if e.PID == 0 {
+		return "another pinproxy is running in this network namespace"
+	}
+	return fmt.Sprintf("another pinproxy is running in this network namespace: pid %d", e.PID)
+}

@@ -1,0 +1,172 @@
+package host
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// dirt is what has to be looked at again.
+type dirt uint
+
+const (
+	dirtLink     dirt = 1 << iota // the device, its addresses, and all that goes with them
+	dirtRoutes                    // our routes
+	dirtRules                     // our rules
+	dirtIPv6                      // whether the host has IPv6
+	dirtReserved                  // the reserved ports
+	dirtRegular                   // no reason, just time
+	dirtAll      = dirtLink | dirtRoutes | dirtRules | dirtIPv6 | dirtReserved
+)
+
+// events is a subscription to the kernel's notifications. It is open from before our first change, so
+// that nothing is missed.
+type events struct {
+	file *os.File // non-blocking, so that a read can be cancelled
+	raw  syscall.RawConn
+}
+
+// eventBuffer is the receive buffer asked for, in bytes; the kernel may give less. If it overflows,
+// everything is looked at.
+const eventBuffer = 1 << 20
+
+// openEvents subscribes. Changes made through the socket with the given port are ours and not heard of.
+func openEvents(own uint32) (*events, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("subscribe to rtnetlink: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "rtnetlink")
+	if err := subscribe(fd, own); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("subscribe to rtnetlink: %w", err)
+	}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("subscribe to rtnetlink: %w", err)
+	}
+	return &events{file, raw}, nil
+}
+
+func subscribe(fd int, own uint32) error {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, eventBuffer) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, eventBuffer)
+	}
+	// Attached before the socket is bound, so that nothing unfiltered is in it.
+	filter := eventFilter(own)
+	prog := &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, prog); err != nil {
+		return err
+	}
+	groups := uint32(0)
+	for _, g := range []int{
+		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_RULE,
+		unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+	} {
+		groups |= 1 << (g - 1)
+	}
+	return unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups})
+}
+
+// eventFilter drops, before it takes up space, what may come by the hundred thousand and means nothing
+// to us: our own changes, and new IPv4 routes.
+//
+// Offsets are those of struct nlmsghdr and struct rtmsg. Loads are big-endian, the fields are not.
+func eventFilter(own uint32) []unix.SockFilter {
+	const (
+		load16 = unix.BPF_LD | unix.BPF_H | unix.BPF_ABS
+		load8  = unix.BPF_LD | unix.BPF_B | unix.BPF_ABS
+		load32 = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
+		equal  = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+		ret    = unix.BPF_RET | unix.BPF_K
+	)
+	port := binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, own))
+	newRoute := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.RTM_NEWROUTE))
+	return []unix.SockFilter{
+		{Code: load32, K: 12}, // nlmsg_pid
+		{Code: equal, K: port, Jt: 5},
+		{Code: load16, K: 4}, // nlmsg_type
+		{Code: equal, K: uint32(newRoute), Jf: 2},
+		{Code: load8, K: unix.SizeofNlMsghdr}, // rtm_family
+		{Code: equal, K: unix.AF_INET, Jt: 1},
+		{Code: ret, K: 0xffffffff},
+		{Code: ret, K: 0},
+	}
+}
+
+func (e *events) close() error { return e.file.Close() }
+
+// read waits for notifications and returns what they make worth looking at, possibly nothing. The error
+// is ctx's when it ends. An overflow of the buffer is no error, but makes everything worth looking at.
+func (e *events) read(ctx context.Context, buf []byte, about func(message) dirt) (dirt, error) {
+	stop := context.AfterFunc(ctx, func() { e.file.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var n int
+	var rerr error
+	err := e.raw.Read(func(fd uintptr) bool {
+		n, _, rerr = unix.Recvfrom(int(fd), buf, 0)
+		return rerr != unix.EAGAIN && rerr != unix.EINTR
+	})
+	switch {
+	case ctx.Err() != nil:
+		return 0, ctx.Err()
+	case err != nil:
+		return 0, fmt.Errorf("read rtnetlink events: %w", err)
+	case errors.Is(rerr, unix.ENOBUFS):
+		return dirtAll, nil
+	case rerr != nil:
+		return 0, fmt.Errorf("read rtnetlink events: %w", rerr)
+	}
+	var d dirt
+	for m := range messages(buf[:n]) {
+		d |= about(m)
+	}
+	return d, nil
+}
+
+// about returns what a notification makes worth looking at, for the device with the given index.
+func about(m message, link int, ipv6 bool) dirt {
+	switch m.typ {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		// struct ifinfomsg. A bridge's notifications (AF_BRIDGE) use the same numbers.
+		if len(m.data) >= unix.SizeofIfInfomsg && m.data[0] == unix.AF_UNSPEC &&
+			int(binary.NativeEndian.Uint32(m.data[4:])) == link {
+			return dirtLink
+		}
+	case unix.RTM_DELADDR: // struct ifaddrmsg
+		if len(m.data) >= unix.SizeofIfAddrmsg && int(binary.NativeEndian.Uint32(m.data[4:])) == link {
+			return dirtLink
+		}
+	case unix.RTM_DELRULE:
+		return dirtRules
+	case unix.RTM_DELROUTE:
+		if info, ok := parseRoute(m.data); ok && info.protocol == Protocol {
+			return dirtRoutes
+		}
+	case unix.RTM_NEWROUTE:
+		// That IPv6 is gone is noticed by the regular look, which is early enough.
+		if info, ok := parseRoute(m.data); ok && !ipv6 && info.meansIPv6(link) {
+			return dirtIPv6
+		}
+	}
+	return 0
+}
+
+// meansIPv6 tells whether a host with this route has IPv6 of its own: a unicast route to more than its
+// neighbours' link-local addresses, on another device than ours.
+func (r routeInfo) meansIPv6(link int) bool {
+	a := r.dst.Addr()
+	return a.Is6() && r.typ == unix.RTN_UNICAST && r.table != unix.RT_TABLE_LOCAL &&
+		r.link != link && r.link != loopbackIndex &&
+		!(r.dst.Bits() >= 10 && a.IsLinkLocalUnicast()) && !a.IsMulticast()
+}
+
+// loopbackIndex is lo's in every network namespace (LOOPBACK_IFINDEX).
+const loopbackIndex = 1

@@ -1,0 +1,332 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Host is a host whose connections are captured. Its methods are safe for concurrent use.
+type Host struct {
+	cfg   Config
+	every time.Duration // between two regular looks at everything
+	wake  chan dirt     // from whoever knows that something is missing; capacity 1
+
+	// looking serialises repairs, and keeps what only they use open. Locked before mu.
+	looking sync.Mutex
+	dump    *rtnl // for listings, so that Add need not wait for them
+	events  *events
+	noIPv6  bool // at the last look the host had no IPv6, although we capture it
+
+	mu       sync.Mutex
+	kernel   *kernel           // nil before Apply and after its undo
+	parts    map[family][]Step // what is in place, routes excepted; part 0 is the device
+	routes   map[dest]bool     // what is wanted; true if for good, beyond Remove's reach
+	stopped  bool              // no capture rules any more
+	reserved *reserved         // nil if nothing was reserved
+	mine     ports             // what we reserved
+	warnings []error
+}
+
+var errUndone = errors.New("host changes are not applied")
+
+// anyFamily is the key of the steps that belong to no family.
+const anyFamily family = 0
+
+// regularly is how often everything is looked at without a reason, as after a suspend, or when somebody
+// has read all of sysctl.conf again.
+const regularly = time.Minute
+
+// New returns a host to which nothing has been done yet. The error is the configuration's.
+func New(c Config) (*Host, error) {
+	c = c.withDefaults()
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	return &Host{cfg: c, every: regularly, wake: make(chan dirt, 1)}, nil
+}
+
+// Apply makes all changes, in the network namespace of the calling thread; when it returns, connections
+// are captured. The device must exist and somebody must read it. If a change fails, those made before
+// are taken back. Clean up first what a killed predecessor left: [Lock.Cleanup].
+//
+// The undo takes everything back, whatever else has happened to it, and may be called from any thread
+// and more than once. It sets the device down. Open flows of captured connections end before it: see
+// [Host.Stop].
+func (h *Host) Apply(ctx context.Context) (undo func(context.Context) error, err error) {
+	h.looking.Lock()
+	defer h.looking.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.kernel != nil {
+		return nil, errors.New("apply host changes: already applied")
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := h.open(); err != nil {
+		return nil, err
+	}
+	facts, err := look(h.dump, h.cfg.Link, h.kernel.link)
+	if err == nil {
+		h.reserve(facts)
+		err = h.installAll(facts)
+	}
+	if err != nil {
+		return nil, errors.Join(err, h.takeBack())
+	}
+	return h.undo, nil
+}
+
+// open opens all sockets.
+func (h *Host) open() (err error) {
+	h.parts, h.routes, h.stopped, h.warnings = map[family][]Step{}, map[dest]bool{}, false, nil
+	if h.kernel, err = openKernel(h.cfg); err != nil {
+		h.kernel = nil
+		return err
+	}
+	if h.dump, err = openRTNL(); err == nil {
+		h.events, err = openEvents(h.kernel.routes.port)
+	}
+	if err != nil {
+		h.close()
+	}
+	return err
+}
+
+func (h *Host) close() {
+	h.kernel.close()
+	h.kernel = nil
+	if h.dump != nil {
+		h.dump.close()
+		h.dump = nil
+	}
+	if h.events != nil {
+		h.events.close()
+		h.events = nil
+	}
+	if h.reserved != nil {
+		h.reserved.close()
+		h.reserved = nil
+	}
+}
+
+// reserve reserves the pins' ports. Failing that is worth a warning, not the start.
+func (h *Host) reserve(f Facts) {
+	want, err := portsToReserve(h.cfg, f)
+	if err == nil && !want.empty() {
+		err = h.reservePorts(want)
+	}
+	if err != nil {
+		h.warnings = append(h.warnings, err)
+	}
+}
+
+func (h *Host) reservePorts(want ports) error {
+	namespace, err := Namespace()
+	if err != nil {
+		return fmt.Errorf("reserve ports %v: %w", want, err)
+	}
+	r, err := openReserved(StateFile(h.cfg.StateDir, namespace))
+	if err != nil {
+		return fmt.Errorf("reserve ports %v: %w", want, err)
+	}
+	h.mine, err = r.add(want)
+	if err != nil {
+		r.close()
+		return fmt.Errorf("reserve ports %v: %w", want, err)
+	}
+	h.reserved = r
+	return nil
+}
+
+func (h *Host) installAll(f Facts) error {
+	err := h.install(anyFamily, planLink(h.cfg, f))
+	if err == nil {
+		err = h.install(v4, planFamily(h.cfg, v4, f))
+	}
+	if err == nil && f.IPv6 {
+		err = h.install(v6, planFamily(h.cfg, v6, f))
+	}
+	return err
+}
+
+// install makes the changes of one part in order and remembers them.
+func (h *Host) install(part family, list []Step) error {
+	var routes []dest
+	flush := func() error {
+		defer func() { routes = routes[:0] }()
+		_, err := h.kernel.addRoutes(routes)
+		return err
+	}
+	h.parts[part] = []Step{} // the part is on from now, if only to be taken back
+	for _, s := range list {
+		if r, ok := s.(route); ok {
+			d := dest{r.table, r.dst}
+			h.routes[d] = true
+			routes = append(routes, d)
+			continue
+		}
+		if err := flush(); err != nil {
+			return err
+		}
+		if err := h.kernel.do(s); err != nil {
+			return err
+		}
+		h.parts[part] = append(h.parts[part], s)
+	}
+	return flush()
+}
+
+// Warnings returns what Apply left undone, and why.
+func (h *Host) Warnings() []error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.warnings)
+}
+
+// Stop ends the capturing of further connections, and leaves alone what those already captured need.
+// It is for going down in order: Stop, end the flows, undo.
+func (h *Host) Stop(context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.kernel == nil {
+		return nil
+	}
+	h.stopped = true
+	return h.takeBackRules(true, v6, v4)
+}
+
+func (h *Host) undo(context.Context) error {
+	h.looking.Lock()
+	defer h.looking.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.kernel == nil {
+		return nil
+	}
+	return h.takeBack()
+}
+
+// takeBack undoes everything in reverse and closes all sockets. The capture rules of both families go
+// first, as long as what passes by them still does so. The routes go with the device being set down.
+func (h *Host) takeBack() error {
+	errs := []error{
+		h.takeBackRules(true, v6, v4),
+		h.takeBackRules(false, v6, v4),
+		h.takeBackOthers(anyFamily),
+		h.takeBackOthers(v6),
+		h.takeBackOthers(v4),
+	}
+	if h.reserved != nil {
+		_, err := h.reserved.remove()
+		errs = append(errs, err)
+	}
+	h.close()
+	return errors.Join(errs...)
+}
+
+// takeBackRules deletes the capture rules, or the others, of families.
+func (h *Host) takeBackRules(captures bool, families ...family) error {
+	var errs []error
+	for _, fam := range families {
+		for _, s := range slices.Backward(h.parts[fam]) {
+			if r, ok := s.(rule); ok && r.captures() == captures {
+				errs = append(errs, h.kernel.undo(s))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// takeBackOthers undoes what is not a rule of a part.
+func (h *Host) takeBackOthers(part family) error {
+	var errs []error
+	for _, s := range slices.Backward(h.parts[part]) {
+		if _, ok := s.(rule); !ok {
+			errs = append(errs, h.kernel.undo(s))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// on tells whether a family is captured.
+func (h *Host) on(fam family) bool { return h.parts[fam] != nil }
+
+// atOnce is how many routes Add and Remove change before they let others have the kernel, and look at
+// their context.
+const atOnce = 1000
+
+// Add makes connections to the captures' destinations enter the device, and returns when they do. What
+// is there already stays. IPv6 captures of a host without IPv6 are kept for when it gets it. After an
+// error the rest is brought about by [Host.Run] as soon as it can be; the error is ctx's if that ended.
+func (h *Host) Add(ctx context.Context, list []Capture) error {
+	for _, c := range list {
+		if err := h.cfg.checkCapture(c); err != nil {
+			return err
+		}
+	}
+	return h.change(ctx, list, func(d dest) bool {
+		h.routes[d] = h.routes[d] // true stays true
+		return true
+	}, func(l []dest) error {
+		_, err := h.kernel.addRoutes(l)
+		return err
+	})
+}
+
+// Remove ends what Add began, for connections to come. What is not there is no error; what
+// Config.Captures names stays.
+func (h *Host) Remove(ctx context.Context, list []Capture) error {
+	return h.change(ctx, list, func(d dest) bool {
+		forGood := h.routes[d]
+		if !forGood {
+			delete(h.routes, d)
+		}
+		return !forGood
+	}, func(l []dest) error { return h.kernel.delRoutes(l) })
+}
+
+// change has want decide on each capture, and has the kernel follow.
+func (h *Host) change(ctx context.Context, list []Capture, want func(dest) bool, follow func([]dest) error) error {
+	var dests []dest
+	for part := range slices.Chunk(list, atOnce) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		dests = dests[:0]
+		h.mu.Lock()
+		if h.kernel == nil {
+			h.mu.Unlock()
+			return errUndone
+		}
+		for _, c := range part {
+			d := dest{tablePortSet + c.Set, c.Dst}
+			if want(d) && h.on(familyOf(c.Dst.Addr())) {
+				dests = append(dests, d)
+			}
+		}
+		err := follow(dests)
+		h.mu.Unlock()
+		if err != nil {
+			h.lookSoon(dirtAll)
+			return err
+		}
+	}
+	return nil
+}
+
+// lookSoon has Run look at d.
+func (h *Host) lookSoon(d dirt) {
+	for {
+		select {
+		case h.wake <- d:
+			return
+		case more := <-h.wake:
+			d |= more
+		}
+	}
+}

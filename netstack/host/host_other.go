@@ -1,0 +1,59 @@
+//go:build !linux
+
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+)
+
+var errOther = fmt.Errorf("change the host's routing on %s: %w", runtime.GOOS, errors.ErrUnsupported)
+
+// Host is a host whose connections are captured: on Linux only.
+type Host struct{}
+
+// Lock is the right of one process to change a network namespace: on Linux only.
+type Lock struct{}
+
+// New returns errors.ErrUnsupported.
+func New(Config) (*Host, error) { return nil, errOther }
+
+// Apply returns errors.ErrUnsupported.
+func (h *Host) Apply(context.Context) (undo func(context.Context) error, err error) {
+	return nil, errOther
+}
+
+// Run returns errors.ErrUnsupported.
+func (h *Host) Run(context.Context) error { return errOther }
+
+// Add returns errors.ErrUnsupported.
+func (h *Host) Add(context.Context, []Capture) error { return errOther }
+
+// Remove returns errors.ErrUnsupported.
+func (h *Host) Remove(context.Context, []Capture) error { return errOther }
+
+// Stop returns errors.ErrUnsupported.
+func (h *Host) Stop(context.Context) error { return errOther }
+
+// Warnings returns nothing.
+func (h *Host) Warnings() []error { return nil }
+
+// Look returns errors.ErrUnsupported.
+func Look(string) (Facts, error) { return Facts{}, errOther }
+
+// Namespace returns "": there are none.
+func Namespace() (string, error) { return "", nil }
+
+// Hold returns errors.ErrUnsupported.
+func Hold(context.Context) (*Lock, error) { return nil, errOther }
+
+// Release does nothing.
+func (l *Lock) Release() error { return nil }
+
+// Cleanup returns errors.ErrUnsupported.
+func (l *Lock) Cleanup(context.Context, string) ([]string, error) { return nil, errOther }
+
+// Cleanup returns errors.ErrUnsupported.
+func Cleanup(context.Context, string) ([]string, error) { return nil, errOther }

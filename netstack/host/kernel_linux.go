@@ -1,0 +1,297 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// kernel carries out steps. All it needs is opened by openKernel, in the network namespace of the
+// calling thread, and works on that namespace from any thread afterwards. Not safe for concurrent use.
+type kernel struct {
+	nl     *netlink.Handle
+	routes *rtnl
+	cfg    Config
+	link   int      // index of the device, for life: a device of the same name is another one
+	ipv6   *os.File // the device's disable_ipv6; nil where the kernel has no IPv6
+}
+
+// openKernel opens what is needed for the device c.Link, which must exist.
+func openKernel(c Config) (*kernel, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open rtnetlink: %w", err)
+	}
+	k := &kernel{nl: h, cfg: c}
+	if k.routes, err = openRTNL(); err != nil {
+		k.close()
+		return nil, err
+	}
+	link, err := h.LinkByName(c.Link)
+	if err != nil {
+		k.close()
+		return nil, fmt.Errorf("find device %q: %w", c.Link, err)
+	}
+	k.link = link.Attrs().Index
+	k.ipv6, err = os.OpenFile("/proc/sys/"+disableIPv6(c.Link), os.O_RDWR, 0)
+	if err != nil {
+		k.ipv6 = nil // needed only if it is 1
+	}
+	return k, nil
+}
+
+func (k *kernel) close() {
+	k.nl.Close()
+	if k.routes != nil {
+		k.routes.close()
+	}
+	if k.ipv6 != nil {
+		k.ipv6.Close()
+	}
+}
+
+// ref names the device by its index alone.
+func (k *kernel) ref() netlink.Link {
+	return &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Index: k.link, Name: k.cfg.Link}}
+}
+
+// do makes a change, routes excepted: those come in batches.
+func (k *kernel) do(s Step) error {
+	var err error
+	switch s := s.(type) {
+	case device: // made by somebody else
+	case linkSet:
+		err = k.setLink(s)
+	case linkUp:
+		err = k.nl.LinkSetUp(k.ref())
+	case addr:
+		err = k.addAddr(s)
+	case noMulticast:
+		if err = k.routes.delMulticast(k.link); errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+			err = nil // no IPv6 in this kernel
+		}
+	case sysctl:
+		err = k.enableIPv6(s)
+	case rule:
+		err = k.nl.RuleAdd(s.netlink())
+	default:
+		err = errors.ErrUnsupported
+	}
+	return explain(s.String(), err)
+}
+
+// undo takes a change back. That it is gone already is no error.
+func (k *kernel) undo(s Step) error {
+	var err error
+	switch s := s.(type) {
+	case linkUp:
+		err = k.nl.LinkSetDown(k.ref())
+	case addr:
+		err = k.nl.AddrDel(k.ref(), s.netlink())
+	case rule:
+		err = k.nl.RuleDel(s.netlink())
+	}
+	if gone(err) {
+		return nil
+	}
+	return explain(s.Undo(), err)
+}
+
+// gone tells whether err says that what was to be deleted is not there: a rule, a route, an address, a
+// device, in this order, and all of IPv6.
+func gone(err error) bool {
+	for _, errno := range []unix.Errno{unix.ENOENT, unix.ESRCH, unix.EADDRNOTAVAIL, unix.ENODEV, unix.EAFNOSUPPORT} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
+// explain says which line failed, and how to be allowed to.
+func explain(line string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("%s: %w (it takes CAP_NET_ADMIN: run as root)", line, err)
+	case errors.Is(err, unix.EEXIST):
+		return fmt.Errorf("%s: %w (left by a killed pinproxy? `pinproxy cleanup` removes it)", line, err)
+	}
+	return fmt.Errorf("%s: %w", line, err)
+}
+
+func (k *kernel) setLink(s linkSet) error {
+	link := k.ref()
+	if err := k.nl.LinkSetMTU(link, s.mtu); err != nil {
+		return err
+	}
+	if err := k.nl.LinkSetTxQLen(link, txQueueLen); err != nil {
+		return err
+	}
+	if err := k.nl.LinkSetMulticastOff(link); err != nil {
+		return err
+	}
+	err := k.nl.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE)
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil // no IPv6 in this kernel
+	}
+	return err
+}
+
+// addAddr returns when the address receives packets. For IPv6 that is not at once, even without duplicate
+// address detection: the kernel adds the local route on a work queue (addrconf_dad_work), and until then
+// answers "no route" to whatever comes out of the device.
+func (k *kernel) addAddr(s addr) error {
+	if err := k.nl.AddrAdd(k.ref(), s.netlink()); err != nil || s.addr.Is4() {
+		return err
+	}
+	local := netip.PrefixFrom(s.addr, s.addr.BitLen())
+	for wait := 100 * time.Microsecond; wait < time.Second; wait *= 2 {
+		found := false
+		err := k.routes.dumpRoutes(v6, unix.RT_TABLE_LOCAL, func(r routeInfo) {
+			found = found || r.dst == local && r.typ == unix.RTN_LOCAL
+		})
+		if found || err != nil {
+			return err
+		}
+		time.Sleep(wait) // it is a matter of a millisecond, and nothing of ours is captured yet
+	}
+	return errors.New("the address does not become usable")
+}
+
+func (k *kernel) enableIPv6(s sysctl) error {
+	if k.ipv6 == nil {
+		return unix.ENOENT
+	}
+	_, err := k.ipv6.WriteAt([]byte(s.value), 0)
+	return err
+}
+
+// ipv6Off reads the device's disable_ipv6.
+func (k *kernel) ipv6Off() bool {
+	if k.ipv6 == nil {
+		return false
+	}
+	b := make([]byte, 8)
+	n, _ := k.ipv6.ReadAt(b, 0)
+	return strings.TrimSpace(string(b[:n])) == "1"
+}
+
+// addRoutes adds routes and returns how many were not there.
+func (k *kernel) addRoutes(list []dest) (int, error) {
+	added, err := k.routes.addRoutes(list, unix.NLM_F_EXCL, k.link, k.cfg.Addr4, k.cfg.Addr6)
+	return added, explain("add routes", err)
+}
+
+// replaceRoutes puts routes in the place of those that are there.
+func (k *kernel) replaceRoutes(list []dest) error {
+	_, err := k.routes.addRoutes(list, unix.NLM_F_REPLACE, k.link, k.cfg.Addr4, k.cfg.Addr6)
+	return explain("replace routes", err)
+}
+
+// delRoutes deletes routes, those that are not there aside.
+func (k *kernel) delRoutes(list []dest) error {
+	_, err := k.routes.delRoutes(list)
+	return explain("delete routes", err)
+}
+
+// up tells whether the device is up. Its error is ErrLinkGone if there is no such device any more.
+func (k *kernel) up() (bool, error) {
+	link, err := k.nl.LinkByIndex(k.link)
+	if err != nil {
+		if _, ok := errors.AsType[netlink.LinkNotFoundError](err); ok || gone(err) {
+			return false, ErrLinkGone
+		}
+		return false, fmt.Errorf("look at device %q: %w", k.cfg.Link, err)
+	}
+	return link.Attrs().RawFlags&unix.IFF_UP != 0, nil
+}
+
+// addrs returns the device's addresses of a family.
+func (k *kernel) addrs(fam family) ([]netip.Addr, error) {
+	list, err := again(func() ([]netlink.Addr, error) { return k.nl.AddrList(k.ref(), int(fam.af())) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of %q: %w", k.cfg.Link, err)
+	}
+	var addrs []netip.Addr
+	for _, a := range list {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok {
+			addrs = append(addrs, ip.Unmap())
+		}
+	}
+	return addrs, nil
+}
+
+// rules returns the host's rules of a family that have our protocol number.
+func (k *kernel) rules(fam family) ([]netlink.Rule, error) { return ourRules(k.nl, fam) }
+
+func ourRules(h *netlink.Handle, fam family) ([]netlink.Rule, error) {
+	list, err := again(func() ([]netlink.Rule, error) { return h.RuleList(int(fam.af())) })
+	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, fmt.Errorf("list rules: %w", err)
+	}
+	return slices.DeleteFunc(list, func(r netlink.Rule) bool { return r.Protocol != Protocol }), nil
+}
+
+// again repeats a listing that was disturbed by a change.
+func again[T any](list func() ([]T, error)) ([]T, error) {
+	var found []T
+	var err error
+	for range 10 {
+		if found, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return found, err
+		}
+	}
+	return found, nil // disturbed again and again: as good as it gets
+}
+
+func (s addr) netlink() *netlink.Addr {
+	flags := unix.IFA_F_NOPREFIXROUTE
+	if s.addr.Is6() {
+		flags |= unix.IFA_F_NODAD
+	}
+	return &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(s.addr, s.addr.BitLen())), Flags: flags}
+}
+
+func (s rule) netlink() *netlink.Rule {
+	r := netlink.NewRule()
+	r.Family, r.Priority, r.Protocol = int(s.fam.af()), s.pref, Protocol
+	r.Invert, r.Mark, r.IPProto = s.not, s.mark, int(s.proto)
+	if s.from.IsValid() {
+		r.Src = ipNet(s.from)
+	}
+	if s.lo {
+		r.IifName = "lo"
+	}
+	if s.sport != (PortRange{}) {
+		r.Sport = netlink.NewRulePortRange(s.sport.First, s.sport.Last)
+	}
+	if s.dport != (PortRange{}) {
+		r.Dport = netlink.NewRulePortRange(s.dport.First, s.dport.Last)
+	}
+	switch s.action {
+	case lookup:
+		r.Table = s.table
+	case skip:
+		r.Goto = prefEnd
+	case unreachable:
+		r.Type = unix.RTN_UNREACHABLE
+	case nop:
+		r.Type = nl.FR_ACT_NOP
+	}
+	return r
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

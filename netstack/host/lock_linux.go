@@ -1,0 +1,93 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockName is the abstract socket's. The kernel scopes abstract sockets to the network namespace and
+// removes them with the process, however that ends.
+const lockName = "@pinproxy"
+
+// Lock is the right of one process to change a network namespace.
+type Lock struct {
+	listener *net.UnixListener
+	served   sync.WaitGroup
+}
+
+// Hold takes the lock of the calling thread's network namespace. The error is a *[HeldError] if another
+// process has it. Any user of the namespace may take the name; the error then names who did.
+func Hold(ctx context.Context) (*Lock, error) {
+	for wait := time.Millisecond; ; wait *= 2 {
+		listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: lockName, Net: "unix"})
+		if err == nil {
+			l := &Lock{listener: listener}
+			l.served.Go(l.serve)
+			return l, nil
+		}
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return nil, fmt.Errorf("take the lock: %w", err)
+		}
+		pid, err := holder()
+		if err == nil {
+			return nil, &HeldError{PID: pid}
+		}
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			return nil, fmt.Errorf("ask who has the lock: %w", err)
+		}
+		// It ended between our two calls, or has not begun to listen. Or never will.
+		if wait > time.Second {
+			return nil, &HeldError{}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// serve hangs up on whoever asks, so that the queue never fills.
+func (l *Lock) serve() {
+	for {
+		c, err := l.listener.Accept()
+		if err != nil {
+			return // Release, or nothing to be done about it: the lock holds all the same
+		}
+		c.Close()
+	}
+}
+
+// Release gives the lock back. Call it after everything is undone.
+func (l *Lock) Release() error {
+	err := l.listener.Close()
+	l.served.Wait()
+	return err
+}
+
+// holder returns the process that listens; 0 if it is in another PID namespace, or does not answer.
+func holder() (pid int, err error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	err = unix.Connect(fd, &unix.SockaddrUnix{Name: lockName})
+	if errors.Is(err, unix.EAGAIN) {
+		return 0, nil // somebody is there but does not accept: stopped, or not a pinproxy
+	}
+	if err != nil {
+		return 0, err
+	}
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return 0, err
+	}
+	return int(cred.Pid), nil
+}

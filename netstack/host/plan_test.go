@@ -1,0 +1,179 @@
+package host
+
+import (
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "write testdata/*.plan anew")
+
+func capture(prefix string, set int) Capture { return Capture{netip.MustParsePrefix(prefix), set} }
+
+// plans are the configurations of testdata/NAME.plan, which have been pasted into a shell.
+var plans = map[string]struct {
+	config Config
+	facts  Facts
+}{
+	"v4": {
+		Config{
+			PortSets: [][]PortRange{{{443, 443}}},
+			Captures: []Capture{capture("203.0.113.5/32", 0), capture("2001:db8::5/128", 0)},
+		},
+		Facts{LocalPorts: PortRange{32768, 60999}},
+	},
+	"v6": {
+		Config{
+			Link: "pin.7", MTU: 9000,
+			PortSets: [][]PortRange{{{443, 443}, {8000, 8010}}},
+			Captures: []Capture{capture("198.51.100.0/24", 0), capture("2001:db8::/32", 0)},
+		},
+		Facts{IPv6: true, IPv6Off: true},
+	},
+	"strict": {
+		Config{
+			PortSets: [][]PortRange{{{1, 65535}}},
+			Captures: []Capture{capture("0.0.0.0/0", 0), capture("::/0", 0), capture("0.0.0.0/0", 0)},
+			Strict:   true,
+			Reserve:  []PortRange{{63990, 63999}, {1022, 1022}},
+			StateDir: "/run",
+		},
+		Facts{IPv6: true, LocalPorts: PortRange{32768, 60999}, Reserved: []PortRange{{1022, 1022}, {8080, 8081}}},
+	},
+	"dns": {
+		Config{
+			PortSets: [][]PortRange{{{443, 443}}},
+			DNS:      true,
+			Reserve:  []PortRange{{63999, 63999}},
+			StateDir: "/run",
+		},
+		Facts{IPv6: true, LocalPorts: PortRange{32768, 60999}},
+	},
+	"sets": {
+		Config{
+			PortSets: [][]PortRange{{{22, 22}}, {{80, 80}, {443, 443}}, {{8000, 8010}, {8005, 8020}, {8021, 8021}}, {{1, 65535}}},
+			Captures: []Capture{capture("192.0.2.0/24", 3), capture("198.51.100.7/32", 2), capture("203.0.113.0/25", 0)},
+		},
+		Facts{},
+	},
+}
+
+func TestPlan(t *testing.T) {
+	for name, p := range plans {
+		t.Run(name, func(t *testing.T) {
+			s, err := Plan(p.config, p.facts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(s.Warnings) > 0 {
+				t.Error("unexpected warnings:", s.Warnings)
+			}
+			path := filepath.Join("testdata", name+".plan")
+			if *update {
+				if err := os.WriteFile(path, []byte(s.String()), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(s.String(), "\n")); diff != "" {
+				t.Errorf("plan (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Open connections depend on it: whatever lets them by is there before the first capture rule, and
+// each rule has a priority of its own.
+func TestPlanOrder(t *testing.T) {
+	for name, p := range plans {
+		s, err := Plan(p.config, p.facts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		capturing := map[family]bool{}
+		prefs := map[[2]int]bool{}
+		for _, step := range s.List {
+			r, ok := step.(rule)
+			if !ok {
+				continue
+			}
+			if capturing[r.fam] && !r.captures() {
+				t.Errorf("%s: %v: after a capture rule", name, r)
+			}
+			capturing[r.fam] = capturing[r.fam] || r.captures()
+			if key := [2]int{int(r.fam), r.pref}; prefs[key] {
+				t.Errorf("%s: %v: second rule of this priority", name, r)
+			} else {
+				prefs[key] = true
+			}
+		}
+	}
+}
+
+func TestPlanErrors(t *testing.T) {
+	many := make([]PortRange, 990)
+	for i := range many {
+		many[i] = PortRange{uint16(2*i + 1), uint16(2*i + 1)}
+	}
+	web := [][]PortRange{{{443, 443}}}
+	for _, test := range []struct {
+		c    Config
+		want string
+	}{
+		{Config{PortSets: [][]PortRange{many}}, "1 ranges of ports too many for the host's rule list: join ranges, or use *"},
+		{Config{PortSets: [][]PortRange{many[:988]}, DNS: true}, "1 ranges of ports too many for the host's rule list: join ranges, or use *"},
+		{Config{PortSets: [][]PortRange{{}}}, "port set 0: empty"},
+		{Config{PortSets: [][]PortRange{{{0, 80}}}}, "port set 0: ports 0-80: not a range"},
+		{Config{Reserve: []PortRange{{9, 8}}}, "reserve: ports 9-8: not a range"},
+		{Config{PortSets: web, Captures: []Capture{capture("192.0.2.0/24", 1)}}, "capture 192.0.2.0/24: no port set 1"},
+		{Config{PortSets: web, Captures: []Capture{capture("192.0.2.1/24", 0)}}, "capture 192.0.2.1/24: bits set beyond the prefix length"},
+		{Config{PortSets: web, Captures: []Capture{{}}}, "capture invalid Prefix: not a prefix"},
+		{Config{Link: "a/b"}, `device name "a/b": not a valid name`},
+		{Config{MTU: 1279}, "mtu 1279: not between 1280 and 65535"},
+		{Config{Addr4: Addr6}, "device addresses fd86:e9ca:f62c::8, fd86:e9ca:f62c::8: not one of IPv4 and one of IPv6"},
+	} {
+		if _, err := Plan(test.c, Facts{}); err == nil || err.Error() != test.want {
+			t.Errorf("got  %v\nwant %s", err, test.want)
+		}
+	}
+	if _, err := Plan(Config{PortSets: [][]PortRange{many[:989]}}, Facts{}); err != nil {
+		t.Error("989 ranges:", err)
+	}
+}
+
+func TestPortsToReserve(t *testing.T) {
+	local := PortRange{32768, 60999} // 28232 ports
+	for _, test := range []struct {
+		name          string
+		reserve, have []PortRange
+		dir           string
+		want, warning string
+	}{
+		{name: "none", dir: "/run"},
+		{name: "one", reserve: []PortRange{{63999, 63999}}, dir: "/run", want: "63999"},
+		{name: "there already", reserve: []PortRange{{5, 9}}, have: []PortRange{{1, 5}, {7, 7}}, dir: "/run", want: "6,8-9"},
+		{name: "half", reserve: []PortRange{{32768, 32768 + 14115}}, dir: "/run", want: "32768-46883"},
+		{name: "more than half", reserve: []PortRange{{32768, 32768 + 14116}}, dir: "/run",
+			warning: "reserve ports 32768-46884: they are 14117 of the 28232 that the system gives to connections: used unreserved, so another program may be given one"},
+		{name: "many elsewhere", reserve: []PortRange{{1, 32767}}, dir: "/run", want: "1-32767"},
+		{name: "no state", reserve: []PortRange{{7, 7}}, warning: "reserve ports 7: no directory for the state file: used unreserved"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := portsToReserve(Config{Reserve: test.reserve, StateDir: test.dir}, Facts{LocalPorts: local, Reserved: test.have})
+			if got.String() != test.want {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+			if (err == nil) != (test.warning == "") || err != nil && err.Error() != test.warning {
+				t.Errorf("warning %v, want %q", err, test.warning)
+			}
+		})
+	}
+}

@@ -1,0 +1,319 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// Run puts back whatever of ours somebody takes away, and has IPv6 captured while the host has it,
+// until ctx ends or everything is undone; then it returns nil. The error is [ErrLinkGone] when the device
+// has disappeared. Call it after Apply, once.
+func (h *Host) Run(parent context.Context) error {
+	h.mu.Lock()
+	events, kernel := h.events, h.kernel
+	h.mu.Unlock()
+	if kernel == nil {
+		return errUndone
+	}
+	g, ctx := errgroup.WithContext(parent)
+	g.Go(func() error { return h.listen(ctx, events, kernel.link) })
+	g.Go(func() error { return h.keep(ctx) })
+	err := g.Wait()
+	if errors.Is(err, ErrLinkGone) {
+		return err
+	}
+	h.mu.Lock()
+	undone := h.kernel == nil // and the sockets were closed under us
+	h.mu.Unlock()
+	if undone || parent.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// listen turns notifications into looks.
+func (h *Host) listen(ctx context.Context, e *events, link int) error {
+	buf := make([]byte, 32<<10)
+	for {
+		d, err := e.read(ctx, buf, func(m message) dirt { return about(m, link, h.captures(v6)) })
+		if err != nil {
+			return err
+		}
+		if d != 0 {
+			h.lookSoon(d)
+		}
+	}
+}
+
+func (h *Host) captures(fam family) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.on(fam)
+}
+
+// keep looks when there is a reason, and regularly.
+func (h *Host) keep(ctx context.Context) error {
+	var pace pacer
+	due := dirtAll // whatever happened since Apply
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	regular := time.NewTicker(h.every)
+	defer regular.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case d := <-h.wake:
+			if due == 0 {
+				timer.Reset(pace.next(time.Now()))
+			}
+			due |= d
+		case <-regular.C:
+			due = dirtAll | dirtRegular
+			timer.Reset(0)
+		case <-timer.C:
+			repaired, err := h.look(due)
+			due = 0
+			if len(repaired) > 0 || err != nil {
+				pace.repaired(time.Now())
+			}
+			if len(repaired) > 0 {
+				h.cfg.Log.Warn("put back what somebody took away", "what", repaired[0].String(), "and_more", len(repaired)-1)
+			}
+			switch {
+			case errors.Is(err, ErrLinkGone), errors.Is(err, errUndone):
+				return err
+			case err != nil:
+				h.cfg.Log.Warn("cannot put back what somebody took away", "err", err)
+			}
+		}
+	}
+}
+
+// look repairs what is missing of d and returns the steps that brought it back.
+func (h *Host) look(d dirt) (repaired []Step, err error) {
+	h.looking.Lock()
+	defer h.looking.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.kernel == nil {
+		return nil, errUndone
+	}
+	var errs []error
+	try := func(found []Step, err error) {
+		repaired = append(repaired, found...)
+		errs = append(errs, err)
+	}
+	if d&dirtLink != 0 {
+		found, err := h.lookLink()
+		if errors.Is(err, ErrLinkGone) {
+			return nil, err
+		}
+		try(found, err)
+		d |= dirtRoutes // being down for a moment was enough to lose them
+	}
+	if d&dirtIPv6 != 0 {
+		// May find that all of IPv6 has to come back, and brings it.
+		errs = append(errs, h.lookIPv6(d&dirtRegular != 0))
+	}
+	if d&dirtRoutes != 0 {
+		try(h.lookRoutes())
+	}
+	if d&dirtRules != 0 {
+		try(h.lookRules())
+	}
+	if d&dirtReserved != 0 {
+		try(h.lookReserved())
+	}
+	return repaired, errors.Join(errs...)
+}
+
+// lookLink has the device up and its addresses there.
+func (h *Host) lookLink() (repaired []Step, err error) {
+	up, err := h.kernel.up()
+	if err != nil {
+		return nil, err
+	}
+	put := func(s Step) error {
+		err := h.kernel.do(s)
+		if err == nil {
+			repaired = append(repaired, s)
+		}
+		return err
+	}
+	if !up {
+		if err := put(linkUp{h.cfg.Link}); err != nil {
+			return nil, err
+		}
+	}
+	for _, fam := range []family{v4, v6} {
+		there, err := h.kernel.addrs(fam)
+		if err != nil {
+			return repaired, err
+		}
+		for _, s := range h.parts[fam] {
+			if s, ok := s.(addr); ok && !slices.Contains(there, s.addr) {
+				if err := put(s); err != nil {
+					return repaired, err
+				}
+			}
+		}
+	}
+	// This one has come back with the device or the address.
+	return repaired, h.kernel.do(noMulticast{h.cfg.Link})
+}
+
+// lookIPv6 begins to capture IPv6 when the host has got it, and ends when it is gone. A route that is
+// away for a moment, while the host roams, must not end flows: only the second regular look in a row
+// that misses it counts.
+func (h *Host) lookIPv6(regular bool) error {
+	has, err := hasIPv6(h.dump, h.kernel.link)
+	if err != nil {
+		return fmt.Errorf("look for IPv6: %w", err)
+	}
+	switch {
+	case has && !h.on(v6):
+		h.noIPv6 = false
+		h.cfg.Log.Info("the host has got IPv6: capturing it")
+		return h.addIPv6()
+	case has || !h.on(v6):
+		h.noIPv6 = false
+	case regular && h.noIPv6:
+		h.noIPv6 = false
+		h.cfg.Log.Info("the host has no IPv6 any more: not capturing it")
+		return h.dropIPv6()
+	case regular:
+		h.noIPv6 = true
+	}
+	return nil
+}
+
+func (h *Host) addIPv6() error {
+	err := h.install(v6, planFamily(h.cfg, v6, Facts{IPv6Off: h.kernel.ipv6Off()}))
+	if err == nil && h.stopped {
+		err = h.takeBackRules(true, v6)
+	}
+	if err == nil {
+		var learned []dest
+		for d := range h.routes {
+			if d.dst.Addr().Is6() {
+				learned = append(learned, d)
+			}
+		}
+		_, err = h.kernel.addRoutes(learned)
+	}
+	if err != nil {
+		return errors.Join(err, h.dropIPv6())
+	}
+	return nil
+}
+
+func (h *Host) dropIPv6() error {
+	var routes []dest
+	for d := range h.routes {
+		if d.dst.Addr().Is6() {
+			routes = append(routes, d)
+		}
+	}
+	err := errors.Join(
+		h.takeBackRules(true, v6),
+		h.takeBackRules(false, v6),
+		h.kernel.delRoutes(routes),
+		h.takeBackOthers(v6),
+	)
+	delete(h.parts, v6)
+	return err
+}
+
+// lookRoutes adds the routes that are missing. It lists what is there without keeping Add and Remove
+// from working; what they change meanwhile may look missing, but then turns out to be there (EEXIST).
+func (h *Host) lookRoutes() (repaired []Step, err error) {
+	families := map[family]bool{v4: h.on(v4), v6: h.on(v6)}
+	tables := map[int]bool{}
+	for d := range h.routes {
+		tables[d.table] = true
+	}
+	there := make(map[dest]bool, len(h.routes)) // true if with the source address it should have
+	h.mu.Unlock()
+	for table := range tables {
+		for fam, on := range families {
+			if on && err == nil {
+				err = h.dump.dumpRoutes(fam, table, func(r routeInfo) {
+					if r.protocol == Protocol {
+						there[r.dest] = r.src == h.cfg.source(fam)
+					}
+				})
+			}
+		}
+	}
+	h.mu.Lock()
+	if err != nil {
+		return nil, err
+	}
+	var missing, wrong []dest
+	for d := range h.routes {
+		right, found := there[d]
+		switch {
+		case right || !h.on(familyOf(d.dst.Addr())):
+		case found: // IPv6 routes lose the address with its deletion (rt6_remove_prefsrc)
+			wrong = append(wrong, d)
+		default:
+			missing = append(missing, d)
+		}
+	}
+	added, err := h.kernel.addRoutes(missing)
+	if err == nil {
+		err = h.kernel.replaceRoutes(wrong)
+	}
+	for _, d := range slices.Concat(missing[:added], wrong) { // added is how many, not which
+		repaired = append(repaired, route{h.cfg.source(familyOf(d.dst.Addr())), h.cfg.Link, d.table, d.dst})
+	}
+	return repaired, err
+}
+
+// lookRules adds the rules that are missing, in the order of the plan.
+func (h *Host) lookRules() (repaired []Step, err error) {
+	for _, fam := range []family{v4, v6} {
+		if !h.on(fam) {
+			continue
+		}
+		there, err := h.kernel.rules(fam)
+		if err != nil {
+			return repaired, err
+		}
+		for _, s := range h.parts[fam] {
+			r, ok := s.(rule)
+			if !ok || h.stopped && r.captures() ||
+				slices.ContainsFunc(there, func(k netlink.Rule) bool { return k.Priority == r.pref }) {
+				continue
+			}
+			if err := h.kernel.do(r); err != nil && !errors.Is(err, unix.EEXIST) {
+				return repaired, err
+			}
+			repaired = append(repaired, r)
+		}
+	}
+	return repaired, nil
+}
+
+// lookReserved reserves our ports again.
+func (h *Host) lookReserved() (repaired []Step, err error) {
+	if h.reserved == nil {
+		return nil, nil
+	}
+	now, err := h.reserved.ports()
+	if err != nil || h.mine.without(now).empty() {
+		return nil, err
+	}
+	if err := h.reserved.set(now.or(h.mine)); err != nil {
+		return nil, err
+	}
+	return []Step{sysctl{sysctlReserved, now.or(h.mine).String()}}, nil
+}

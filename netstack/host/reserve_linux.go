@@ -1,0 +1,115 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+)
+
+// reserved is the sysctl ip_local_reserved_ports of one network namespace. /proc/sys/net shows that of
+// the thread that opens a file, and the open file stays with it.
+type reserved struct {
+	file *os.File
+	path string // of the state file
+	boot string // this boot's ID
+}
+
+func openReserved(statePath string) (*reserved, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile("/proc/sys/"+sysctlReserved, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &reserved{f, statePath, strings.TrimSpace(string(boot))}, nil
+}
+
+func (r *reserved) close() error { return r.file.Close() }
+
+// ports returns what is reserved now.
+func (r *reserved) ports() (ports, error) { return readReserved(r.file) }
+
+// readReserved reads in one go: at any other offset there is nothing to read (proc_do_large_bitmap).
+func readReserved(f io.ReaderAt) (ports, error) {
+	const longest = 32768 * len("65535,") // every second port
+	b := make([]byte, longest+1)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && err != io.EOF {
+		return ports{}, fmt.Errorf("read %s: %w", sysctlReserved, err)
+	}
+	return parsePorts(string(b[:n]))
+}
+
+// set replaces what is reserved. The kernel takes 4095 bytes at a time and joins what follows at a later
+// offset to what was written at an earlier one, which is what WriteAt does.
+func (r *reserved) set(p ports) error {
+	if _, err := r.file.WriteAt([]byte(p.String()+"\n"), 0); err != nil {
+		return fmt.Errorf("%s: %w", sysctl{sysctlReserved, p.String()}, err)
+	}
+	return nil
+}
+
+// ours returns the ports that the state file says are ours.
+func (r *reserved) ours() (ports, error) {
+	s, err := readState(r.path)
+	if err != nil || s.BootID != r.boot {
+		return ports{}, err
+	}
+	return parsePorts(s.Ports)
+}
+
+// add reserves the ports of want that are not reserved, after it has written down which these are. It
+// returns them. What an earlier state file says stays written down.
+func (r *reserved) add(want ports) (added ports, err error) {
+	now, err := r.ports()
+	if err != nil {
+		return ports{}, err
+	}
+	added = want.without(now)
+	if added.empty() {
+		return ports{}, nil
+	}
+	before, err := r.ours()
+	if err != nil {
+		return ports{}, err
+	}
+	if err := writeState(r.path, state{r.boot, before.or(added).String()}); err != nil {
+		return ports{}, err
+	}
+	if err := r.set(now.or(added)); err != nil {
+		return ports{}, errors.Join(err, r.forget())
+	}
+	return added, nil
+}
+
+// remove takes back what the state file says is ours, and returns it. What was reserved before, and what
+// others have added meanwhile, stays.
+func (r *reserved) remove() (removed ports, err error) {
+	ours, err := r.ours()
+	if err != nil {
+		return ports{}, err
+	}
+	now, err := r.ports()
+	if err != nil {
+		return ports{}, err
+	}
+	if removed = now.and(ours); !removed.empty() {
+		if err := r.set(now.without(ours)); err != nil {
+			return ports{}, err
+		}
+	}
+	return removed, r.forget()
+}
+
+// forget deletes the state file.
+func (r *reserved) forget() error {
+	if err := os.Remove(r.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove state: %w", err)
+	}
+	return nil
+}

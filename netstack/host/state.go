@@ -1,0 +1,77 @@
+package host
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// state is what only we can know: which of the reserved ports are ours. It is in a file so that they can
+// be found after a SIGKILL.
+type state struct {
+	BootID string `json:"boot_id"` // of the boot the ports were reserved in; a reboot forgets them
+	Ports  string `json:"reserved_ports"`
+}
+
+// StateFile returns the name of the state file in dir for the network namespace with the given
+// [Namespace] name.
+func StateFile(dir, namespace string) string {
+	name := "pinproxy.state"
+	if namespace != "" {
+		name = "pinproxy." + namespace + ".state"
+	}
+	return filepath.Join(dir, name)
+}
+
+// readState returns the zero state if there is no file.
+func readState(path string) (state, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return state{}, nil
+	}
+	if err != nil {
+		return state{}, fmt.Errorf("read state: %w", err)
+	}
+	var s state
+	if err := json.Unmarshal(b, &s); err != nil {
+		return state{}, fmt.Errorf("read state %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// writeState replaces the file as a whole, and returns when it is on the disk.
+func writeState(path string, s state) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	defer os.Remove(f.Name()) // no longer there if all goes well
+	_, err = f.Write(append(b, '\n'))
+	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	return nil
+}
+
+// syncDir makes a rename last.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

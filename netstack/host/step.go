@@ -1,0 +1,208 @@
+package host
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// family is an IP version.
+type family int
+
+const (
+	v4 family = 4
+	v6 family = 6
+)
+
+// ip is the command for the family.
+func (f family) ip() string {
+	if f == v6 {
+		return "ip -6"
+	}
+	return "ip"
+}
+
+// all is the prefix of every address.
+func (f family) all() netip.Prefix {
+	if f == v6 {
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+}
+
+func (f family) has(a netip.Addr) bool { return a.Is4() == (f == v4) }
+
+func familyOf(a netip.Addr) family {
+	if a.Is4() {
+		return v4
+	}
+	return v6
+}
+
+// device stands for the making of the device, which is not ours to do.
+type device struct{ name string }
+
+func (s device) String() string { return fmt.Sprintf("ip tuntap add dev %s mode tun", s.name) }
+func (s device) Undo() string   { return "" }
+
+// linkSet keeps the device silent: no link-local address (so no router solicitation), no multicast.
+type linkSet struct {
+	link string
+	mtu  int
+}
+
+// txQueueLen is the length of the device's queue, in packets: what an Ethernet device has.
+const txQueueLen = 1000
+
+func (s linkSet) String() string {
+	return fmt.Sprintf("ip link set dev %s mtu %d txqueuelen %d multicast off addrgenmode none", s.link, s.mtu, txQueueLen)
+}
+func (s linkSet) Undo() string { return "" }
+
+// linkUp; its undoing drops every route on the device at once.
+type linkUp struct{ link string }
+
+func (s linkUp) String() string { return fmt.Sprintf("ip link set dev %s up", s.link) }
+func (s linkUp) Undo() string   { return fmt.Sprintf("ip link set dev %s down", s.link) }
+
+// addr is an address of the device: without prefix route, and for IPv6 usable at once.
+type addr struct {
+	link string
+	addr netip.Addr
+}
+
+func (s addr) String() string {
+	line := fmt.Sprintf("%s addr add %v/%d dev %s noprefixroute", familyOf(s.addr).ip(), s.addr, s.addr.BitLen(), s.link)
+	if s.addr.Is6() {
+		line += " nodad"
+	}
+	return line
+}
+
+func (s addr) Undo() string {
+	return fmt.Sprintf("%s addr del %v/%d dev %s", familyOf(s.addr).ip(), s.addr, s.addr.BitLen(), s.link)
+}
+
+// noMulticast takes back the ff00::/8 route that a device gets when it comes up and when it gets an IPv6
+// address (addrconf_add_mroute). With it, multicast that names no interface would go into the device as soon as
+// the host's other interfaces were set up later than ours.
+type noMulticast struct{ link string }
+
+func (s noMulticast) String() string {
+	return fmt.Sprintf("ip -6 route flush ff00::/8 dev %s table local", s.link)
+}
+func (s noMulticast) Undo() string { return "" }
+
+// sysctl sets a sysctl, named with slashes as in /proc/sys.
+type sysctl struct{ key, value string }
+
+const sysctlReserved = "net/ipv4/ip_local_reserved_ports"
+
+func disableIPv6(link string) string { return "net/ipv6/conf/" + link + "/disable_ipv6" }
+
+func (s sysctl) String() string {
+	key := s.key
+	if !strings.Contains(key, ".") { // as in the name of a VLAN device; sysctl(8) takes both
+		key = strings.ReplaceAll(key, "/", ".")
+	}
+	return fmt.Sprintf("sysctl -w %s=%s", key, s.value)
+}
+func (s sysctl) Undo() string { return "" } // what it was is not known here
+
+// route leads dst into the device, in a table of ours.
+type route struct {
+	src   netip.Addr // the source address it gives to sockets that have none
+	link  string
+	table int
+	dst   netip.Prefix
+}
+
+func (s route) String() string {
+	return fmt.Sprintf("%s route add %s dev %s table %d proto %d src %v",
+		familyOf(s.src).ip(), formatPrefix(s.dst), s.link, s.table, Protocol, s.src)
+}
+
+// formatPrefix writes a prefix as ip(8) does.
+func formatPrefix(p netip.Prefix) string {
+	switch p.Bits() {
+	case 0:
+		return "default"
+	case p.Addr().BitLen():
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
+func (s route) Undo() string { return "" }
+
+// action is what a rule does.
+type action int
+
+const (
+	lookup      action = iota // in table; go on if nothing is found there
+	skip                      // jump over the capture rules
+	unreachable               // ENETUNREACH
+	nop                       // nothing: a target to jump to
+)
+
+// rule is a policy rule. A field's zero value means that the rule does not look at it.
+type rule struct {
+	fam          family
+	pref         int
+	not          bool
+	from         netip.Prefix
+	mark         uint32
+	lo           bool // made on this host
+	proto        uint8
+	sport, dport PortRange
+	action       action
+	table        int
+}
+
+func (s rule) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s rule add pref %d", s.fam.ip(), s.pref)
+	if s.not {
+		b.WriteString(" not")
+	}
+	if s.from.IsValid() {
+		fmt.Fprintf(&b, " from %s", formatPrefix(s.from))
+	}
+	if s.mark != 0 {
+		fmt.Fprintf(&b, " fwmark %#x", s.mark)
+	}
+	if s.lo {
+		b.WriteString(" iif lo")
+	}
+	switch s.proto {
+	case protoTCP:
+		b.WriteString(" ipproto tcp")
+	case protoUDP:
+		b.WriteString(" ipproto udp")
+	}
+	if s.sport != (PortRange{}) {
+		fmt.Fprintf(&b, " sport %s", formatRange(s.sport))
+	}
+	if s.dport != (PortRange{}) {
+		fmt.Fprintf(&b, " dport %s", formatRange(s.dport))
+	}
+	switch s.action {
+	case lookup:
+		fmt.Fprintf(&b, " lookup %d", s.table)
+	case skip:
+		fmt.Fprintf(&b, " goto %d", prefEnd)
+	case unreachable:
+		b.WriteString(" unreachable")
+	case nop:
+		b.WriteString(" nop")
+	}
+	fmt.Fprintf(&b, " protocol %d", Protocol)
+	return b.String()
+}
+
+func (s rule) Undo() string {
+	return fmt.Sprintf("%s rule del pref %d protocol %d", s.fam.ip(), s.pref, Protocol)
+}
+
+// captures tells whether the rule makes connections enter the device that would not otherwise.
+func (s rule) captures() bool { return s.lo && s.action == lookup }
