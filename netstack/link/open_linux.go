@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
+	"unicode"
 
 	"github.com/songgao/water"
 	"golang.org/x/sys/unix"
@@ -20,6 +22,9 @@ func Open(c Config) (*Link, error) {
 	if c.Name == "" {
 		c.Name = Default
 	}
+	if err := checkName(c.Name); err != nil {
+		return nil, err
+	}
 	if c.Offload {
 		l, err := openVnet(c.Name)
 		if err == nil || !errors.Is(err, errors.ErrUnsupported) {
@@ -27,6 +32,15 @@ func Open(c Config) (*Link, error) {
 		}
 	}
 	return openPlain(c.Name)
+}
+
+// checkName refuses what the kernel would (dev_valid_name), and what water would
+// cut short or the kernel fill in ("tun%d") without a word.
+func checkName(name string) error {
+	if len(name) >= unix.IFNAMSIZ || name == "." || name == ".." || strings.ContainsAny(name, "/:%") || strings.ContainsFunc(name, unicode.IsSpace) {
+		return fmt.Errorf("open tun %q: invalid device name: up to %d bytes without blank, slash, colon or percent sign", name, unix.IFNAMSIZ-1)
+	}
+	return nil
 }
 
 // openVnet opens the device with IFF_VNET_HDR. An error that is
@@ -135,7 +149,7 @@ func setiffError(name string, err error) error {
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("make tun %q: the name is in use by another process: choose one by --tun NAME: %w", name, err)
 	case errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("make tun %q: the name is in use by a device that is no TUN, or is no valid name: choose one by --tun NAME: %w", name, err)
+		return fmt.Errorf("make tun %q: the name is in use by a device that is no TUN: choose one by --tun NAME: %w", name, err)
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("make tun %q: needs CAP_NET_ADMIN: run as root: %w", name, err)
 	}

@@ -110,10 +110,7 @@ func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 	iov[1].SetLen(maxPacket)
 	for {
 		n, errno := rawfile.BlockingReadvUntilStopped(e.stop.EFD, e.fd, iov)
-		if n == -1 || errno == unix.EINTR {
-			if errno == unix.EINTR {
-				continue
-			}
+		if n == -1 {
 			return // stopped
 		}
 		if errno != 0 {

@@ -1,0 +1,233 @@
+package link_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"pinproxy/netstack"
+	"pinproxy/netstack/lab"
+	"pinproxy/netstack/link"
+)
+
+func TestMain(m *testing.M) { lab.Main(m) }
+
+// open makes a device on h: up, with addresses, and with routes to the
+// documentation prefixes.
+func open(t *testing.T, h *lab.Host, c link.Config) *link.Link {
+	t.Helper()
+	var l *link.Link
+	if err := h.Do(func() (err error) { l, err = link.Open(c); return err }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	nl := h.Netlink()
+	dev, err := nl.LinkByName(l.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []string{"192.0.2.1/32", "2001:db8::1/128"} {
+		addr, err := netlink.ParseAddr(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr.Flags = unix.IFA_F_NODAD
+		if err := nl.AddrAdd(dev, addr); err != nil {
+			t.Fatalf("address %s: %v", a, err)
+		}
+	}
+	if err := errors.Join(nl.LinkSetMTU(dev, l.MTU()), nl.LinkSetUp(dev)); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{"203.0.113.0/24", "2001:db8:2::/64"} {
+		_, dst, _ := net.ParseCIDR(p)
+		if err := nl.RouteAdd(&netlink.Route{LinkIndex: dev.Attrs().Index, Dst: dst}); err != nil {
+			t.Fatalf("route %s: %v", p, err)
+		}
+	}
+	return l
+}
+
+// serve runs an echoing netstack on l until the test ends.
+func serve(t *testing.T, l *link.Link, h netstack.Handler) {
+	t.Helper()
+	s, err := netstack.New(l, netstack.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, h) }()
+	<-s.Ready()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+}
+
+func echo(_ context.Context, f *netstack.Flow) {
+	c, err := f.Accept()
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	_, _ = io.Copy(c, c)
+	_ = c.CloseWrite()
+}
+
+var modes = map[string]link.Config{
+	"offload": {Offload: true},
+	"plain":   {Name: "tun7"},
+}
+
+var dsts = map[string]string{"ipv4": "203.0.113.5:443", "ipv6": "[2001:db8:2::5]:443"}
+
+func TestKernelToNetstackAndBack(t *testing.T) {
+	for mode, c := range modes {
+		t.Run(mode, func(t *testing.T) {
+			h := lab.ForTest(t).Host("host")
+			l := open(t, h, c)
+			if l.Offload() != c.Offload {
+				t.Errorf("Offload = %v, want %v", l.Offload(), c.Offload)
+			}
+			serve(t, l, echo)
+			for family, dst := range dsts {
+				t.Run(family, func(t *testing.T) {
+					ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+					defer cancel()
+					conn, err := h.Dial(ctx, "tcp", dst)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer conn.Close()
+					want := make([]byte, 16<<20)
+					_, _ = rand.Read(want)
+					go func() {
+						_, _ = conn.Write(want)
+						_ = conn.(*net.TCPConn).CloseWrite()
+					}()
+					got, err := io.ReadAll(conn)
+					if err != nil || !bytes.Equal(got, want) {
+						t.Errorf("echo of %d bytes: %d back, %v", len(want), len(got), err)
+					}
+				})
+			}
+		})
+	}
+}
+
+// What the kernel makes of our answers to its SYN is what applications see.
+func TestRejectErrnos(t *testing.T) {
+	tests := []struct{ reject, want syscall.Errno }{
+		{syscall.ECONNREFUSED, syscall.ECONNREFUSED},
+		{syscall.EHOSTUNREACH, syscall.EHOSTUNREACH},
+		{syscall.ENETUNREACH, syscall.ENETUNREACH},
+		{syscall.EACCES, syscall.EHOSTUNREACH},
+	}
+	for mode, c := range modes {
+		t.Run(mode, func(t *testing.T) {
+			h := lab.ForTest(t).Host("host")
+			answers := make(chan syscall.Errno, 1)
+			serve(t, open(t, h, c), func(_ context.Context, f *netstack.Flow) { f.Reject(<-answers) })
+			for family, dst := range dsts {
+				for _, tt := range tests {
+					ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+					answers <- tt.reject
+					_, err := h.Dial(ctx, "tcp", dst)
+					cancel()
+					if !errors.Is(err, tt.want) {
+						t.Errorf("%s: connect after Reject(%v) = %v, want %v", family, tt.reject, err, tt.want)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestDeletedDeviceIsTold(t *testing.T) {
+	for mode, c := range modes {
+		t.Run(mode, func(t *testing.T) {
+			h := lab.ForTest(t).Host("host")
+			l := open(t, h, c)
+			s, err := netstack.New(l, netstack.Config{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan error, 1)
+			go func() { done <- s.Serve(t.Context(), echo) }()
+			<-s.Ready()
+			dev, err := h.Netlink().LinkByName(l.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := h.Netlink().LinkDel(dev); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case err := <-done:
+				if err == nil || !strings.Contains(err.Error(), "tun") {
+					t.Errorf("Serve = %v, want an error that names the device", err)
+				}
+			case <-time.After(5 * time.Second):
+				t.Error("nobody was told within 5 s")
+			}
+		})
+	}
+}
+
+func TestOpenErrors(t *testing.T) {
+	h := lab.ForTest(t).Host("host")
+	h.Sysctl("net.ipv4.ip_forward", "0") // the host exists
+	if err := h.Netlink().LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}); err != nil {
+		t.Fatal(err)
+	}
+	first := open(t, h, link.Config{Name: "pin0", Offload: true})
+	for name, want := range map[string]string{
+		first.Name():              "in use by another process",
+		"br0":                     "no TUN",
+		"a-name-that-is-too-long": "invalid",
+		"a/b":                     "invalid",
+	} {
+		for mode, offload := range map[string]bool{"offload": true, "plain": false} {
+			var l *link.Link
+			err := h.Do(func() (err error) { l, err = link.Open(link.Config{Name: name, Offload: offload}); return err })
+			if err == nil {
+				_ = l.Close()
+				t.Errorf("%s: open %q succeeded, as %q", mode, name, l.Name())
+			} else if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: open %q: %v, want %q in it", mode, name, err, want)
+			}
+		}
+	}
+}
+
+// The addresses an application sees as its own and the peer's.
+func TestFlowAddresses(t *testing.T) {
+	h := lab.ForTest(t).Host("host")
+	flows := make(chan [2]netip.AddrPort, 1)
+	serve(t, open(t, h, modes["offload"]), func(ctx context.Context, f *netstack.Flow) {
+		flows <- [2]netip.AddrPort{f.Src(), f.Dst()}
+		echo(ctx, f)
+	})
+	conn, err := h.Dial(t.Context(), "tcp", dsts["ipv4"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if got := <-flows; got[0].String() != conn.LocalAddr().String() || got[1].String() != dsts["ipv4"] {
+		t.Errorf("flow %v, want %v to %v", got, conn.LocalAddr(), dsts["ipv4"])
+	}
+}
