@@ -46,7 +46,7 @@ func (e *usageError) Error() string { return e.msg }
 func parseArgs(args []string) (options, error) {
 	o := options{}
 	var ruleTexts, ruleFiles []string
-	var offload, format string
+	var offload, level, format string
 	fs := pflag.NewFlagSet("pinproxy", pflag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.BoolVarP(&o.help, "help", "h", false, "")
@@ -58,13 +58,16 @@ func parseArgs(args []string) (options, error) {
 	fs.DurationVar(&o.dialTimeout, "dial-timeout", proxy.DefaultDialTimeout, "")
 	fs.BoolVar(&o.strict, "strict", false, "")
 	fs.BoolVar(&o.dryRun, "dry-run", false, "")
-	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "")
+	fs.StringVar(&level, "log-level", "info", "")
 	fs.StringVar(&format, "log-format", "text", "")
 	if err := fs.Parse(args); err != nil {
 		return o, &usageError{strings.TrimPrefix(err.Error(), "pflag: "), "pinproxy --help"}
 	}
 	if o.help || o.version {
 		return o, nil
+	}
+	if dash := fs.ArgsLenAtDash(); dash >= 0 && dash < fs.NArg() {
+		return o, &usageError{"pinproxy runs for the whole host and starts no command", "start pinproxy by itself, then " + strings.Join(fs.Args()[dash:], " ")}
 	}
 	if err := o.positional(fs.Args(), ruleTexts); err != nil {
 		return o, err
@@ -75,6 +78,9 @@ func parseArgs(args []string) (options, error) {
 	var err error
 	if o.offload, err = choice("offload", offload, "off", "auto"); err != nil {
 		return o, err
+	}
+	if err := o.logLevel.UnmarshalText([]byte(level)); err != nil {
+		return o, &usageError{fmt.Sprintf("--log-level %s: is none of debug, info, warn, error", level), "pinproxy --log-level info …"}
 	}
 	if o.logJSON, err = choice("log-format", format, "text", "json"); err != nil {
 		return o, err

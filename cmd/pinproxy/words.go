@@ -89,7 +89,7 @@ func (s words) error(err error) int {
 		return exitUsage
 	case errors.As(err, &conflict):
 		fmt.Fprintf(s.w, "pinproxy: error: %s\n", conflict.Error())
-		s.hint("leave one of them out, or make one narrower")
+		s.hint("leave one of them out")
 		return exitUsage
 	case errors.As(err, &usage):
 		fmt.Fprintf(s.w, "pinproxy: error: %s\n", usage.msg)
