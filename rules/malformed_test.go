@@ -5,13 +5,16 @@ import (
 	"testing"
 )
 
-// malformed holds what people write, one mistake a line but for the last group.
-var malformed = []struct {
+// malformedRule is a rule that does not parse, with what is said of it.
+type malformedRule struct {
 	rule   string
 	column int
 	msg    string
 	hint   string
-}{
+}
+
+// malformed holds what people write, one mistake a line but for the last group.
+var malformed = []malformedRule{
 	// nothing, or not a rule
 	{"", 1, "the rule is empty", ""},
 	{"   ", 4, "the rule is empty", ""},
@@ -77,10 +80,6 @@ var malformed = []struct {
 	{"-a.com:443=1", 1, "a part of a name can't begin with a hyphen", ""},
 	{"a-.com:443=1", 2, "a part of a name can't end with a hyphen", ""},
 	{"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.example:443=1", 1, "a part of a name has at most 63 characters, this one 64", ""},
-	{"xn--a:443=1", 1, `"xn--a" is not an internationalized name: invalid label "\u0080"`, ""},
-	{"bü$cher.example:443=1", 1, "a name can't contain '$'", ""},
-	{"10.0.0.１:443=1", 1, `"10.0.0.１" is an address in other digits than 0 to 9`, "10.0.0.1:443=1"},
-	{"例え。jp:443=70000", 11, "port 70000 is above 65535", ""},
 	{"google.com/24:443=1", 1, `"google.com" is no address, and only an address has a prefix length`, "google.com:443=1"},
 	{"foo.1:443=1", 1, `"foo.1" is no address, and a name can't end in a number`, ""},
 
@@ -213,8 +212,10 @@ var malformed = []struct {
 	{"2001:db8::1/32:https=192.0.2.1:0063999 bussy=any,wait:10min", 1, "an IPv6 address stands in brackets", "[2001:db8::/32]:443=63999 busy=wait:10m,any"},
 }
 
-func TestParseMalformed(t *testing.T) {
-	for _, tt := range malformed {
+func TestParseMalformed(t *testing.T) { testMalformed(t, malformed) }
+
+func testMalformed(t *testing.T, tests []malformedRule) {
+	for _, tt := range tests {
 		t.Run(tt.rule, func(t *testing.T) {
 			r, err := Parse(tt.rule)
 			if err == nil {

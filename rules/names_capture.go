@@ -12,6 +12,7 @@ type captureCount struct {
 	set    int
 	live   int
 	stands bool // whether the caller was asked to bring it in place, and not to take it away since
+	going  bool // whether the caller was asked to take it away, and it was not wanted since
 }
 
 // capture returns a's capture for set, or nil.
@@ -29,6 +30,7 @@ func (a *addrEntry) want(sets []int) {
 	for _, set := range sets {
 		if c := a.capture(set); c != nil {
 			c.live++
+			c.going = false
 		} else {
 			missing = true
 		}
@@ -45,13 +47,18 @@ func (a *addrEntry) want(sets []int) {
 	slices.SortFunc(a.captures, func(x, y captureCount) int { return cmp.Compare(x.set, y.set) })
 }
 
-// unwant counts one live pair less for each of sets and appends the captures that no live pair needs any more.
-func (a *addrEntry) unwant(sets []int, gone []Capture) []Capture {
+// unwant counts one live pair less for each of sets.
+func (a *addrEntry) unwant(sets []int) {
 	for _, set := range sets {
-		c := a.capture(set)
-		c.live--
-		if c.live == 0 {
-			c.stands = false
+		a.capture(set).live--
+	}
+}
+
+// lower appends the captures of sets that no live pair needs, which the caller now takes away.
+func (a *addrEntry) lower(sets []int, gone []Capture) []Capture {
+	for _, set := range sets {
+		if c := a.capture(set); c.live == 0 && !c.going {
+			c.stands, c.going = false, true
 			gone = append(gone, a.captureOf(set))
 		}
 	}

@@ -24,7 +24,8 @@ func (o *observation) makeRoom(a *addrEntry) error {
 
 func (o *observation) evict(p *pair) bool {
 	if p != nil {
-		o.Drop = o.leave(p, o.Drop)
+		o.leave(p)
+		o.evicted = append(o.evicted, p)
 	}
 	return p != nil
 }

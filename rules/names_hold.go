@@ -16,6 +16,7 @@ func (n *Names) Hold(addr netip.Addr) (release func()) {
 	if a.flows == 1 {
 		for _, p := range a.pairs {
 			n.hold(p.name)
+			n.reviveAll(p.name)
 		}
 	}
 	return sync.OnceFunc(func() { n.release(a) })
@@ -34,12 +35,16 @@ func (n *Names) release(a *addrEntry) {
 	n.dropIfEmpty(a)
 }
 
-// hold counts one more address of e that has a flow. What is leaving stays.
+// hold counts one more address of e that has a flow.
 func (n *Names) hold(e *nameEntry) {
 	if !e.inUse() {
 		n.inUse += e.live
 	}
 	e.held++
+}
+
+// reviveAll makes live again what is leaving of e.
+func (n *Names) reviveAll(e *nameEntry) {
 	if e.live == len(e.pairs) {
 		return
 	}

@@ -46,6 +46,7 @@ func (n *Names) Observe(name string, addrs []netip.Addr, ttl time.Duration, aske
 		before:  n.seq,
 	}
 	n.seq += int64(len(addrs))
+	last := n.seq
 	// Known addresses first, so that they don't make room for new ones of the same answer.
 	var unknown []int
 	for i, addr := range addrs {
@@ -57,15 +58,15 @@ func (n *Names) Observe(name string, addrs []netip.Addr, ttl time.Duration, aske
 			unknown = append(unknown, i)
 			continue
 		}
-		o.known(addr, n.seq-int64(i))
+		o.known(addr, last-int64(i))
 	}
 	var full error
 	for _, i := range unknown {
-		if err := o.new(plain(addrs[i]), n.seq-int64(i)); err != nil && full == nil {
+		if err := o.unknown(plain(addrs[i]), last-int64(i)); err != nil && full == nil {
 			full = err
 		}
 	}
-	o.settle()
+	o.Drop = n.seeOff(o.evicted, nil)
 	return o.Learned, full
 }
 
@@ -76,6 +77,7 @@ type observation struct {
 	name    *nameEntry
 	expires time.Duration
 	asked   bool
+	evicted []*pair
 	before  int64 // Names.seq before this answer; what has a higher one is this answer's
 }
 
@@ -91,8 +93,8 @@ func (o *observation) known(addr netip.Addr, seq int64) {
 	o.place(p)
 }
 
-// new adds an address to the name.
-func (o *observation) new(addr netip.Addr, seq int64) error {
+// unknown adds an address to the name.
+func (o *observation) unknown(addr netip.Addr, seq int64) error {
 	a := o.addrEntry(addr)
 	if a.pair(o.name) != nil {
 		return nil // twice in one answer
@@ -119,21 +121,6 @@ func (o *observation) place(p *pair) {
 		p.addr.pairs[0] = p
 	}
 	o.Add = p.addr.raise(p.name.sets, o.Add)
-}
-
-// settle takes out of Drop what the same answer needs again: it stands already.
-func (o *observation) settle() {
-	o.Drop = slices.DeleteFunc(o.Drop, func(c Capture) bool {
-		a := o.byAddr[c.Dst.Addr()]
-		capture := a.capture(c.Set)
-		if capture.live == 0 {
-			return false
-		}
-		capture.stands = true
-		o.Add = slices.DeleteFunc(o.Add, func(added Capture) bool { return added == c })
-		o.reap(a)
-		return true
-	})
 }
 
 // plain returns addr as Names keeps it: IPv4 is IPv4 also inside IPv6, and a zone is not part of an address.

@@ -69,9 +69,8 @@ func (n *Names) enliven(p *pair) {
 	n.ages.add(p, p.age())
 }
 
-// leave makes a live pair leaving and appends the captures that nothing needs any more. If there are none, the pair
-// has nothing to wait for and is gone.
-func (n *Names) leave(p *pair, gone []Capture) []Capture {
+// leave makes a live pair leaving. The caller sees it off when it is done with all that leave together.
+func (n *Names) leave(p *pair) {
 	p.leaving = true
 	p.name.live--
 	p.addr.live--
@@ -81,10 +80,19 @@ func (n *Names) leave(p *pair, gone []Capture) []Capture {
 	}
 	n.ends.remove(p)
 	n.ages.remove(p)
-	before := len(gone)
-	gone = p.addr.unwant(p.name.sets, gone)
-	if len(gone) == before {
-		n.remove(p)
+	p.addr.unwant(p.name.sets)
+}
+
+// seeOff appends the captures that nothing needs now that the pairs are leaving. A pair that does not wait for any of
+// them is gone.
+func (n *Names) seeOff(leaving []*pair, gone []Capture) []Capture {
+	for _, p := range leaving {
+		gone = p.addr.lower(p.name.sets, gone)
+	}
+	for _, p := range leaving {
+		if !p.addr.waits(p.name.sets) {
+			n.remove(p)
+		}
 	}
 	return gone
 }

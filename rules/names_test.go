@@ -176,6 +176,38 @@ func TestNamesExpiry(t *testing.T) {
 	}
 }
 
+// TestNamesExpireTogether has more expire at once than one batch holds.
+func TestNamesExpireTogether(t *testing.T) {
+	const many = 2*batch + 100
+	n := NewNames(mustSet(t, "*.example:443,80=1", "*.example:22=2"), Limits{AddrsPerName: many})
+	all := make([]netip.Addr, many)
+	for i := range all {
+		all[i] = netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)})
+	}
+	for _, name := range []string{"a.example", "b.example"} {
+		if _, err := n.Observe(name, all, time.Second, true, at(0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	release := n.Hold(all[0])
+	if gone := n.Expired(at(100)); len(gone) > 0 {
+		t.Errorf("%d captures expired in use", len(gone))
+	}
+	release()
+	n.Expired(at(200))
+	gone := n.Expired(at(300))
+	once := make(map[Capture]bool)
+	for _, c := range gone {
+		once[c] = true
+	}
+	if len(gone) != 2*many || len(once) != 2*many {
+		t.Errorf("%d captures expired, %d different ones, want %d", len(gone), len(once), 2*many)
+	}
+	if revived := n.Forget(gone); len(revived) > 0 || len(n.byAddr)+len(n.byName) > 0 {
+		t.Errorf("%d captures revived, %d addresses and %d names left", len(revived), len(n.byAddr), len(n.byName))
+	}
+}
+
 func TestNamesTimeStandsStill(t *testing.T) {
 	n := newNamesTest(t, Limits{}, "*.example:443=1")
 	n.observe(100, "a.example", addrs("192.0.2.1"), []string{"192.0.2.1/32 443"}, nil)

@@ -222,7 +222,7 @@ func (p *parser) sides(fields []part) (host, ports, pin part, err *SyntaxError) 
 		return
 	}
 	left, pin := first.cut(i, 1)
-	if optionName(left.s) {
+	if isOption(left.s) {
 		err = p.fail(first.at, "", "the rule itself is missing before its options; put rule and options in one pair of quotes")
 		return
 	}
@@ -262,7 +262,7 @@ func (p *parser) noPin(fields []part) *SyntaxError {
 		}
 	}
 	for _, field := range fields[1:] {
-		if name, _, ok := strings.Cut(field.s, "="); ok && !optionName(name) {
+		if name, _, ok := strings.Cut(field.s, "="); ok && !isOption(name) {
 			return p.fail(first.end(), "", "a blank may stand only before an option")
 		}
 	}

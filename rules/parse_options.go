@@ -23,7 +23,8 @@ func wayNames() []string {
 	return []string{Wait.String(), Reclaim.String(), OtherAddress.String(), Any.String(), Fail.String()}
 }
 
-func optionName(s string) bool { return slices.Contains(optionNames(), s) }
+// isOption reports whether s is an option's name.
+func isOption(s string) bool { return slices.Contains(optionNames(), s) }
 
 // isWay reports whether s is a way of the busy option, perhaps with a duration.
 func isWay(s string) bool {
@@ -41,7 +42,7 @@ func (p *parser) options(r *Rule, fields []part) *SyntaxError {
 			return p.bareOption(field, given["busy"])
 		}
 		name, value := field.cut(i, 1)
-		if !optionName(name.s) {
+		if !isOption(name.s) {
 			return p.unknownOption(name)
 		}
 		if before, ok := given[name.s]; ok {
@@ -74,7 +75,7 @@ func (p *parser) bareOption(field, busy part) *SyntaxError {
 		return p.fail(field.at, p.with(gap, ","+field.s), `ways of "busy" are separated by ","`)
 	case isWay(field.s):
 		return p.fail(field.at, p.with(field, "busy="+field.s), `%q is a way of the option "busy"`, name)
-	case optionName(name) && rest != "":
+	case isOption(name) && rest != "":
 		return p.fail(field.at+len(name), p.with(field, name+"="+rest), `"=" stands between an option and its value, not ":"`)
 	case name == "busy":
 		return p.fail(field.end(), p.with(field, "busy=wait"), `the option "busy" lacks a way, such as "=wait"`)

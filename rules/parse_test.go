@@ -212,15 +212,15 @@ func TestCaret(t *testing.T) {
 			"a:443=\n" +
 			"      ^"},
 		{"", "\n^"},
-		{"bücher.example:0=1", "" +
-			"bücher.example:0=1\n" +
-			"               ^"},
-		{"bu\u0308cher.example:0=1", "" + // a combining diaeresis takes no room
-			"bu\u0308cher.example:0=1\n" +
-			"               ^"},
-		{"例え.example:0=1", "" + // two characters, four cells
-			"例え.example:0=1\n" +
-			"             ^"},
+		{`bü"cher:443=1`, "" +
+			"bü\"cher:443=1\n" +
+			"  ^"},
+		{"bu\u0308'cher:443=1", "" + // a combining diaeresis takes no room
+			"bu\u0308'cher:443=1\n" +
+			"  ^"},
+		{"例え'.example:443=1", "" + // two characters, four cells
+			"例え'.example:443=1\n" +
+			"    ^"},
 		{"\ta:443=1\tbusy=no", "" +
 			"        a:443=1 busy=no\n" +
 			"                     ^"},

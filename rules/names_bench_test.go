@@ -1,0 +1,170 @@
+package rules
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// learn returns Names with n names of one address each, all of one wildcard, observed within one second.
+func learn(b *testing.B, n int, l Limits) *Names {
+	names := NewNames(mustSet(b, "*.example:443=63999", "*.test:22=63998"), l)
+	for i := range n {
+		_, err := names.Observe(nthName(i), []netip.Addr{nthAddr(i)}, time.Minute, true, start.Add(time.Duration(i)*time.Second/time.Duration(n)))
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	return names
+}
+
+func nthName(i int) string { return fmt.Sprintf("host%d.example", i) }
+
+func nthAddr(i int) netip.Addr {
+	return netip.AddrFrom4([4]byte{198, byte(i >> 16), byte(i >> 8), byte(i)})
+}
+
+func BenchmarkDecide(b *testing.B) {
+	for _, n := range []int{1, 100_000} {
+		b.Run(fmt.Sprintf("addrs=%d", n), func(b *testing.B) {
+			names := learn(b, n, Limits{})
+			// The same few connections however much is known, as a machine's are.
+			var dsts [64]netip.AddrPort
+			for i := range dsts {
+				dsts[i] = netip.AddrPortFrom(nthAddr(i*7919%n), 443)
+			}
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				if names.Decide(dsts[i%len(dsts)]).Rule == nil {
+					b.Fatal("no rule")
+				}
+				i++
+			}
+		})
+	}
+	b.Run("unknown/addrs=100000", func(b *testing.B) {
+		names := learn(b, 100_000, Limits{})
+		dst := netip.MustParseAddrPort("[2001:db8::1]:443")
+		b.ReportAllocs()
+		for b.Loop() {
+			if names.Decide(dst).Rule != nil {
+				b.Fatal("a rule")
+			}
+		}
+	})
+	b.Run("parallel/addrs=100000", func(b *testing.B) {
+		names := learn(b, 100_000, Limits{})
+		dst := netip.AddrPortFrom(nthAddr(50_000), 443)
+		b.ResetTimer()
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				names.Decide(dst)
+			}
+		})
+	})
+}
+
+func BenchmarkHold(b *testing.B) {
+	for _, n := range []int{1, 100_000} {
+		b.Run(fmt.Sprintf("addrs=%d", n), func(b *testing.B) {
+			names := learn(b, n, Limits{})
+			addr := nthAddr(n / 2)
+			b.ReportAllocs()
+			for b.Loop() {
+				names.Hold(addr)()
+			}
+		})
+	}
+}
+
+func BenchmarkObserve(b *testing.B) {
+	for _, n := range []int{1, 100_000} {
+		b.Run(fmt.Sprintf("known/addrs=%d", n), func(b *testing.B) {
+			names := learn(b, n, Limits{})
+			name, addrs := nthName(n/2), []netip.Addr{nthAddr(n / 2)}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := names.Observe(name, addrs, time.Minute, true, at(2)); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	b.Run("ignored", func(b *testing.B) {
+		names := learn(b, 1, Limits{})
+		addrs := []netip.Addr{nthAddr(1)}
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := names.Observe("www.nobody.invalid", addrs, time.Minute, true, at(2)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	// Every answer makes another one's address go.
+	for _, n := range []int{100, 100_000} {
+		b.Run(fmt.Sprintf("full/addrs=%d", n), func(b *testing.B) {
+			names := learn(b, n, Limits{Total: n})
+			addrs := make([]netip.Addr, 1)
+			var next [4096]string
+			for i := range next {
+				next[i] = fmt.Sprintf("next%d.example", i)
+			}
+			i := n
+			b.ReportAllocs()
+			for b.Loop() {
+				addrs[0] = nthAddr(i)
+				l, err := names.Observe(next[i%len(next)], addrs, time.Minute, true, at(2))
+				if err != nil || len(l.Drop) != 1 {
+					b.Fatal(l.Drop, err)
+				}
+				names.Forget(l.Drop)
+				i++
+			}
+		})
+	}
+}
+
+func BenchmarkExpired(b *testing.B) {
+	for _, n := range []int{1, 100_000} {
+		b.Run(fmt.Sprintf("none/addrs=%d", n), func(b *testing.B) {
+			names := learn(b, n, Limits{})
+			b.ReportAllocs()
+			for b.Loop() {
+				if len(names.Expired(at(10))) > 0 {
+					b.Fatal("expired")
+				}
+			}
+		})
+	}
+	// All are in use: once a Grace each is looked at, but not more often.
+	b.Run("in use/addrs=100000", func(b *testing.B) {
+		const n = 100_000
+		names := learn(b, n, Limits{})
+		for i := range n {
+			names.Hold(nthAddr(i))
+		}
+		second := 2
+		b.ReportAllocs()
+		for b.Loop() {
+			second++
+			if len(names.Expired(at(second))) > 0 {
+				b.Fatal("expired")
+			}
+		}
+	})
+	b.Run("all/addrs=100000", func(b *testing.B) {
+		const n = 100_000
+		for b.Loop() {
+			b.StopTimer()
+			names := learn(b, n, Limits{})
+			b.StartTimer()
+			gone := names.Expired(at(1000))
+			names.Forget(gone)
+			if len(gone) != n || names.live != 0 {
+				b.Fatal(len(gone))
+			}
+		}
+	})
+}
