@@ -171,6 +171,24 @@ func TestDNS(t *testing.T) {
 	b.tun.empty("UDP, not to port 53")
 }
 
+// The kernel refuses a rule for a range of ports that ends at 65535.
+func TestRangesUpToTheLastPort(t *testing.T) {
+	b := newBench(t)
+	c := Config{PortSets: [][]PortRange{{{8000, 65535}}, {{443, 443}, {65535, 65535}}}, Strict: true, Reserve: []PortRange{{65000, 65535}}}
+	for _, a := range servers {
+		for set := range c.PortSets {
+			c.Captures = append(c.Captures, Capture{Dst: netip.PrefixFrom(a, a.BitLen()), Set: set})
+		}
+	}
+	b.apply(c)
+	for _, a := range servers {
+		b.direct(dialer{}, a, 80)
+		for _, port := range []uint16{443, 8000, 65534, 65535} {
+			b.capturedFromTUN(dialer{}, a, port)
+		}
+	}
+}
+
 // Without a way out our own dials fail. They do not come back to us.
 func TestMarkedNeverLoops(t *testing.T) {
 	b := newBench(t)

@@ -3,6 +3,7 @@ package host
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -140,8 +141,11 @@ func planGuards(c Config, fam family) []rule {
 		// our own dials would seem to belong on the device. A program that binds a pin's port by
 		// itself passes by as well, from the port that the pin wants.
 		var guards []rule
-		for i, r := range newPorts(c.Reserve).ranges() {
-			guards = append(guards, rule{fam: fam, pref: prefGuard + i, lo: true, proto: protoTCP, sport: r, action: skip})
+		for _, r := range newPorts(c.Reserve).ranges() {
+			if r.Last = min(r.Last, everyPort.Last-1); r.First > r.Last {
+				continue // no rule can name port 65535: see tail
+			}
+			guards = append(guards, rule{fam: fam, pref: prefGuard + len(guards), lo: true, proto: protoTCP, sport: r, action: skip})
 		}
 		return guards
 	case fam == v4:
@@ -160,25 +164,42 @@ func planGuards(c Config, fam family) []rule {
 // duplicate of a more specific one at the same priority (rule_exists, EEXIST).
 func planCaptures(c Config, fam family, pref int) []rule {
 	var rules []rule
-	capture := func(proto uint8, ports PortRange, table int) {
-		r := rule{fam: fam, pref: pref, lo: true, proto: proto, dport: ports, action: lookup, table: table}
-		if ports == everyPort {
-			r.dport = PortRange{} // the kernel refuses 1-65535 (fib_rule_port_range_valid)
-		}
-		rules = append(rules, r)
+	add := func(proto uint8, ports PortRange, act action, table int) {
+		rules = append(rules, rule{fam: fam, pref: pref, lo: true, proto: proto, dport: ports, action: act, table: table})
 		pref++
 	}
 	if c.DNS {
 		dns := PortRange{portDNS, portDNS}
-		capture(protoUDP, dns, tableDNS)
-		capture(protoTCP, dns, tableDNS)
+		add(protoUDP, dns, lookup, tableDNS)
+		add(protoTCP, dns, lookup, tableDNS)
 	}
+	tails := []tail{}
 	for i, set := range c.PortSets {
 		for _, r := range newPorts(set).ranges() {
-			capture(protoTCP, r, tablePortSet+i)
+			if r.Last == everyPort.Last {
+				tails = append(tails, tail{r.First, tablePortSet + i})
+				continue
+			}
+			add(protoTCP, r, lookup, tablePortSet+i)
 		}
 	}
+	// With the lower ends ascending, what is below one is below all that follow.
+	slices.SortStableFunc(tails, func(a, b tail) int { return int(a.first) - int(b.first) })
+	for _, t := range tails {
+		if t.first > 1 {
+			add(protoTCP, PortRange{1, t.first - 1}, skip, 0)
+		}
+		add(protoTCP, PortRange{}, lookup, t.table)
+	}
 	return rules
+}
+
+// tail is a range of ports that ends at 65535, which the kernel refuses to hear of
+// (fib_rule_port_range_valid): it takes a rule that lets the ports below it by, and one that looks at
+// no port.
+type tail struct {
+	first uint16
+	table int
 }
 
 // portsToReserve returns the ports to be added to ip_local_reserved_ports. The error is a warning: all

@@ -61,6 +61,16 @@ var plans = map[string]struct {
 		},
 		Facts{},
 	},
+	"tails": {
+		Config{
+			PortSets: [][]PortRange{{{8000, 65535}}, {{443, 443}, {65535, 65535}}},
+			Captures: []Capture{capture("203.0.113.0/25", 0), capture("203.0.113.0/24", 1)},
+			Strict:   true,
+			Reserve:  []PortRange{{65000, 65535}, {65535, 65535}},
+			StateDir: "/run",
+		},
+		Facts{LocalPorts: PortRange{32768, 60999}},
+	},
 }
 
 func TestPlan(t *testing.T) {

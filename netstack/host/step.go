@@ -204,5 +204,6 @@ func (s rule) Undo() string {
 	return fmt.Sprintf("%s rule del pref %d protocol %d", s.fam.ip(), s.pref, Protocol)
 }
 
-// captures tells whether the rule makes connections enter the device that would not otherwise.
-func (s rule) captures() bool { return s.lo && s.action == lookup }
+// captures tells whether the rule belongs to the capture block: it makes connections enter the device,
+// or bounds one that does.
+func (s rule) captures() bool { return s.lo && (s.action == lookup || s.dport != PortRange{}) }
