@@ -1,0 +1,242 @@
+package main
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"pinproxy/rules"
+)
+
+// What the documents show must be true: every rule in them parses, or fails as shown, and they
+// name the flags that there are.
+//
+// A rule is looked for in two places:
+//
+//   - between the quotes after --rule or -r, anywhere;
+//   - at the beginning of a line of a display, up to two blanks or a comment: the first word has the form
+//     HOST:PORTS=PIN. It may be quoted. A display is what the manual has between .Bd -literal and .Ed, what
+//     README.md and docs/design.md indent by four blanks, and what the usage text indents by two.
+//
+// A command that the next line answers with "pinproxy: error:" must give just that error, and a rule
+// with a caret under it is quoted by one.
+
+// document is a text with its displays.
+type document struct {
+	name    string
+	lines   []string
+	display []bool // whether the line of that number is in a display
+}
+
+const (
+	readmePath = "../../README.md"
+	designPath = "../../docs/design.md"
+	manualPath = "../../docs/pinproxy.8"
+)
+
+func documents(t *testing.T) []document {
+	t.Helper()
+	usageText := document{name: "usage", lines: strings.Split(usage, "\n")}
+	usageText.indented("  ")
+	docs := []document{usageText, readManual(t)}
+	for _, file := range []string{readmePath, designPath} {
+		d := document{name: file, lines: strings.Split(readDocument(t, file), "\n")}
+		d.indented("    ")
+		docs = append(docs, d)
+	}
+	return docs
+}
+
+func readDocument(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func (d *document) indented(by string) {
+	for _, line := range d.lines {
+		d.display = append(d.display, strings.HasPrefix(line, by))
+	}
+}
+
+// readManual undoes the escapes of mdoc(7) that the manual uses.
+func readManual(t *testing.T) document {
+	t.Helper()
+	text := strings.NewReplacer(`\-`, "-", `\(aq`, "'", `\(dq`, `"`, `\(ha`, "^", `\&`, "").Replace(readDocument(t, manualPath))
+	d := document{name: manualPath, lines: strings.Split(text, "\n")}
+	in := false
+	for _, line := range d.lines {
+		switch {
+		case strings.HasPrefix(line, ".Bd -literal"):
+			in = true
+		case line == ".Ed":
+			in = false
+		}
+		d.display = append(d.display, in)
+	}
+	return d
+}
+
+// next is the line after number i, without indentation.
+func (d *document) next(i int) string {
+	if i+1 < len(d.lines) {
+		return strings.TrimSpace(d.lines[i+1])
+	}
+	return ""
+}
+
+var (
+	commandRule = regexp.MustCompile(`(?:--rule|-r)[ =]'([^']*)'`)
+	displayRule = regexp.MustCompile(`^\s*(?:'([^=']+:[^=']+=[0-9[][^']*)'|([^\s=']+:[^\s=']+=[0-9[]\S*(?: \S+)*))`)
+	ruleComment = regexp.MustCompile(`\s#.*`)
+)
+
+func TestDocumentedRules(t *testing.T) {
+	for _, d := range documents(t) {
+		found := 0
+		for i, line := range d.lines {
+			if d.display[i] && d.next(i) != "^" {
+				if m := displayRule.FindStringSubmatch(ruleComment.ReplaceAllString(line, "")); m != nil {
+					found++
+					d.checkRule(t, i, m[1]+m[2], "")
+				}
+			}
+			for _, m := range commandRule.FindAllStringSubmatch(line, -1) {
+				found++
+				msg, _ := strings.CutPrefix(d.next(i), "pinproxy: error: ")
+				if msg == d.next(i) {
+					msg = ""
+				}
+				d.checkRule(t, i, m[1], msg)
+			}
+		}
+		if found < 3 {
+			t.Errorf("%s: %d rules found: has its form changed?", d.name, found)
+		}
+	}
+}
+
+// checkRule parses a rule found at a line. msg is the error it must give, "" for none.
+func (d *document) checkRule(t *testing.T, i int, rule, msg string) {
+	t.Helper()
+	got := ""
+	if _, err := rules.Parse(rule); err != nil {
+		got = err.Error()
+	}
+	if got != msg {
+		t.Errorf("%s:%d: %q: error is %q, want %q", d.name, i+1, rule, got, msg)
+	}
+}
+
+func TestDocumentedFlags(t *testing.T) {
+	want := declaredFlags(t)
+	inUsage := flagsIn(regexp.MustCompile(`(?m)^ +(?:-(\w), )? *--([a-z-]+)`), usage)
+	if diff := cmp.Diff(want, inUsage); diff != "" {
+		t.Errorf("flags that exist (-) and those of the usage text (+):\n%s", diff)
+	}
+	man := readDocument(t, manualPath)
+	_, options, _ := strings.Cut(man, "\n.Sh OPTIONS\n")
+	options, _, _ = strings.Cut(options, "\n.Sh ")
+	inManual := flagsIn(regexp.MustCompile(`(?m)^\.It (?:Fl (\w) , )?Fl -([a-z-]+)`), options)
+	if diff := cmp.Diff(want, inManual); diff != "" {
+		t.Errorf("flags that exist (-) and those of the manual's OPTIONS (+):\n%s", diff)
+	}
+	for _, m := range regexp.MustCompile(`\bFl -?([\w-]+)`).FindAllStringSubmatch(man, -1) {
+		if !slices.Contains(want, m[1]) {
+			t.Errorf("%s: there is no flag %q", manualPath, m[1])
+		}
+	}
+	for _, d := range documents(t) {
+		for i, line := range d.lines {
+			for _, name := range flagsOfCommand(line) {
+				if !slices.Contains(want, name) {
+					t.Errorf("%s:%d: there is no flag %q", d.name, i+1, name)
+				}
+			}
+		}
+	}
+}
+
+// flagsIn returns the names that the groups of a pattern match, sorted.
+func flagsIn(pattern *regexp.Regexp, text string) []string {
+	names := map[string]bool{}
+	for _, m := range pattern.FindAllStringSubmatch(text, -1) {
+		for _, name := range m[1:] {
+			if name != "" {
+				names[name] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+var (
+	inQuotes      = regexp.MustCompile(`'[^']*'`)
+	commandArgs   = regexp.MustCompile("\\bpinproxy ([^&|`]*)")
+	flagOnCommand = regexp.MustCompile(`(?:^|[\s[])--?([a-z][a-z-]*)`)
+)
+
+// flagsOfCommand returns the flags on a line after the word pinproxy, up to what ends a command.
+func flagsOfCommand(line string) []string {
+	var names []string
+	for _, c := range commandArgs.FindAllStringSubmatch(inQuotes.ReplaceAllString(line, ""), -1) {
+		args, _, _ := strings.Cut(c[1], " -- ")
+		for _, m := range flagOnCommand.FindAllStringSubmatch(args, -1) {
+			names = append(names, m[1])
+		}
+	}
+	return names
+}
+
+// declaredFlags returns the names and shorthands that parseArgs declares, sorted: the string literals in
+// second and, of methods whose name ends in P, third place of the calls fs.…Var….
+func declaredFlags(t *testing.T) []string {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), "flags.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	ast.Inspect(file, func(n ast.Node) bool {
+		if call, ok := n.(*ast.CallExpr); ok {
+			names = append(names, declares(call)...)
+		}
+		return true
+	})
+	slices.Sort(names)
+	return names
+}
+
+func declares(call *ast.CallExpr) []string {
+	method, ok := call.Fun.(*ast.SelectorExpr)
+	if !ok || !strings.Contains(method.Sel.Name, "Var") {
+		return nil
+	}
+	if set, ok := method.X.(*ast.Ident); !ok || set.Name != "fs" {
+		return nil
+	}
+	args := call.Args[1:2]
+	if strings.HasSuffix(method.Sel.Name, "P") {
+		args = call.Args[1:3]
+	}
+	var names []string
+	for _, arg := range args {
+		if lit, ok := arg.(*ast.BasicLit); ok {
+			name, _ := strconv.Unquote(lit.Value) // the parser has seen that it is one
+			names = append(names, name)
+		}
+	}
+	return names
+}
