@@ -135,7 +135,7 @@ func (f *Flow) handshake() (Conn, error) {
 	r.Complete(false)
 	close(f.forwarded)
 	if terr != nil {
-		return nil, errnoOf(terr)
+		return nil, fmt.Errorf("%w: %w", ErrGone, errnoOf(terr)) // reset, or silent
 	}
 	c.open(ep)
 	return c, nil

@@ -89,7 +89,6 @@ func (s words) error(err error) int {
 		return exitUsage
 	case errors.As(err, &conflict):
 		fmt.Fprintf(s.w, "pinproxy: error: %s\n", conflict.Error())
-		s.hint("leave one of them out")
 		return exitUsage
 	case errors.As(err, &usage):
 		fmt.Fprintf(s.w, "pinproxy: error: %s\n", usage.msg)
@@ -98,7 +97,9 @@ func (s words) error(err error) int {
 		}
 		return exitUsage
 	}
-	fmt.Fprintf(s.w, "pinproxy: error: %s\n", err)
+	for line := range strings.Lines(err.Error()) { // joined errors
+		fmt.Fprintf(s.w, "pinproxy: error: %s\n", strings.TrimSuffix(line, "\n"))
+	}
 	if hint := hintFor(err); hint != "" {
 		s.hint(hint)
 	}
@@ -118,11 +119,13 @@ func ruleHint(e *rules.SyntaxError) string {
 // hintFor knows the way on for failures that have one.
 func hintFor(err error) string {
 	var held *host.HeldError
+	var path *fs.PathError
 	switch {
 	case errors.As(err, &held) && held.PID != 0:
 		return fmt.Sprintf("stop it by `kill %d`, or add the rule to its command line", held.PID)
 	case errors.Is(err, link.ErrNoTUN):
 		return "modprobe tun"
+	case errors.As(err, &path): // a file of ours: the error says it all
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EPERM):
 		return "pinproxy needs root, or CAP_NET_ADMIN: sudo pinproxy …"
 	}

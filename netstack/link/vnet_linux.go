@@ -2,6 +2,7 @@ package link
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -40,6 +41,8 @@ const (
 	// their size, so that an ACK does not pin the 64 KiB it was read into.
 	copyBelow = 16384
 )
+
+var errDeleted = errors.New("the tun device was deleted")
 
 // vnetEndpoint is a TUN device with segmentation and checksum offload in both
 // directions.
@@ -113,7 +116,12 @@ func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 		if n == -1 {
 			return // stopped
 		}
-		if errno != 0 {
+		switch errno {
+		case 0:
+		case unix.ECONNRESET, unix.EBADFD: // POLLERR, as rawfile says it, and tun_chr_read_iter
+			e.fail(errDeleted)
+			return
+		default:
 			e.fail(fmt.Errorf("read the tun device: %w", errno))
 			return
 		}
