@@ -23,6 +23,7 @@ const (
 
 var (
 	errNoRule = errors.New("no rule is for this destination")
+	errLoop   = errors.New("this is a connection of our own that was captured: the policy rule for its mark is missing")
 	errSelf   = errors.New("source and destination are the same address and port: the connection would lead back to itself")
 )
 
@@ -52,6 +53,9 @@ func (h leased) Release(rest time.Duration) {
 // lease are the caller's.
 func (l *live) connect(ctx context.Context) (Conn, leased, error) {
 	rule := l.decision.Rule
+	if l.proxy.dials.has(l.flow.Src().Port(), l.flow.Dst()) {
+		return nil, leased{}, &pinError{errLoop}
+	}
 	if rule == nil {
 		if !l.proxy.cfg.Direct(l.flow.Dst()) {
 			return nil, leased{}, &pinError{errNoRule}
@@ -78,7 +82,9 @@ func (l *live) busy(ctx context.Context, rule *rules.Rule, cause error) (Conn, l
 				continue // done already: both stand for one wait
 			}
 			l.tellWaiting(rule, cause, wait)
+			stop := l.hintReclaim(rule, wait)
 			c, held, err := l.pinned(ctx, l.flow.Dst(), wait)
+			stop()
 			if !errors.Is(err, errBusy) {
 				return c, held, err
 			}
@@ -119,19 +125,28 @@ func waitOf(ways []rules.Busy) lease.Request {
 	return r
 }
 
-// tellWaiting hints at busy=reclaim where a flow waits behind an idle one.
+// tellWaiting says in the log that the flow waits, and behind whom.
 func (l *live) tellWaiting(rule *rules.Rule, cause error, wait lease.Request) {
-	attrs := []slog.Attr{
-		slog.String("src", l.flow.Src().String()),
-		slog.String("dst", l.flow.Dst().String()),
-		slog.String("rule", rule.String()),
-		slog.Duration("for", wait.Wait),
-		slog.String("cause", cause.Error()),
+	l.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "flow waits for its source port",
+		append(l.who(), slog.String("rule", rule.String()), slog.Duration("for", wait.Wait), slog.String("cause", cause.Error()))...)
+}
+
+// idleHint is how long a flow waits before it is told that an idle one holds it up.
+const idleHint = 2 * time.Second
+
+// hintReclaim hints at busy=reclaim if the flow still waits behind an idle one
+// after a while, until stop is called.
+func (l *live) hintReclaim(rule *rules.Rule, wait lease.Request) (stop func()) {
+	if wait.Reclaim > 0 {
+		return func() {}
 	}
-	if wait.Reclaim == 0 && l.behindIdle(rule) {
-		attrs = append(attrs, slog.String("hint", "a flow that holds the port is idle; busy=reclaim would end it for the one that waits"))
-	}
-	l.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "flow waits for its source port", attrs...)
+	timer := time.AfterFunc(idleHint, func() {
+		if l.behindIdle(rule) {
+			l.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "flow waits behind an idle one",
+				append(l.who(), slog.String("rule", rule.String()), slog.String("hint", "busy=reclaim ends the idle flow for the one that waits"))...)
+		}
+	})
+	return func() { timer.Stop() }
 }
 
 func (l *live) behindIdle(rule *rules.Rule) bool {
@@ -156,16 +171,20 @@ func (l *live) pinned(ctx context.Context, dst netip.AddrPort, how lease.Request
 	rule := l.decision.Rule
 	how.Pin, how.Dst, how.Cooldown, how.Holder = rule.Pin(), dst, rule.Cooldown(), l
 	l.upstream = dst
-	deadline := time.Now().Add(how.Wait)
+	start := time.Now()
+	deadline := start.Add(how.Wait)
 	wait := how.Wait > 0
 	var refused error // by the kernel, last
-	for rest := firstRest; ; rest = min(2*rest, lastRest) {
+	for rest, tries := firstRest, 1; ; rest, tries = min(2*rest, lastRest), tries+1 {
 		held, err := l.proxy.leases.Acquire(ctx, how)
 		if err != nil {
-			if refused != nil && errors.Is(err, lease.ErrBusy) {
-				err = fmt.Errorf("%w: %w", lease.ErrBusy, refused)
+			if busy := (*lease.BusyError)(nil); wait && errors.As(err, &busy) {
+				busy.Waited = time.Since(start) // in all, not since the kernel's last refusal
 			}
-			return nil, leased{}, err
+			if refused != nil && errors.Is(err, lease.ErrBusy) {
+				err = fmt.Errorf("%w; the kernel refused: %w", err, refused)
+			}
+			return nil, leased{}, &pinError{err}
 		}
 		c, err := l.dial(ctx, held.Local())
 		if err == nil {
@@ -177,9 +196,11 @@ func (l *live) pinned(ctx context.Context, dst netip.AddrPort, how lease.Request
 		}
 		held.Release(rest)
 		refused = err
-		if wait {
-			// What is left, but enough to see whether the port is free after its rest.
-			how.Wait = max(time.Until(deadline), time.Nanosecond)
+		how.Wait = time.Until(deadline)
+		// In a wide pin the first port has rested before the last is refused, and
+		// Acquire would never say that all are busy.
+		if wait && how.Wait <= 0 || !wait && tries == how.Pin.Ports().Len() {
+			return nil, leased{}, &pinError{fmt.Errorf("%w: %w", lease.ErrBusy, refused)}
 		}
 	}
 }
@@ -192,6 +213,7 @@ func (l *live) dial(ctx context.Context, pin netip.AddrPort) (Conn, error) {
 	if pin == l.upstream {
 		return nil, &pinError{errSelf}
 	}
+	defer l.proxy.dials.add(pin.Port(), l.upstream)()
 	c, err := l.proxy.cfg.Dialer.Dial(ctx, pin, l.upstream)
 	if err != nil {
 		if fromBind(err) && !taken(err) {

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -23,8 +24,26 @@ type Sockets struct {
 }
 
 // Dial connects a TCP socket. Binding is explicit and with SO_REUSEADDR, so that
-// one port can serve many destinations; see the package's theory of operation.
+// one port can serve many destinations; see the package's theory of operation. A
+// TIME_WAIT of our own on the very 4-tuple is no reason to fail where we may end it.
 func (s Sockets) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error) {
+	c, err := s.connect(ctx, pin, dst)
+	if pin.IsValid() && errors.Is(err, syscall.EADDRNOTAVAIL) && !fromBind(err) {
+		freed, ferr := s.makeRoom(pin, dst)
+		if ferr != nil {
+			return nil, fmt.Errorf("%w; %w", err, ferr)
+		}
+		if freed {
+			c, err = s.connect(ctx, pin, dst)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return newUpstream(c)
+}
+
+func (s Sockets) connect(ctx context.Context, pin, dst netip.AddrPort) (*net.TCPConn, error) {
 	d := net.Dialer{KeepAliveConfig: keepAlive, Control: s.control}
 	d.SetMultipathTCP(false)
 	if pin.IsValid() {
@@ -34,7 +53,7 @@ func (s Sockets) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error
 	if err != nil {
 		return nil, err
 	}
-	return newUpstream(c.(*net.TCPConn))
+	return c.(*net.TCPConn), nil
 }
 
 // DialPlain connects a socket with the mark and nothing else, for our own DNS

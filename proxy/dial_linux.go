@@ -45,14 +45,19 @@ func flush(c Conn) {
 func unsent(raw syscall.RawConn) bool {
 	var n int
 	var err error
-	alive := false
+	over := false
 	if cerr := raw.Control(func(fd uintptr) {
 		n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
-		if info, ierr := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); ierr == nil {
-			alive = info.State != unix.BPF_TCP_CLOSE
-		}
+		over = gone(fd)
 	}); cerr != nil || err != nil {
 		return false
 	}
-	return alive && n > 0
+	return !over && n > 0
+}
+
+// gone says whether the kernel has done with the connection: it was reset, it
+// timed out, or both directions have ended.
+func gone(fd uintptr) bool {
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err == nil && info.State == unix.BPF_TCP_CLOSE
 }

@@ -2,7 +2,10 @@
 
 package proxy
 
-import "errors"
+import (
+	"errors"
+	"net/netip"
+)
 
 // setOptions: marks and shared source ports are Linux's.
 func (s Sockets) setOptions(uintptr) error {
@@ -14,3 +17,6 @@ func (s Sockets) setOptions(uintptr) error {
 
 // flush: no portable way to ask for the send queue.
 func flush(Conn) {}
+
+// makeRoom: sock_diag is Linux's.
+func (s Sockets) makeRoom(_, _ netip.AddrPort) (bool, error) { return false, nil }

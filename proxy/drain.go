@@ -18,7 +18,7 @@ const (
 // Drain ends all flows in order, by FIN on both sides, and returns when none is
 // left. New flows are dropped from now on. Idle flows end at once, those that
 // move bytes may finish until grace is over. Then, or when ctx ends, what is
-// left is reset.
+// left is reset. Only if ctx ends some may still be on their way out.
 func (p *Proxy) Drain(ctx context.Context, grace time.Duration) {
 	p.mu.Lock()
 	p.draining = true
@@ -28,7 +28,8 @@ func (p *Proxy) Drain(ctx context.Context, grace time.Duration) {
 	defer tick.Stop()
 	for {
 		passed := time.Since(start)
-		abort := ctx.Err() != nil || passed > grace+drainLinger
+		stopped := ctx.Err() != nil
+		abort := stopped || passed > grace+drainLinger
 		left := p.each(func(l *live) {
 			switch {
 			case abort:
@@ -37,7 +38,7 @@ func (p *Proxy) Drain(ctx context.Context, grace time.Duration) {
 				l.end("stopped")
 			}
 		})
-		if left == 0 || abort {
+		if left == 0 || stopped {
 			return
 		}
 		select {

@@ -127,17 +127,24 @@ func (l *live) log(end string) {
 	l.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "flow", attrs...)
 }
 
+// who says which flow it is.
+func (l *live) who() []slog.Attr {
+	attrs := make([]slog.Attr, 0, 10)
+	attrs = append(attrs, slog.String("src", l.flow.Src().String()), slog.String("dst", l.flow.Dst().String()))
+	if l.decision.Name != "" {
+		attrs = append(attrs, slog.String("name", l.decision.Name))
+	}
+	return attrs
+}
+
+// attrs is what the log says of a flow that has ended.
 func (l *live) attrs() []slog.Attr {
 	l.mu.Lock()
 	local := l.local
 	l.mu.Unlock()
-	attrs := make([]slog.Attr, 0, 10)
-	attrs = append(attrs, slog.String("src", l.flow.Src().String()), slog.String("dst", l.flow.Dst().String()))
+	attrs := l.who()
 	if l.upstream != l.flow.Dst() {
 		attrs = append(attrs, slog.String("upstream", l.upstream.String()))
-	}
-	if l.decision.Name != "" {
-		attrs = append(attrs, slog.String("name", l.decision.Name))
 	}
 	if l.decision.Rule != nil {
 		attrs = append(attrs, slog.String("rule", l.decision.Rule.String()))

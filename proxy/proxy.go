@@ -84,6 +84,7 @@ type Stats struct {
 type Proxy struct {
 	cfg    Config
 	leases *lease.Table
+	dials  dials
 
 	ended, failed atomic.Uint64
 

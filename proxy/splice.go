@@ -34,6 +34,7 @@ type direction struct {
 	bytes    *atomic.Uint64
 	// What ended it: reading, writing, or neither at the end of the stream.
 	readErr, writeErr error
+	unheard           bool // after we ended the flow src has said more, or has not ended
 }
 
 // splice carries bytes both ways until both have ended, closes both conns, and
@@ -45,16 +46,12 @@ func (l *live) splice() string {
 	wg.Go(up.carry)
 	down.carry()
 	wg.Wait()
-	// An end that broke while being written to: its own reading side has ended by
-	// now, maybe long ago by FIN, so the other end has still to be told.
-	if up.writeErr != nil {
-		closeByReset(l.app)
-	}
-	if down.writeErr != nil {
-		closeByReset(l.net)
-	}
-	_ = l.app.Close()
-	_ = l.net.Close()
+	// What broke or stuck while being written to has not got its whole stream, and
+	// the other end, which may have ended by FIN long ago, has still to be told.
+	// What was not heard to its end is told by a reset, as the kernel does; besides, in
+	// FIN_WAIT2 it would keep the 4-tuple for a minute.
+	closeEnd(l.app, down.writeErr != nil, up.writeErr != nil || up.unheard)
+	closeEnd(l.net, up.writeErr != nil, down.writeErr != nil || down.unheard)
 	return l.ending(up, down)
 }
 
@@ -68,7 +65,7 @@ func (d *direction) carry() {
 	case d.writeErr != nil:
 	case errors.Is(d.readErr, os.ErrDeadlineExceeded): // we end the flow
 		_ = d.dst.CloseWrite()
-		d.discard()
+		d.unheard = !d.discard()
 	case d.readErr != nil:
 		closeByReset(d.dst)
 	default:
@@ -118,10 +115,12 @@ func (d *direction) next() (*[chunkSize]byte, int, error) {
 }
 
 // discard waits for src to end its stream after we have ended the flow, and no
-// longer than endLinger. What still comes has nowhere to go.
-func (d *direction) discard() {
+// longer than endLinger. What still comes has nowhere to go; it says whether
+// nothing was lost.
+func (d *direction) discard() bool {
 	_ = d.src.SetReadDeadline(time.Now().Add(endLinger))
-	_, _ = io.Copy(io.Discard, struct{ io.Reader }{d.src})
+	n, err := io.Copy(io.Discard, struct{ io.Reader }{d.src})
+	return n == 0 && err == nil
 }
 
 // ending says in the log's words how the flow ended.
@@ -152,6 +151,18 @@ func timedOut(err error) string {
 		return ": timed out"
 	}
 	return ""
+}
+
+// closeEnd closes c: by a reset if its stream is short, or behind the bytes that
+// were written to it.
+func closeEnd(c Conn, short, reset bool) {
+	switch {
+	case short:
+		_ = c.SetLinger(0)
+	case reset:
+		closeByReset(c)
+	}
+	_ = c.Close()
 }
 
 // closeByReset ends c by a reset, behind the bytes that were written to it.

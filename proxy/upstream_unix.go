@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -13,7 +14,8 @@ import (
 // nothing comes.
 type upstream struct {
 	*net.TCPConn
-	raw syscall.RawConn
+	raw      syscall.RawConn
+	finished atomic.Bool // we have ended our direction
 }
 
 func newUpstream(c *net.TCPConn) (Conn, error) {
@@ -23,6 +25,12 @@ func newUpstream(c *net.TCPConn) (Conn, error) {
 		return nil, err
 	}
 	return &upstream{TCPConn: c, raw: raw}, nil
+}
+
+// CloseWrite ends our direction.
+func (u *upstream) CloseWrite() error {
+	u.finished.Store(true)
+	return u.TCPConn.CloseWrite()
 }
 
 // readChunk takes a buffer for each attempt and gives it back while it waits.
@@ -44,6 +52,11 @@ func (u *upstream) readChunk() (*[chunkSize]byte, int, error) {
 			chunks.Put(buf)
 			buf = nil
 			return false
+		}
+		// The kernel tells of a reset once. If it has told a writer, a reader is
+		// shown the end of the stream; but only FINs both ways end it like that.
+		if n == 0 && err == nil && !u.finished.Load() && gone(fd) {
+			err = syscall.ECONNRESET
 		}
 		return true
 	})

@@ -1,0 +1,49 @@
+package proxy
+
+import (
+	"net/netip"
+	"sync"
+)
+
+// dials are the pinned dials under way. A flow that comes from the port of one,
+// to the same destination, is that very dial: it was captured because somebody
+// has deleted the policy rule that lets our mark pass. Without a look here it
+// would be dialed again, captured again, and take every port of the pin, until the
+// rule is back. The zero value is ready for use.
+type dials struct {
+	mu  sync.Mutex
+	now map[dialKey]int
+}
+
+type dialKey struct {
+	port uint16
+	dst  netip.AddrPort
+}
+
+// add notes a dial from port, until done is called. Port 0 is any port, which can't
+// be told.
+func (d *dials) add(port uint16, dst netip.AddrPort) (done func()) {
+	if port == 0 {
+		return func() {}
+	}
+	key := dialKey{port, dst}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.now == nil {
+		d.now = make(map[dialKey]int)
+	}
+	d.now[key]++
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.now[key]--; d.now[key] == 0 {
+			delete(d.now, key)
+		}
+	}
+}
+
+func (d *dials) has(port uint16, dst netip.AddrPort) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.now[dialKey{port, dst}] > 0
+}

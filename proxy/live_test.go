@@ -1,0 +1,145 @@
+package proxy
+
+import (
+	"fmt"
+	"log/slog"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// The one line of a flow that was spliced, to the letter.
+func TestLogEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		upstreams := make(memDialer, 1)
+		names := &byName{set: setOf(t, "www.example:443=192.0.2.10:1000"), name: "www.example"}
+		h := newHarness(t, Config{Dialer: upstreams, Names: names})
+		f := h.openWith(t, dst4, memory)
+		f.answered(t, "accept")
+		up := <-upstreams
+		write(t, f.app, "ping")
+		wantRead(t, up, "ping")
+		time.Sleep(1500 * time.Millisecond)
+		write(t, up, "answer")
+		wantRead(t, f.app, "answer")
+		_, _ = up.Close(), f.app.Close()
+		f.ended(t)
+		want := []record{{
+			Level: slog.LevelInfo,
+			Msg:   "flow",
+			Keys:  []string{"src", "dst", "name", "rule", "local", "took", "up", "down", "end"},
+			Attrs: map[string]string{
+				"src":   "192.0.2.1:40001",
+				"dst":   "198.51.100.7:443",
+				"name":  "www.example",
+				"rule":  "www.example:443=192.0.2.10:1000",
+				"local": "192.0.2.10:1000",
+				"took":  "1.5s",
+				"up":    "4",
+				"down":  "6",
+				"end":   "closed",
+			},
+		}}
+		if diff := cmp.Diff(want, h.log.list); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+// The one line of a flow that was not.
+func TestLogFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, Config{Dialer: failing("connect", syscall.ECONNREFUSED)}, "*:*=1000")
+		f := h.openWith(t, dst4, memory)
+		<-f.done
+		f.answered(t, "connection refused")
+		want := []record{{
+			Level: slog.LevelInfo,
+			Msg:   "flow failed",
+			Keys:  []string{"src", "dst", "rule", "took", "err"},
+			Attrs: map[string]string{
+				"src":  "192.0.2.1:40001",
+				"dst":  "198.51.100.7:443",
+				"rule": "*:*=1000",
+				"took": "0s",
+				"err":  "dial tcp: connect: connection refused",
+			},
+		}}
+		if diff := cmp.Diff(want, h.log.list); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+// A flow is busy until it is spliced, and idle since its last byte.
+func TestIdleSince(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		upstreams := make(memDialer)
+		h := newHarness(t, Config{Dialer: upstreams}, "*:*=1000")
+		f := h.openWith(t, dst4, memory)
+		synctest.Wait()
+		l := h.only(t)
+		if since := l.IdleSince(); !since.IsZero() {
+			t.Errorf("idle since %v while dialing", since)
+		}
+		time.Sleep(time.Second)
+		up := <-upstreams
+		f.answered(t, "accept")
+		synctest.Wait()
+		spliced := time.Now()
+		for range 2 {
+			if since := l.IdleSince(); !since.Equal(spliced) {
+				t.Errorf("idle since %v, want %v", since, spliced)
+			}
+			time.Sleep(time.Second)
+		}
+		write(t, up, "hello")
+		synctest.Wait()
+		if since := l.IdleSince(); !since.IsZero() {
+			t.Errorf("idle since %v while the application has not taken its bytes", since)
+		}
+		time.Sleep(time.Second)
+		wantRead(t, f.app, "hello")
+		synctest.Wait()
+		if idle := time.Since(l.IdleSince()); idle != 0 {
+			t.Errorf("idle for %v, want 0", idle)
+		}
+		_ = up.Close()
+	})
+}
+
+// Idle times are of a clock that nobody sets.
+func TestIdleSinceIsMonotonic(t *testing.T) {
+	l := newLive(nil, &testFlow{}, func() {})
+	l.moved()
+	if since := l.IdleSince(); since == since.Round(0) {
+		t.Errorf("idle since %v has no monotonic reading", since)
+	}
+}
+
+// The first reason to end a flow counts.
+func TestEndTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, upstreams := inMemory(t, "*:*=1000")
+		f := h.openWith(t, dst4, memory)
+		f.answered(t, "accept")
+		up := <-upstreams
+		synctest.Wait()
+		l := h.only(t)
+		l.Reclaim()
+		l.end("stopped")
+		_, _ = hangUp(f.app), hangUp(up)
+		endsAs(t, h, f, "reclaimed for a waiting flow")
+		l.abort()
+		l.Reclaim()
+		if got, want := fmt.Sprint(l), "flow from 192.0.2.1:40001"; got != want {
+			t.Errorf("String() = %q, want %q", got, want)
+		}
+		if st := h.Stats(); st != (Stats{Ended: 1}) {
+			t.Errorf("%+v", st)
+		}
+	})
+}

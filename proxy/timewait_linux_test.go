@@ -1,0 +1,84 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"pinproxy/netstack/lab"
+)
+
+func TestMain(m *testing.M) { lab.Main(m) }
+
+// The server speaks no timestamps, as behind an old firewall, and we close first:
+// without help the second connection of a 4-tuple could be made after 60 s.
+func TestTimeWaitIsNoObstacle(t *testing.T) {
+	top := lab.ForTest(t).Topology()
+	top.Server.Sysctl("net.ipv4.tcp_timestamps", "0")
+	for _, addr := range []string{lab.Server4, lab.Server6} {
+		dst := netip.AddrPortFrom(netip.MustParseAddr(addr), 7)
+		server := top.Server.Serve(dst.String(), lab.Sink)
+		from := netip.IPv4Unspecified()
+		if dst.Addr().Is6() {
+			from = netip.IPv6Unspecified()
+		}
+		pin := netip.AddrPortFrom(from, 63999)
+		for range 50 {
+			var c Conn
+			if err := top.Client.Do(func() (err error) { c, err = Sockets{Mark: 1}.Dial(t.Context(), pin, dst); return err }); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.CloseWrite()
+			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			if _, err := io.Copy(io.Discard, c); err != nil { // until the server has closed, too
+				t.Fatal(err)
+			}
+			_ = c.Close()
+		}
+		seen := server.Seen()
+		if len(seen) != 50 {
+			t.Errorf("%s saw %d connections, want 50", addr, len(seen))
+		}
+		for _, src := range seen {
+			if src.Port() != 63999 {
+				t.Errorf("%s saw %s", addr, src)
+			}
+		}
+	}
+}
+
+// What is not a TIME_WAIT is somebody's connection.
+func TestLivingConnectionIsLeftAlone(t *testing.T) {
+	top := lab.ForTest(t).Topology()
+	dst := netip.MustParseAddrPort(lab.Server4 + ":7")
+	top.Server.Serve(dst.String(), lab.Echo)
+	open, err := top.Client.DialFrom(t.Context(), "tcp", ":63999", dst.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	err = top.Client.Do(func() error {
+		_, err := Sockets{}.Dial(t.Context(), netip.MustParseAddrPort("0.0.0.0:63999"), dst)
+		return err
+	})
+	if !errors.Is(err, syscall.EADDRNOTAVAIL) {
+		t.Errorf("dial on a living 4-tuple = %v, want EADDRNOTAVAIL", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	deadline, _ := ctx.Deadline()
+	_ = open.SetDeadline(deadline)
+	if _, err := open.Write([]byte("still")); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 5)
+	if _, err := io.ReadFull(open, b); err != nil || string(b) != "still" {
+		t.Errorf("the living connection answers %q, %v", b, err)
+	}
+	_ = open.(*net.TCPConn).SetLinger(0)
+}
