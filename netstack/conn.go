@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -116,8 +117,16 @@ func (c *conn) Read(b []byte) (int, error) {
 			if isDone(c.closed) {
 				return 0, c.fail("read", net.ErrClosed)
 			}
+			// gVisor tells of a reset once. If Write was told, Read is shown the
+			// end of the stream.
+			if tcp.EndpointState(c.ep.State()) == tcp.StateError {
+				return 0, c.fail("read", syscall.ECONNRESET)
+			}
 			return 0, io.EOF
 		default:
+			if isDone(c.closed) {
+				return 0, c.fail("read", net.ErrClosed)
+			}
 			return 0, c.fail("read", errnoOf(terr))
 		}
 	}
@@ -171,9 +180,11 @@ func (c *conn) Close() error {
 	c.closeOnce.Do(func() {
 		if c.reset.Load() {
 			c.drain()
+		}
+		close(c.closed) // before the endpoint ends: a reader is to see that we did it
+		if c.reset.Load() {
 			c.ep.Abort()
 		}
-		close(c.closed)
 		c.ep.Close()
 		c.settle()
 	})

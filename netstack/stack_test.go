@@ -301,6 +301,38 @@ func TestApplicationsResetIsSeen(t *testing.T) {
 	eventually(t, "the flow is forgotten", func() bool { return s.Stats().Open == 0 })
 }
 
+// Whichever direction gVisor tells of the reset, the reader must not take it for
+// the end of the stream.
+func TestResetIsNoEndOfStream(t *testing.T) {
+	result := make(chan error)
+	client, _ := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
+		c, err := f.Accept()
+		if err != nil {
+			result <- err
+			return
+		}
+		wrote := make(chan struct{})
+		go func() {
+			defer close(wrote)
+			for b := make([]byte, 4096); err == nil; {
+				_, err = c.Write(b)
+			}
+		}()
+		_, rerr := io.Copy(io.Discard, c)
+		<-wrote
+		_ = c.Close()
+		result <- rerr
+	})
+	for range 100 {
+		conn := mustDial(t, client, server4)
+		_, _ = io.CopyN(io.Discard, conn, 50_000)
+		conn.Abort()
+		if err := <-result; !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatalf("read = %v, want ECONNRESET", err)
+		}
+	}
+}
+
 // An application that binds its own source port comes back on the same 4-tuple
 // as soon as its kernel lets it, whoever closed first.
 func TestReusedSourcePort(t *testing.T) {
@@ -376,7 +408,7 @@ func TestDeadlines(t *testing.T) {
 		if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
 			t.Errorf("read after the deadline was taken away: %v", err)
 		}
-		_ = c.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+		_ = c.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
 		if n, err := c.Write(make([]byte, 64<<20)); !errors.As(err, &timeout) || !timeout.Timeout() || n == 0 {
 			t.Errorf("write to a full window = %d, %v; want some bytes and a timeout", n, err)
 		}

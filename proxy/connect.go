@@ -175,6 +175,7 @@ func (l *live) pinned(ctx context.Context, dst netip.AddrPort, how lease.Request
 	deadline := start.Add(how.Wait)
 	wait := how.Wait > 0
 	var refused error // by the kernel, last
+	var port uint16   // the one it refused
 	for rest, tries := firstRest, 1; ; rest, tries = min(2*rest, lastRest), tries+1 {
 		held, err := l.proxy.leases.Acquire(ctx, how)
 		if err != nil {
@@ -182,7 +183,7 @@ func (l *live) pinned(ctx context.Context, dst netip.AddrPort, how lease.Request
 				busy.Waited = time.Since(start) // in all, not since the kernel's last refusal
 			}
 			if refused != nil && errors.Is(err, lease.ErrBusy) {
-				err = fmt.Errorf("%w; the kernel refused: %w", err, refused)
+				err = fmt.Errorf("%w; the kernel refused: %w", err, l.owned(refused, port))
 			}
 			return nil, leased{}, &pinError{err}
 		}
@@ -194,15 +195,28 @@ func (l *live) pinned(ctx context.Context, dst netip.AddrPort, how lease.Request
 			held.Release(0)
 			return nil, leased{}, err
 		}
+		port = held.Local().Port()
 		held.Release(rest)
 		refused = err
 		how.Wait = time.Until(deadline)
 		// In a wide pin the first port has rested before the last is refused, and
 		// Acquire would never say that all are busy.
 		if wait && how.Wait <= 0 || !wait && tries == how.Pin.Ports().Len() {
-			return nil, leased{}, &pinError{fmt.Errorf("%w: %w", lease.ErrBusy, refused)}
+			return nil, leased{}, &pinError{fmt.Errorf("%w: %w", lease.ErrBusy, l.owned(refused, port))}
 		}
 	}
+}
+
+// owned adds to err which program has the port, if the dialer can tell.
+func (l *live) owned(err error, port uint16) error {
+	d, ok := l.proxy.cfg.Dialer.(interface{ Owner(port uint16) string })
+	if !ok {
+		return err
+	}
+	if owner := d.Owner(port); owner != "" {
+		return fmt.Errorf("%w: port %d is taken by %s", err, port, owner)
+	}
+	return err
 }
 
 // dial connects from pin, the zero value for any source, and verifies that the

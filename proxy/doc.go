@@ -47,5 +47,8 @@
 //	resets, is killed               reset
 //	gives up while we dial          nothing; the dial ends and the port is free
 //
+//	we end a flow (reclaim, stop)   both: FIN, what was read is delivered; who says more
+//	                                then, or has not ended a second later, is reset
+//
 // The package knows no device and no gVisor: a Flow is what it consumes.
 package proxy

@@ -10,15 +10,14 @@ const (
 	// drainIdle: a flow that moved no byte for so long is taken to be between
 	// two requests, and is ended at once.
 	drainIdle = time.Second
-	// drainLinger is how much longer the last flows have to answer our FIN.
-	drainLinger = time.Second
-	drainTick   = 50 * time.Millisecond
+	drainTick = 50 * time.Millisecond
 )
 
-// Drain ends all flows in order, by FIN on both sides, and returns when none is
-// left. New flows are dropped from now on. Idle flows end at once, those that
-// move bytes may finish until grace is over. Then, or when ctx ends, what is
-// left is reset. Only if ctx ends some may still be on their way out.
+// Drain ends all flows and returns when none is left. New flows are dropped from
+// now on. Idle flows end at once and in order, by FIN on both sides. Those that move
+// bytes may finish until grace is over. Then, or when ctx ends, what is left is
+// reset: a FIN in the middle of a transfer would say that it is complete. If ctx
+// ends, some may still be on their way out.
 func (p *Proxy) Drain(ctx context.Context, grace time.Duration) {
 	p.mu.Lock()
 	p.draining = true
@@ -27,14 +26,13 @@ func (p *Proxy) Drain(ctx context.Context, grace time.Duration) {
 	tick := time.NewTicker(drainTick)
 	defer tick.Stop()
 	for {
-		passed := time.Since(start)
 		stopped := ctx.Err() != nil
-		abort := stopped || passed > grace+drainLinger
+		abort := stopped || time.Since(start) > grace
 		left := p.each(func(l *live) {
 			switch {
 			case abort:
 				l.abort()
-			case passed > grace || l.idleFor() >= drainIdle:
+			case l.idleFor() >= drainIdle:
 				l.end("stopped")
 			}
 		})

@@ -28,11 +28,13 @@ const tcpTimeWait = 6
 // Layout of struct inet_diag_req_v2 and inet_diag_msg (include/uapi/linux/inet_diag.h).
 const (
 	diagRequestLen = 56
-	diagSockID     = 8               // of struct inet_diag_sockid in the request
-	diagCookie     = diagSockID + 40 // of its cookie
-	msgState       = 1               // in the message
-	msgCookie      = 4 + 40          // its sockid comes after four bytes
+	diagSockID     = 8               // struct inet_diag_sockid in the request
+	diagCookie     = diagSockID + 40 // the cookie in it
 	msgLen         = 72
+	msgState       = 1 // in the message
+	msgSockID      = 4
+	msgCookie      = msgSockID + 40
+	msgInode       = 68
 )
 
 var anyCookie = [8]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff} // INET_DIAG_NOCOOKIE

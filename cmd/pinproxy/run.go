@@ -146,12 +146,14 @@ func capture(stop, now context.Context, o options, dev *link.Link, log *slog.Log
 		_ = h.Stop(now)
 		pins.Drain(now, drainGrace)
 	case <-ctx.Done(): // a part has failed
+		_ = h.Stop(now)
 	}
+	// The netstack resets what is still open, which needs the device: that is set down after it.
+	cancel()
+	err = parts.Wait()
 	undone, done := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer done()
-	err = undo(undone)
-	cancel()
-	return errors.Join(parts.Wait(), err)
+	return errors.Join(err, undo(undone))
 }
 
 // ready says that connections are being captured.

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"testing"
+
+	"pinproxy/netstack/lab"
+)
+
+// 64 MiB that no two seeds share go each way at once.
+func TestBytesArriveUnchangedBothWaysAtOnce(t *testing.T) {
+	t.Parallel()
+	for _, offload := range []string{"auto", "off"} {
+		for _, f := range families {
+			t.Run(f.name+" offload "+offload, func(t *testing.T) {
+				w := newNetwork(t)
+				served := make(chan error, 1)
+				w.Server.Serve(at(f.server, 7), func(c net.Conn) { served <- exchange(c, 1, 2) })
+				p := w.pinproxy("--rule", inRule(f.server)+":7=63999", "--offload", offload)
+				if err := exchange(w.mustConnect(at(f.server, 7)), 2, 1); err != nil {
+					t.Error("client:", err)
+				}
+				if err := <-served; err != nil {
+					t.Error("server:", err)
+				}
+				e := p.await("flow", 1)[0]
+				if e.Up != total || e.Down != total || e.End != "closed" {
+					t.Errorf("logged %+v", e)
+				}
+			})
+		}
+	}
+}
+
+const total = 64 << 20
+
+// random is the endless stream of a seed.
+func random(seed byte) io.Reader { return rand.NewChaCha8([32]byte{seed}) }
+
+// exchange sends the bytes of one seed and expects those of another.
+func exchange(c net.Conn, send, receive byte) error {
+	var sending sync.WaitGroup
+	var serr error
+	sending.Go(func() {
+		if _, serr = io.CopyN(c, random(send), total); serr == nil {
+			serr = c.(*net.TCPConn).CloseWrite()
+		}
+	})
+	want, got := sha256.New(), sha256.New()
+	_, _ = io.CopyN(want, random(receive), total)
+	n, err := io.Copy(got, c)
+	sending.Wait()
+	switch {
+	case err != nil:
+		return err
+	case serr != nil:
+		return serr
+	case n != total || !bytes.Equal(got.Sum(nil), want.Sum(nil)):
+		return fmt.Errorf("received %d other bytes than the %d sent", n, total)
+	}
+	return nil
+}
+
+func TestUnrelatedTrafficNeverEntersTheDevice(t *testing.T) {
+	t.Parallel()
+	// With the rule for a name, lookups are carried through the device: nobody looks up anything then.
+	for name, rules := range map[string][]string{
+		"rules for names":     {"--rule", "www.bank.example:443,8000=63999"},
+		"rules for addresses": {"--rule", "203.0.113.2:443,8000=63999", "--rule", "[2001:db8:2::2]:443,8000=63999"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newNetwork(t)
+			w.names()
+			for _, port := range []string{":443", ":8000", ":8001"} {
+				w.Server.Serve(port, lab.Echo)
+			}
+			w.pinproxy(rules...)
+			for _, f := range families {
+				for _, addr := range []string{at(f.server, 8001), at(f.elsewhere, 443), at(f.elsewhere, 8000)} {
+					c := w.mustConnect(addr)
+					echo(t, c, "hello")
+					if err := c.Close(); err != nil {
+						t.Error(err)
+					}
+				}
+				for _, addr := range []string{at(f.server, 443), at(f.server, 8001)} {
+					w.echoUDP(addr)
+				}
+				if name == "rules for addresses" {
+					if _, err := w.Client.Resolver().LookupHost(soon(t), "www.bank.example"); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			if rx, tx := w.Client.Counters("pin0"); rx != 0 || tx != 0 {
+				t.Errorf("%d packets came out of the device, %d went in", tx, rx)
+			}
+
+			c := w.mustConnect(at(lab.Server4, 443)) // would zeroes not be zeroes if it did?
+			echo(t, c, "hello")
+			if _, tx := w.Client.Counters("pin0"); tx == 0 {
+				t.Error("the device counts nothing at all")
+			}
+		})
+	}
+}
+
+// echoUDP sends one datagram there and back.
+func (w *network) echoUDP(addr string) {
+	w.t.Helper()
+	s, err := w.Server.ListenPacket("udp", addr)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	c, err := w.Client.Dial(soon(w.t), "udp", addr)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = c.Write([]byte("hello"))
+	b := make([]byte, 10)
+	n, from, err := s.ReadFrom(b)
+	if err == nil {
+		_, err = s.WriteTo(b[:n], from)
+	}
+	if err == nil {
+		n, err = c.Read(b)
+	}
+	if string(b[:n]) != "hello" || err != nil {
+		w.t.Errorf("UDP to %s: %q, %v", addr, b[:n], err)
+	}
+}
+
+// Connections that are open when pinproxy starts, and those that are when it ends.
+func TestOpenConnectionSurvivesStartAndStop(t *testing.T) {
+	t.Parallel()
+	for _, f := range families {
+		for _, rule := range []string{inRule(f.server) + ":7=63999", "*:*=63999", "www.bank.example:7=63999"} {
+			t.Run(f.name+" "+rule, func(t *testing.T) {
+				w := newNetwork(t)
+				w.names()
+				server := w.Server.Serve(at(f.server, 7), lab.Echo)
+				open := w.mustConnect(at(f.server, 7))
+				echo(t, open, "before")
+				p := w.pinproxy("--rule", rule)
+				echo(t, open, "during")
+				pinned := w.mustConnect(at(f.server, 7))
+				echo(t, pinned, "pinned")
+				if seen := server.Seen(); len(seen) != 2 || seen[1] != f.from(63999) {
+					t.Errorf("connections came from %v, want the second from %v", seen, f.from(63999))
+				}
+				if err := pinned.Close(); err != nil {
+					t.Error(err)
+				}
+				echo(t, open, "still during")
+				p.stop()
+				echo(t, open, "after")
+			})
+		}
+	}
+}

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"pinproxy/netstack/lab"
+)
+
+// How connections end: what either end does is what the other sees.
+
+func TestHalfCloseByApplication(t *testing.T) {
+	each(t, func(w *network, f family) {
+		w.Server.Serve(at(f.server, 7), func(c net.Conn) {
+			b, err := io.ReadAll(c) // to the end, and only then
+			if err == nil {
+				_, _ = c.Write([]byte(strings.ToUpper(string(b))))
+			}
+		})
+		p := w.pinproxy("--rule", inRule(f.server)+":7=63999")
+		c := w.mustConnect(at(f.server, 7))
+		text := strings.Repeat("a question ", 50_000)
+		_, err := io.WriteString(c, text)
+		if err == nil {
+			err = c.CloseWrite()
+		}
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if b, err := io.ReadAll(c); string(b) != strings.ToUpper(text) || err != nil {
+			w.t.Errorf("answered after the end: %d of %d bytes, %v", len(b), len(text), err)
+		}
+		if e := p.await("flow", 1)[0]; e.End != "closed" {
+			w.t.Errorf("logged %+v", e)
+		}
+	})
+}
+
+func TestHalfCloseByUpstream(t *testing.T) {
+	each(t, func(w *network, f family) {
+		received := make(chan string, 1)
+		w.Server.Serve(at(f.server, 7), func(c net.Conn) {
+			_, _ = c.Write([]byte("greeting"))
+			_ = c.(*net.TCPConn).CloseWrite()
+			b, err := io.ReadAll(c)
+			received <- string(b) + errorText(err)
+		})
+		p := w.pinproxy("--rule", inRule(f.server)+":7=63999")
+		c := w.mustConnect(at(f.server, 7))
+		if b, err := io.ReadAll(c); string(b) != "greeting" || err != nil {
+			w.t.Errorf("read %q, %v", b, err)
+		}
+		text := strings.Repeat("after the end ", 50_000)
+		if _, err := io.WriteString(c, text); err != nil {
+			w.t.Error(err)
+		}
+		_ = c.CloseWrite()
+		if got := <-received; got != text {
+			w.t.Errorf("the server received %d of %d bytes", len(got), len(text))
+		}
+		if e := p.await("flow", 1)[0]; e.End != "closed" {
+			w.t.Errorf("logged %+v", e)
+		}
+	})
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+func TestUpstreamResets(t *testing.T) {
+	each(t, func(w *network, f family) {
+		w.Server.Serve(at(f.server, 7), func(c net.Conn) {
+			_, _ = c.Write(make([]byte, 100_000))
+			delivered(c)
+			_ = c.(*net.TCPConn).SetLinger(0) // and Close, once this returns
+		})
+		p := w.pinproxy("--rule", inRule(f.server)+":7=63999")
+		c := w.mustConnect(at(f.server, 7))
+		p.await("flow", 1) // over before the application reads
+		if b, err := io.ReadAll(c); len(b) != 100_000 || !errors.Is(err, unix.ECONNRESET) {
+			w.t.Errorf("read %d bytes, %v; want all 100000, and then that the connection was reset", len(b), err)
+		}
+		if e := p.await("flow", 1)[0]; e.End != "reset by upstream" || e.Down != 100_000 {
+			w.t.Errorf("logged %+v", e)
+		}
+	})
+}
+
+// delivered waits until the other end's kernel has all that was written to c: a reset discards the rest.
+func delivered(c net.Conn) {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	for n := 1; n > 0 && err == nil; time.Sleep(time.Millisecond) {
+		_ = raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	}
+}
+
+func TestApplicationResets(t *testing.T) {
+	each(t, func(w *network, f family) {
+		ended := make(chan error, 1)
+		w.Server.Serve(at(f.server, 7), func(c net.Conn) {
+			_, err := io.Copy(c, c)
+			ended <- err
+		})
+		p := w.pinproxy("--rule", inRule(f.server)+":7=63999")
+		c := w.mustConnect(at(f.server, 7))
+		echo(w.t, c, "hello")
+		_ = c.SetLinger(0)
+		_ = c.Close()
+		if err := <-ended; !errors.Is(err, unix.ECONNRESET) {
+			w.t.Errorf("the server's connection ended with %v, want that it was reset", err)
+		}
+		if e := p.await("flow", 1)[0]; e.End != "reset by application" {
+			w.t.Errorf("logged %+v", e)
+		}
+	})
+}
+
+// An application that binds its own source port and connects again and again. A SYN that is lost on the way,
+// because somebody still knows the old connection, is sent again after a second.
+func TestApplicationReusesItsSourcePort(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		serve func(net.Conn)
+		end   func(*net.TCPConn)
+	}{
+		{"server closes first", lab.Source(1), func(c *net.TCPConn) { _, _ = io.Copy(io.Discard, c) }},
+		{"client closes first", lab.Echo, func(*net.TCPConn) {}},
+		{"client resets", lab.Echo, func(c *net.TCPConn) { _ = c.SetLinger(0) }},
+	} {
+		for _, f := range families {
+			t.Run(test.name+" "+f.name, func(t *testing.T) {
+				w := newNetworkAlone(t)
+				server := w.Server.Serve(at(f.server, 7), test.serve)
+				w.pinproxy("--rule", inRule(f.server)+":7=63999")
+				for i := range 200 {
+					start := time.Now()
+					c, err := w.connectAgain(at(f.server, 7))
+					if err != nil {
+						t.Fatalf("connection %d: %v", i, err)
+					}
+					test.end(c.(*net.TCPConn))
+					_ = c.Close()
+					if took := time.Since(start); took > 800*time.Millisecond {
+						t.Fatalf("connection %d took %v", i, took)
+					}
+				}
+				for _, from := range server.Seen() {
+					if from.Port() != 63999 {
+						t.Fatalf("a connection came from %v", from)
+					}
+				}
+			})
+		}
+	}
+}
+
+// connectAgain connects from one port. While its last FIN is under way the client's own kernel refuses that.
+func (w *network) connectAgain(addr string) (c net.Conn, err error) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if c, err = w.Client.DialFrom(soon(w.t), "tcp", ":40000", addr); !errors.Is(err, unix.EADDRNOTAVAIL) {
+			break
+		}
+	}
+	return c, err
+}

@@ -1,0 +1,229 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Real programs, none of which knows of pinproxy. What they came from is told by the servers.
+
+// need returns where a program is, and ends the test if it is not installed: by skipping it, or in CI by
+// failing it.
+func need(t *testing.T, name string) string {
+	t.Helper()
+	for _, dir := range append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/usr/local/sbin") {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path
+		}
+	}
+	lacking(t, name+" is not installed")
+	return ""
+}
+
+// needRoot ends the test like need does where users other than ours can't be had.
+func needRoot(t *testing.T) {
+	t.Helper()
+	ids, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f := strings.Fields(string(ids)); len(f) != 3 || f[2] == "1" {
+		lacking(t, "needs to be run by root")
+	}
+}
+
+func lacking(t *testing.T, what string) {
+	t.Helper()
+	if os.Getenv("CI") != "" {
+		t.Fatal(what + ", and CI must not skip this")
+	}
+	t.Skip(what)
+}
+
+// tool is a program of this machine, for at most as long as the test may take.
+func tool(t *testing.T, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	path := need(t, name)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = environ()
+	return cmd
+}
+
+// must runs cmd on the client and returns what it wrote.
+func (w *network) must(cmd *exec.Cmd) string {
+	w.t.Helper()
+	out, _, err := w.Client.Run(cmd)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return strings.TrimSpace(out)
+}
+
+func TestCurl(t *testing.T) {
+	w := newNetwork(t)
+	w.names()
+	w.Server.HTTPS(":443", "www.bank.example")
+	w.Firewall(63999)
+	w.pinproxy("--rule", "www.bank.example:443=63999")
+	for flag, from := range map[string]string{"-4": "198.51.100.2:63999", "-6": "[2001:db8:1::2]:63999"} {
+		cmd := tool(t, "curl", flag, "-sS", "--max-time", "8", "--cacert", w.net.CA(), "https://www.bank.example/")
+		if out := w.must(cmd); out != "you came from "+from {
+			t.Errorf("curl %s: %s", flag, out)
+		}
+	}
+}
+
+// The server answers nobody before all are there.
+func TestFiftyCurlsShareAPool(t *testing.T) {
+	need(t, "curl")
+	w := newNetwork(t)
+	w.names()
+	server := w.Server.HTTPS(":443", "www.bank.example")
+	var all sync.WaitGroup
+	all.Add(50)
+	server.Handle("/together", func(rw http.ResponseWriter, r *http.Request) {
+		all.Done()
+		all.Wait()
+		fmt.Fprintln(rw, r.RemoteAddr)
+	})
+	w.pinproxy("--rule", "www.bank.example:443=63000-63099")
+	var curls sync.WaitGroup
+	for i := range 50 {
+		cmd := tool(t, "curl", []string{"-4", "-6"}[i%2], "-sS", "--max-time", "20", "--cacert", w.net.CA(), "https://www.bank.example/together")
+		curls.Go(func() {
+			if _, _, err := w.Client.Run(cmd); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	curls.Wait()
+	seen := make(map[netip.AddrPort]bool)
+	for _, from := range server.Seen() {
+		if from.Port() < 63000 || from.Port() > 63099 || seen[from] {
+			t.Errorf("a connection came from %v", from)
+		}
+		seen[from] = true
+	}
+	if len(seen) != 50 {
+		t.Errorf("%d connections came, want 50", len(seen))
+	}
+}
+
+func TestGitClone(t *testing.T) {
+	git := func(args ...string) *exec.Cmd {
+		cmd := tool(t, "git", args...)
+		cmd.Env = append(cmd.Env, "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null",
+			"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@bank.example", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@bank.example")
+		return cmd
+	}
+	need(t, "git")
+	w := newNetwork(t)
+	w.names()
+	w.Firewall(63999)
+	w.pinproxy("--rule", "*.bank.example:9418=63999")
+	base := t.TempDir()
+	repo := filepath.Join(base, "ledger")
+	w.must(git("init", "-q", repo))
+	if err := os.WriteFile(filepath.Join(repo, "money"), []byte(strings.Repeat("in the bank\n", 50_000)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	w.must(git("-C", repo, "add", "."))
+	w.must(git("-C", repo, "commit", "-q", "-m", "save"))
+	daemon, err := w.Server.Start(git("daemon", "--verbose", "--export-all", "--base-path="+base))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := daemon.Expect(soon(t), "Ready to rumble"); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ flag, from string }{
+		{"--ipv4", "198.51.100.2:63999"}, {"--ipv6", "[2001:db8:1::2]:63999"},
+	} {
+		clone := filepath.Join(t.TempDir(), "clone")
+		w.must(git("clone", "-q", test.flag, "git://www.bank.example/ledger", clone))
+		w.must(git("-C", clone, "fsck", "--full", "--strict"))
+		if err := daemon.Expect(soon(t), "Connection from "+test.from); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestSSHAndSCP(t *testing.T) {
+	need(t, "sshd")
+	need(t, "ssh")
+	need(t, "scp")
+	needRoot(t)
+	w := newNetwork(t)
+	w.names()
+	w.Firewall(63999)
+	w.pinproxy("--rule", "*.bank.example:2222=63999")
+	dir := t.TempDir()
+	hostKey, userKey := filepath.Join(dir, "host"), filepath.Join(dir, "user")
+	for _, key := range []string{hostKey, userKey} {
+		w.must(tool(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key))
+	}
+	w.startSSHD(hostKey, userKey+".pub")
+
+	options := []string{
+		"-F", "none", "-i", userKey, "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none",
+		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=8",
+	}
+	for _, test := range []struct{ flag, want string }{
+		{"-4", "198.51.100.2 63999 203.0.113.2 2222"}, {"-6", "2001:db8:1::2 63999 2001:db8:2::2 2222"},
+	} {
+		ssh := append([]string{test.flag, "-p", "2222"}, options...)
+		if out := w.must(tool(t, "ssh", append(ssh, "root@www.bank.example", "echo $SSH_CONNECTION")...)); out != test.want {
+			t.Errorf("ssh %s: connection %q, want %q", test.flag, out, test.want)
+		}
+		there := filepath.Join(dir, "copy"+test.flag)
+		scp := append([]string{test.flag, "-P", "2222"}, options...)
+		w.must(tool(t, "scp", append(scp, hostKey, "root@www.bank.example:"+there)...))
+		sent, _ := os.ReadFile(hostKey)
+		if got, err := os.ReadFile(there); string(got) != string(sent) || err != nil {
+			t.Errorf("scp %s: %d of %d bytes arrived, %v", test.flag, len(got), len(sent), err)
+		}
+	}
+}
+
+// startSSHD starts sshd on the server.
+func (w *network) startSSHD(hostKey, authorized string) {
+	w.t.Helper()
+	cmd := program("apart", need(w.t, "sshd"), "-D", "-e", "-f", "/dev/null", "-p", "2222", "-h", hostKey,
+		"-o", "PidFile=none", "-o", "UsePAM=no", "-o", "StrictModes=no", "-o", "PermitRootLogin=yes",
+		"-o", "AuthorizedKeysFile="+authorized, "-o", "Subsystem=sftp internal-sftp")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	p, err := w.Server.Start(cmd)
+	if err == nil {
+		err = p.Expect(soon(w.t), "listening on")
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// apart becomes the program that it is given, with a /run of its own where sshd finds the empty directory
+// that it insists on. The mount namespace must be its own.
+func apart() {
+	err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=0755")
+	if err == nil {
+		err = os.Mkdir("/run/sshd", 0o755)
+	}
+	if err == nil {
+		err = unix.Exec(os.Args[1], os.Args[1:], os.Environ())
+	}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}

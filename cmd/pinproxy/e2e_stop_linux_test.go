@@ -1,0 +1,227 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"pinproxy/netstack/lab"
+)
+
+// The end of pinproxy, as the flows see it.
+
+func TestStopEndsIdleFlowsInOrder(t *testing.T) {
+	each(t, func(w *network, f family) {
+		ended := make(chan error, 1)
+		w.Server.Serve(at(f.server, 7), func(c net.Conn) {
+			_, err := io.Copy(c, c)
+			ended <- err
+		})
+		p := w.pinproxy("--rule", inRule(f.server)+":7=63999")
+		c := w.mustConnect(at(f.server, 7))
+		echo(w.t, c, "hello")
+		_ = p.Signal(unix.SIGTERM)
+		if b, err := io.ReadAll(c); len(b) != 0 || err != nil {
+			w.t.Errorf("the application read %q, %v; want the end", b, err)
+		}
+		if err := <-ended; err != nil {
+			w.t.Errorf("the server's connection ended with %v; want the end", err)
+		}
+		_ = c.Close()
+		p.gone()
+		if e := p.await("flow", 1)[0]; e.End != "stopped" {
+			w.t.Errorf("logged %+v", e)
+		}
+	})
+}
+
+// A transfer that is short enough is let finish. Meanwhile new connections are nobody's but the kernel's.
+func TestStopLetsTransfersFinish(t *testing.T) {
+	each(t, func(w *network, f family) {
+		server := w.Server.Serve(at(f.server, 7), lab.Echo)
+		p := w.pinproxy("--rule", inRule(f.server)+":7=63999")
+		c := w.mustConnect(at(f.server, 7))
+		echo(w.t, c, "begun")
+		_ = p.Signal(unix.SIGTERM)
+		p.expect(`"msg":"ending"`)
+		for i := range 50 {
+			echo(w.t, c, fmt.Sprintf("part %d %s", i, strings.Repeat("x", 50_000)))
+		}
+		late := w.mustConnect(at(f.server, 7))
+		echo(w.t, late, "unpinned")
+		echo(w.t, c, "done")
+		if err := c.CloseWrite(); err != nil {
+			w.t.Error(err)
+		}
+		if b, err := io.ReadAll(c); len(b) != 0 || err != nil {
+			w.t.Errorf("the application read %q, %v; want the end", b, err)
+		}
+		_ = c.Close()
+		p.gone()
+		if e := p.await("flow", 1)[0]; e.End != "closed" {
+			w.t.Errorf("logged %+v", e)
+		}
+		if seen := server.Seen(); len(seen) != 2 || seen[1].Port() == 63999 {
+			w.t.Errorf("connections came from %v", seen)
+		}
+		echo(w.t, late, "still there")
+	})
+}
+
+// A transfer that is too long is not made to look as if it had ended.
+func TestStopResetsLongTransfers(t *testing.T) {
+	each(t, func(w *network, f family) {
+		w.Server.Serve(at(f.server, 7), func(c net.Conn) {
+			for range time.Tick(10 * time.Millisecond) {
+				if _, err := c.Write([]byte("more and ")); err != nil {
+					return
+				}
+			}
+		})
+		p := w.pinproxy("--rule", inRule(f.server)+":7=63999")
+		c := w.mustConnect(at(f.server, 7))
+		if _, err := io.ReadFull(c, make([]byte, 9)); err != nil {
+			w.t.Fatal(err)
+		}
+		start := time.Now()
+		_ = p.Signal(unix.SIGTERM)
+		if n, err := io.Copy(io.Discard, c); !errors.Is(err, unix.ECONNRESET) || time.Since(start) < drainGrace {
+			w.t.Errorf("after %v the transfer ended with %v, %d bytes later; want a reset after %v", time.Since(start), err, n, drainGrace)
+		}
+		_ = c.Close()
+		p.gone()
+	})
+}
+
+// With the second signal nobody is waited for any more.
+func TestSecondSignalStopsAtOnce(t *testing.T) {
+	each(t, func(w *network, f family) {
+		w.Server.Serve(at(f.server, 7), lab.Echo)
+		p := w.pinproxy("--rule", inRule(f.server)+":7=63999")
+		c := w.mustConnect(at(f.server, 7))
+		echo(w.t, c, "hello")
+		busy := make(chan error, 1)
+		go func() { // ends with c
+			_, err := io.Copy(c, c)
+			busy <- err
+		}()
+		if _, err := io.WriteString(c, "round and round"); err != nil {
+			w.t.Fatal(err)
+		}
+		_ = p.Signal(unix.SIGTERM)
+		p.expect(`"msg":"ending"`)
+		select {
+		case <-p.Done():
+			w.t.Error("the first signal ended a busy flow")
+		case err := <-busy:
+			w.t.Errorf("the first signal ended a busy flow by %v", err)
+		default:
+		}
+		start := time.Now()
+		p.stop() // sends the second
+		if took := time.Since(start); took > time.Second {
+			w.t.Errorf("after the second signal it took %v", took)
+		}
+		if err := <-busy; !errors.Is(err, unix.ECONNRESET) {
+			w.t.Errorf("the application's connection ended with %v, want that it was reset", err)
+		}
+	})
+}
+
+func TestLogHasALineForEachFlow(t *testing.T) {
+	w := newNetwork(t)
+	w.names()
+	w.Server.Serve(":7", lab.Echo)
+	p := w.pinproxy("--rule", "*.bank.example:7=63998-63999 busy=wait:10s", "--rule", "203.0.113.0/24:8=63000")
+	w.ask("ip4", "v4.bank.example")
+	w.ask("ip6", "v6.bank.example")
+	var want []entry
+	for i, f := range families {
+		c := w.mustConnect(at(f.server, 7))
+		src := c.LocalAddr().String()
+		echo(t, c, "hello")
+		_ = c.CloseWrite()
+		_, _ = io.Copy(io.Discard, c)
+		_ = c.Close()
+		want = append(want, entry{
+			Level: "INFO", Msg: "flow", Src: src, Dst: at(f.server, 7), Name: []string{"v4.bank.example", "v6.bank.example"}[i],
+			Rule: "*.bank.example:7=63998-63999 busy=wait:10s", Local: f.from(63998).String(), Up: 5, Down: 5, End: "closed",
+		})
+	}
+	w.fails(at(lab.Server4, 8), unix.ECONNREFUSED, atOnce)
+	p.await("flow", 2)
+	p.stop()
+	got := p.entries("flow")
+	for i := range got {
+		if got[i].Took == "" || got[i].Took == "0" {
+			t.Errorf("flow %d took %q", i, got[i].Took)
+		}
+		got[i].Took = ""
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("flows logged (-want +got):\n%s", diff)
+	}
+	if failed := p.entries("flow failed"); len(failed) != 1 || failed[0].Rule != "203.0.113.0/24:8=63000" {
+		t.Errorf("failed flows logged: %+v", failed)
+	}
+}
+
+func TestLogAsText(t *testing.T) {
+	w := newNetwork(t)
+	w.names()
+	w.Server.Serve(":7", lab.Echo)
+	p := w.startCommand(w.command("--rule", "www.bank.example:7=63999"))
+	p.expect("level=INFO msg=ready link=pin0")
+	c := w.mustConnect(at(lab.Server4, 7))
+	echo(t, c, "hello")
+	want := fmt.Sprintf(" level=INFO msg=flow src=%s dst=203.0.113.2:7 name=www.bank.example rule=%q local=198.51.100.2:63999 took=",
+		c.LocalAddr(), "www.bank.example:7=63999")
+	_ = c.Close()
+	p.expect(want)
+	p.expect(" up=5 down=5 end=closed\n")
+}
+
+// sd_notify(3): the service manager is told, and told nothing else.
+func TestServiceManagerIsTold(t *testing.T) {
+	w := newNetwork(t)
+	path := t.TempDir() + "/notify"
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	_ = manager.SetDeadline(time.Now().Add(patience))
+	told := func() string {
+		b := make([]byte, 1000)
+		n, err := manager.Read(b)
+		return string(b[:n]) + errorText(err)
+	}
+	server := w.Server.Serve(":7", lab.Echo)
+	cmd := w.command("--log-format=json", "--rule", "*:7=63999")
+	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+path)
+	p := w.startCommand(cmd)
+	if got := told(); got != "READY=1" {
+		t.Errorf("at the start the manager was told %q", got)
+	}
+	c := w.mustConnect(at(lab.Server4, 7)) // ready means that this is captured
+	echo(t, c, "hello")
+	_ = c.Close()
+	if seen := server.Seen(); seen[0].Port() != 63999 {
+		t.Errorf("connection came from %v", seen)
+	}
+	p.stop()
+	if got := told(); got != "STOPPING=1" {
+		t.Errorf("at the end the manager was told %q", got)
+	}
+	_ = manager.SetDeadline(time.Now())
+	if got := told(); !strings.Contains(got, "timeout") {
+		t.Errorf("then the manager was told %q", got)
+	}
+}

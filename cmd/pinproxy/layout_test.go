@@ -1,0 +1,232 @@
+package main_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const (
+	checkout = "../.."
+	module   = "pinproxy"
+)
+
+// Imports go one way: what of ours each folder may import. The first prefix that fits a folder decides.
+var mayImport = []struct {
+	folder string
+	ours   []string // the folder itself, or all below it where it ends with a /
+}{
+	{"cmd", []string{"netstack", "netstack/", "proxy", "proxy/", "rules", "rules/"}},
+	{"netstack", []string{"netstack", "netstack/"}},
+	{"proxy/lease", []string{"rules"}},
+	{"proxy", []string{"rules", "proxy/lease"}},
+	{"rules", nil},
+}
+
+// Folders that only tests and the demo may import.
+var (
+	forTests     = []string{"netstack/lab", "netstack/netstacktest"}
+	forTestsDemo = "cmd/demo"
+)
+
+// Where packages of others may be imported, and net/http; a folder stands for all below it. Anything else
+// that is not of the standard library is one dependency too many: see docs/design.md.
+var othersIn = []struct {
+	pkg     string // and all below it
+	folders []string
+	tests   []string // where tests may as well
+}{
+	{"gvisor.dev/gvisor", []string{"netstack"}, nil},
+	{"github.com/songgao/water", []string{"netstack"}, nil},
+	{"github.com/vishvananda/netlink", []string{"netstack/host", "netstack/netns", "netstack/lab", "proxy"}, []string{"netstack", "cmd"}},
+	{"github.com/vishvananda/netns", []string{"netstack/lab"}, nil},
+	{"github.com/google/nftables", []string{"netstack/lab"}, nil},
+	{"github.com/spf13/pflag", []string{"cmd"}, nil},
+	{"net/http", []string{"cmd", "netstack/lab"}, nil},
+	{"golang.org/x/sys", []string{"cmd", "netstack", "proxy"}, nil},
+	{"golang.org/x/sync", []string{"cmd", "netstack", "proxy"}, nil},
+	{"golang.org/x/net/dns/dnsmessage", []string{"netstack/dns", "netstack/lab"}, []string{"cmd"}},
+	{"golang.org/x/net/idna", []string{"rules"}, nil},
+	{"github.com/google/go-cmp", nil, []string{"cmd", "netstack", "proxy", "rules"}},
+	{"github.com/rogpeppe/go-internal/testscript", nil, []string{"cmd"}},
+	{"golang.org/x/tools/txtar", nil, []string{"cmd"}},
+}
+
+// linuxOnly is imported in folders that are built everywhere, by their Linux files alone.
+const (
+	linuxOnly   = "github.com/vishvananda/netlink"
+	linuxOnlyIn = "proxy"
+)
+
+// topLevel is all that a checkout has, besides names with a dot in front and what .gitignore names.
+var topLevel = strings.Fields("cmd netstack proxy rules docs packaging go.mod go.sum Makefile README.md LICENSE bin")
+
+func TestLayoutTopLevel(t *testing.T) {
+	entries, err := os.ReadDir(checkout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		name := e.Name()
+		if !slices.Contains(topLevel, name) && !strings.HasPrefix(name, ".") && !slices.Contains([]string{".test", ".prof"}, path.Ext(name)) {
+			t.Errorf("%s at the top level: that is fixed", name)
+		}
+	}
+}
+
+func TestLayoutImports(t *testing.T) {
+	forEachGoFile(t, func(name string, file *ast.File) {
+		for _, spec := range file.Imports {
+			imported, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if why := refuse(name, imported); why != "" {
+				t.Errorf("%s imports %s: %s", name, imported, why)
+			}
+		}
+	})
+}
+
+func TestLayoutNoInit(t *testing.T) {
+	forEachGoFile(t, func(name string, file *ast.File) {
+		for _, d := range file.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && f.Recv == nil && f.Name.Name == "init" {
+				t.Errorf("%s has a func init", name)
+			}
+		}
+	})
+}
+
+// refuse says why the file may not import the package; empty if it may.
+func refuse(file, imported string) string {
+	folder, isTest := path.Dir(file), strings.HasSuffix(file, "_test.go")
+	if ours, ok := strings.CutPrefix(imported, module+"/"); ok {
+		if slices.Contains(forTests, ours) {
+			if isTest || folder == forTestsDemo || slices.Contains(forTests, folder) {
+				return ""
+			}
+			return "that is for tests and " + forTestsDemo
+		}
+		for _, m := range mayImport {
+			if !within(m.folder, folder) {
+				continue
+			}
+			for _, o := range m.ours {
+				if o == ours || strings.HasSuffix(o, "/") && strings.HasPrefix(ours, o) {
+					return ""
+				}
+			}
+			if isTest && ours == folder {
+				return "" // from its package x_test
+			}
+			return m.folder + " may import of ours only: " + strings.Join(m.ours, " ")
+		}
+		return "nothing is known of this folder"
+	}
+	for _, o := range othersIn {
+		if !within(o.pkg, imported) {
+			continue
+		}
+		is := func(f string) bool { return within(f, folder) }
+		switch {
+		case isTest && slices.ContainsFunc(o.tests, is):
+			return ""
+		case !slices.ContainsFunc(o.folders, is):
+			return "that is for " + strings.Join(append(o.folders, o.tests...), ", ")
+		case o.pkg == linuxOnly && within(linuxOnlyIn, folder) && !strings.Contains(path.Base(file), "_linux"):
+			return "in " + linuxOnlyIn + " that is for Linux files"
+		}
+		return ""
+	}
+	if first, _, _ := strings.Cut(imported, "/"); strings.Contains(first, ".") {
+		return "a new dependency: say in docs/design.md what for, and here for whom"
+	}
+	return ""
+}
+
+// within reports whether path is parent or below it.
+func within(parent, path string) bool {
+	return path == parent || strings.HasPrefix(path, parent+"/")
+}
+
+// forEachGoFile calls f with each of our Go files, of whatever system, and its name in the checkout.
+func forEachGoFile(t *testing.T, f func(name string, file *ast.File)) {
+	t.Helper()
+	files := 0
+	err := filepath.WalkDir(checkout, func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && name != checkout && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata"):
+			return fs.SkipDir
+		case d.IsDir() || filepath.Ext(name) != ".go":
+			return nil
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		short, err := filepath.Rel(checkout, name)
+		if err != nil {
+			return err
+		}
+		files++
+		f(filepath.ToSlash(short), file)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if files == 0 {
+		t.Error("no Go files found")
+	}
+}
+
+// The rules above are strict enough.
+func TestLayoutRefuses(t *testing.T) {
+	for _, test := range []struct {
+		file, imported string
+		fine           bool
+	}{
+		{"rules/x.go", "pinproxy/netstack", false},
+		{"rules/x.go", "pinproxy/proxy/lease", false},
+		{"rules/x_test.go", "pinproxy/rules", true},
+		{"netstack/x.go", "pinproxy/rules", false},
+		{"netstack/dns/x.go", "pinproxy/proxy", false},
+		{"netstack/x_test.go", "pinproxy/proxy", false},
+		{"netstack/x.go", "pinproxy/netstack/link", true},
+		{"netstack/x.go", "pinproxy/netstack/lab", false},
+		{"netstack/x_test.go", "pinproxy/netstack/lab", true},
+		{"cmd/pinproxy/x.go", "pinproxy/netstack/lab", false},
+		{"cmd/demo/x.go", "pinproxy/netstack/lab", true},
+		{"proxy/lease/x.go", "pinproxy/proxy", false},
+		{"proxy/lease/x.go", "pinproxy/rules", true},
+		{"proxy/x.go", "pinproxy/proxy/lease", true},
+		{"proxy/x.go", "pinproxy/netstack", false},
+		{"proxy/x_linux.go", "github.com/vishvananda/netlink/nl", true},
+		{"proxy/x.go", "github.com/vishvananda/netlink", false},
+		{"proxy/x.go", "gvisor.dev/gvisor/pkg/tcpip", false},
+		{"cmd/pinproxy/x.go", "gvisor.dev/gvisor/pkg/tcpip", false},
+		{"netstack/link/x.go", "gvisor.dev/gvisor/pkg/tcpip", true},
+		{"netstack/x.go", "net/http", false},
+		{"rules/x.go", "github.com/spf13/pflag", false},
+		{"netstack/x_test.go", "github.com/google/nftables", false},
+		{"rules/x.go", "github.com/google/go-cmp/cmp", false},
+		{"rules/x_test.go", "github.com/google/go-cmp/cmp", true},
+		{"cmd/pinproxy/x.go", "example.com/x", false},
+		{"util/x.go", "pinproxy/rules", false},
+	} {
+		if why := refuse(test.file, test.imported); (why == "") != test.fine {
+			t.Errorf("%s imports %s: refused because %q", test.file, test.imported, why)
+		}
+	}
+}
