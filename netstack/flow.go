@@ -210,8 +210,7 @@ func (f *Flow) Reject(errno syscall.Errno) {
 		}
 		close(f.forwarded)
 	} else if syn := f.takeSYN(); syn != nil {
-		f.stack.unreachable(syn, errno)
-		syn.DecRef()
+		f.stack.insist(syn, errno)
 	}
 	f.stack.forget(f)
 }

@@ -93,7 +93,7 @@ func peek(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) (segment, 
 			return segment{}, false
 		}
 		ip := header.IPv6(b)
-		if ip.TransportProtocol() != tcp.ProtocolNumber {
+		if ip.NextHeader() != uint8(tcp.ProtocolNumber) {
 			return segment{}, false
 		}
 		src, dst, tcpHeader = ip.SourceAddress(), ip.DestinationAddress(), b[header.IPv6MinimumSize:]

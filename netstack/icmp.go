@@ -2,12 +2,32 @@ package netstack
 
 import (
 	"syscall"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
+
+// again is when an answer to a SYN by ICMP is repeated. The kernel drops one that
+// comes while the application is still inside connect() and holds the socket
+// (tcp_v4_err, LINUX_MIB_LOCKDROPPEDICMPS), and would try again after a second. A
+// socket that took the first one is gone, and nobody minds the others.
+var again = [...]time.Duration{5 * time.Millisecond, 50 * time.Millisecond, 250 * time.Millisecond}
+
+// insist answers syn by ICMP, more than once, and releases it.
+func (s *Stack) insist(syn *stack.PacketBuffer, errno syscall.Errno) {
+	s.unreachable(syn, errno)
+	for _, after := range again {
+		syn.IncRef()
+		time.AfterFunc(after, func() {
+			s.unreachable(syn, errno)
+			syn.DecRef()
+		})
+	}
+	syn.DecRef()
+}
 
 // unreachable tells the sender of pkt by ICMP that it can't be delivered. The
 // message comes from the destination, as if a router there had sent it. The

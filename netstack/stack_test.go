@@ -342,12 +342,16 @@ func TestReusedSourcePort(t *testing.T) {
 		server func(c netstack.Conn)
 		client func(t *testing.T, c *netstacktest.Conn)
 	}{
-		{"server closes first",
+		{
+			"server closes first",
 			func(c netstack.Conn) { _ = c.CloseWrite(); _, _ = io.Copy(io.Discard, c) },
-			func(t *testing.T, c *netstacktest.Conn) { _, _ = io.Copy(io.Discard, c); c.Close() }},
-		{"application resets",
+			func(t *testing.T, c *netstacktest.Conn) { _, _ = io.Copy(io.Discard, c); c.Close() },
+		},
+		{
+			"application resets",
 			func(c netstack.Conn) { _, _ = io.Copy(io.Discard, c) },
-			func(t *testing.T, c *netstacktest.Conn) { c.Abort() }},
+			func(t *testing.T, c *netstacktest.Conn) { c.Abort() },
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -15,9 +15,7 @@ import (
 	"time"
 )
 
-var (
-	dst4 = netip.MustParseAddrPort("198.51.100.7:443")
-)
+var dst4 = netip.MustParseAddrPort("198.51.100.7:443")
 
 // closedPort returns an address of this host where nobody listens.
 func closedPort(t *testing.T, address string) netip.AddrPort {

@@ -161,15 +161,22 @@ func (l *live) attrs() []slog.Attr {
 func (l *live) end(reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.reason != "" {
-		return
+	if l.reason == "" && l.stopLocked(reason) {
+		l.interrupt()
 	}
-	l.reason = reason
+}
+
+// stopLocked notes the reason and gives up what is not spliced yet; it reports
+// whether there is something to close.
+func (l *live) stopLocked(reason string) bool {
+	if l.reason == "" {
+		l.reason = reason
+	}
 	if l.app == nil {
 		l.cancel()
-		return
+		return false
 	}
-	l.interrupt()
+	return true
 }
 
 // interrupt wakes both directions where they read, and bounds what they write.
@@ -182,13 +189,13 @@ func (l *live) interrupt() {
 	}
 }
 
-// abort ends the flow by resets, at once.
+// abort ends the flow by resets, at once. No FIN goes before them.
 func (l *live) abort() {
-	l.end("stopped")
 	l.mu.Lock()
 	app, up := l.app, l.net
+	open := l.stopLocked("stopped")
 	l.mu.Unlock()
-	if app != nil {
+	if open {
 		_ = up.SetLinger(0)
 		_ = up.Close()
 		_ = app.SetLinger(0)

@@ -393,6 +393,3 @@ func echo(t *testing.T, c net.Conn, text string) {
 		t.Errorf("sent %q, got back %q, %v", text, b, err)
 	}
 }
-
-// sameAddr compares addresses for cmp.
-var sameAddr = cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })

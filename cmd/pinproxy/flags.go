@@ -104,8 +104,10 @@ func (o *options) positional(args, ruleTexts []string) error {
 		return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), "pinproxy --rule " + quote(args[0])}
 	case len(ruleTexts) > 0 && isOption(args[0]):
 		// An option of the rule that the shell has split off.
-		return &usageError{fmt.Sprintf("unexpected argument %q: a rule with options is one argument, so quote it", args[0]),
-			"pinproxy --rule " + quote(ruleTexts[len(ruleTexts)-1]+" "+strings.Join(args, " "))}
+		return &usageError{
+			fmt.Sprintf("unexpected argument %q: a rule with options is one argument, so quote it", args[0]),
+			"pinproxy --rule " + quote(ruleTexts[len(ruleTexts)-1]+" "+strings.Join(args, " ")),
+		}
 	}
 	return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), "pinproxy --help"}
 }

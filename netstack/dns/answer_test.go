@@ -50,8 +50,10 @@ func TestAnswers(t *testing.T) {
 		{name: "no answer", host: h, typ: a},
 		{name: "another owner", host: h, typ: a, rrs: rrs{rec("x.example.", 60, other)}},
 		{name: "duplicates", host: h, typ: a, rrs: rrs{rec(h, 60, one), rec(h, 60, one)}, want: one, ttl: time.Minute},
-		{name: "not usable", host: h, typ: a, rrs: rrs{rec(h, 1, "0.0.0.0"), rec(h, 1, "127.0.0.1"), rec(h, 1, "224.0.0.1"),
-			rec(h, 1, "255.255.255.255"), rec(h, 1, "::"), rec(h, 1, "::1"), rec(h, 1, "ff02::1"), rec(h, 1, "fe80::1")}},
+		{name: "not usable", host: h, typ: a, rrs: rrs{
+			rec(h, 1, "0.0.0.0"), rec(h, 1, "127.0.0.1"), rec(h, 1, "224.0.0.1"),
+			rec(h, 1, "255.255.255.255"), rec(h, 1, "::"), rec(h, 1, "::1"), rec(h, 1, "ff02::1"), rec(h, 1, "fe80::1"),
+		}},
 		{name: "TTL above 2^31", host: h, typ: a, rrs: rrs{rec(h, 1<<31, one)}, want: one},
 
 		{name: "chain", host: h, typ: a, rrs: rrs{cname(h, 60, "a."), cname("a.", 5, "b."), rec("b.", 60, one)}, want: one, ttl: 5 * time.Second},

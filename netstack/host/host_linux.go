@@ -270,7 +270,9 @@ func (h *Host) Add(ctx context.Context, list []Capture) error {
 		}
 	}
 	return h.change(ctx, list, func(d dest) bool {
-		h.routes[d] = h.routes[d] // true stays true
+		if _, known := h.routes[d]; !known { // true stays true
+			h.routes[d] = false
+		}
 		return true
 	}, func(l []dest) error {
 		_, err := h.kernel.addRoutes(l)

@@ -171,8 +171,10 @@ func TestPortsToReserve(t *testing.T) {
 		{name: "one", reserve: []PortRange{{63999, 63999}}, dir: "/run", want: "63999"},
 		{name: "there already", reserve: []PortRange{{5, 9}}, have: []PortRange{{1, 5}, {7, 7}}, dir: "/run", want: "6,8-9"},
 		{name: "half", reserve: []PortRange{{32768, 32768 + 14115}}, dir: "/run", want: "32768-46883"},
-		{name: "more than half", reserve: []PortRange{{32768, 32768 + 14116}}, dir: "/run",
-			warning: "reserve ports 32768-46884: they are 14117 of the 28232 that the system gives to connections: used unreserved, so another program may be given one"},
+		{
+			name: "more than half", reserve: []PortRange{{32768, 32768 + 14116}}, dir: "/run",
+			warning: "reserve ports 32768-46884: they are 14117 of the 28232 that the system gives to connections: used unreserved, so another program may be given one",
+		},
 		{name: "many elsewhere", reserve: []PortRange{{1, 32767}}, dir: "/run", want: "1-32767"},
 		{name: "no state", reserve: []PortRange{{7, 7}}, warning: "reserve ports 7: no directory for the state file: used unreserved"},
 	} {

@@ -97,7 +97,7 @@ func (m *model) record(key pairKey, port uint16) *modelPort {
 
 // until returns d from now, made unique.
 func (m *model) until(d time.Duration) time.Duration {
-	return time.Now().Add(d).Truncate(time.Millisecond).Add(time.Duration(m.op)).Sub(time.Now())
+	return time.Until(time.Now().Add(d).Truncate(time.Millisecond).Add(time.Duration(m.op)))
 }
 
 // acquire starts a request and predicts.

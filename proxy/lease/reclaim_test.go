@@ -239,12 +239,12 @@ func TestReclaimNewHolder(t *testing.T) {
 		l.Release(0)
 		synctest.Wait()
 		f.onAsk = func() { next.get().lease.Release(0) }
-		time.Sleep(5*time.Second - 1)
+		time.Sleep(5*time.Second - time.Nanosecond)
 		synctest.Wait()
 		if next.get().lease == nil || f.asks() != 0 {
 			t.Fatalf("%+v, asked %d times", next.get(), f.asks())
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if last.get().lease == nil || f.asks() != 1 {
 			t.Fatalf("%+v, asked %d times", last.get(), f.asks())

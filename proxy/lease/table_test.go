@@ -40,8 +40,11 @@ func TestImpossible(t *testing.T) {
 		err  string
 		is   error
 	}{
-		{"family", t.Context(), Request{Pin: pinOf(t, "192.0.2.10:63999"), Dst: netip.MustParseAddrPort("[2001:db8::1]:443")},
-			"lease 192.0.2.10:63999 to [2001:db8::1]:443: source address 192.0.2.10 is of the other family", nil},
+		{
+			"family", t.Context(),
+			Request{Pin: pinOf(t, "192.0.2.10:63999"), Dst: netip.MustParseAddrPort("[2001:db8::1]:443")},
+			"lease 192.0.2.10:63999 to [2001:db8::1]:443: source address 192.0.2.10 is of the other family", nil,
+		},
 		{"no ports", t.Context(), Request{Dst: dst}, "pin has no ports", nil},
 		{"no destination", t.Context(), Request{Pin: pinOf(t, "63999")}, "destination has no address", nil},
 		{"context", ended, Request{Pin: pinOf(t, "63999"), Dst: dst}, "context canceled", context.Canceled},
@@ -75,19 +78,45 @@ func TestOrder(t *testing.T) {
 			{take: 4000}, {release: 4000}, {take: 5000}, {take: 5001}, {take: 4000}, {busy: true},
 		}},
 		{"then in order of release", "10-12", 0, []step{
-			{take: 10}, {take: 11}, {take: 12}, {release: 11}, {release: 12}, {release: 10},
-			{take: 11}, {take: 12}, {take: 10}, {busy: true},
+			{take: 10},
+			{take: 11},
+			{take: 12},
+			{release: 11},
+			{release: 12},
+			{release: 10},
+			{take: 11},
+			{take: 12},
+			{take: 10},
+			{busy: true},
 		}},
 		{"a long rest holds up nobody", "10-12", 0, []step{
-			{take: 10}, {take: 11}, {take: 12},
-			{release: 10, rest: time.Hour}, {release: 11, rest: time.Second}, {release: 12},
-			{take: 12}, {busy: true}, {pass: time.Second}, {take: 11}, {busy: true},
-			{pass: time.Hour - 2*time.Second}, {busy: true}, {pass: time.Second}, {take: 10},
+			{take: 10},
+			{take: 11},
+			{take: 12},
+			{release: 10, rest: time.Hour},
+			{release: 11, rest: time.Second},
+			{release: 12},
+			{take: 12},
+			{busy: true},
+			{pass: time.Second},
+			{take: 11},
+			{busy: true},
+			{pass: time.Hour - 2*time.Second},
+			{busy: true},
+			{pass: time.Second},
+			{take: 10},
 		}},
 		{"rested ports take their turn by release", "10-12", 0, []step{
-			{take: 10}, {take: 11}, {take: 12},
-			{release: 10, rest: 2 * time.Second}, {release: 11, rest: time.Second}, {release: 12},
-			{pass: 2 * time.Second}, {take: 10}, {take: 11}, {take: 12},
+			{take: 10},
+			{take: 11},
+			{take: 12},
+			{release: 10, rest: 2 * time.Second},
+			{release: 11, rest: time.Second},
+			{release: 12},
+			{pass: 2 * time.Second},
+			{take: 10},
+			{take: 11},
+			{take: 12},
 		}},
 		{"cooldown", "10", 3 * time.Second, []step{
 			{take: 10}, {release: 10}, {busy: true}, {pass: 3*time.Second - 1}, {busy: true}, {pass: 1}, {take: 10},
@@ -100,13 +129,29 @@ func TestOrder(t *testing.T) {
 		}},
 		{"a negative rest is none", "10", 0, []step{{take: 10}, {release: 10, rest: -time.Hour}, {take: 10}}},
 		{"refused by the kernel: another port", "10-11", 0, []step{
-			{take: 10}, {release: 10, rest: 50 * time.Millisecond}, {take: 11}, {release: 11, rest: 50 * time.Millisecond},
-			{busy: true}, {pass: 50 * time.Millisecond}, {take: 10}, {release: 10, rest: 50 * time.Millisecond}, {take: 11},
+			{take: 10},
+			{release: 10, rest: 50 * time.Millisecond},
+			{take: 11},
+			{release: 11, rest: 50 * time.Millisecond},
+			{busy: true},
+			{pass: 50 * time.Millisecond},
+			{take: 10},
+			{release: 10, rest: 50 * time.Millisecond},
+			{take: 11},
 		}},
 		{"remembered for four minutes", "10-13", 0, []step{
-			{take: 10}, {take: 11}, {take: 12}, {release: 12}, {pass: time.Minute}, {release: 11}, {pass: 3*time.Minute + 30*time.Second},
+			{take: 10},
+			{take: 11},
+			{take: 12},
+			{release: 12},
+			{pass: time.Minute},
+			{release: 11},
+			{pass: 3*time.Minute + 30*time.Second},
 			// 12 is fresh again, behind 13, which was never used.
-			{take: 13}, {take: 12}, {take: 11}, {busy: true},
+			{take: 13},
+			{take: 12},
+			{take: 11},
+			{busy: true},
 		}},
 		{"the whole range of ports", "1-65535", 0, []step{{take: 1}, {release: 1}, {take: 2}}},
 	} {
@@ -214,12 +259,16 @@ func TestBusyError(t *testing.T) {
 			text string
 			want BusyError
 		}{
-			{0, "lease 63990-63993 to 203.0.113.1:443: every source port is busy: " +
-				"63990 held for 2s by 192.0.2.7:40112, 63991 held for 0s, 2 resting, the first for 5s more",
-				BusyError{Holding: 2, Resting: 2, FreeAt: time.Now().Add(5 * time.Second)}},
-			{4 * time.Second, "lease 63990-63993 to 203.0.113.1:443: every source port is busy after 4s: " +
-				"63990 held for 6s by 192.0.2.7:40112, 63991 held for 4s, 2 resting, the first for 1s more",
-				BusyError{Holding: 2, Resting: 2, FreeAt: time.Now().Add(5 * time.Second)}},
+			{
+				0, "lease 63990-63993 to 203.0.113.1:443: every source port is busy: " +
+					"63990 held for 2s by 192.0.2.7:40112, 63991 held for 0s, 2 resting, the first for 5s more",
+				BusyError{Holding: 2, Resting: 2, FreeAt: time.Now().Add(5 * time.Second)},
+			},
+			{
+				4 * time.Second, "lease 63990-63993 to 203.0.113.1:443: every source port is busy after 4s: " +
+					"63990 held for 6s by 192.0.2.7:40112, 63991 held for 4s, 2 resting, the first for 1s more",
+				BusyError{Holding: 2, Resting: 2, FreeAt: time.Now().Add(5 * time.Second)},
+			},
 		} {
 			_, err := table.Acquire(t.Context(), Request{Pin: pin, Dst: dst, Wait: tt.wait})
 			var busy *BusyError
