@@ -1,0 +1,88 @@
+# GNU make. Needs Go, git and a Linux kernel; `make help` lists the targets.
+
+GO       = go
+PREFIX   = /usr/local
+DESTDIR  =
+FUZZTIME = 30s
+BENCH    = .
+# For go test, of `make test` and the race detector's run: -v, -run REGEXP, …
+TESTFLAGS =
+
+SOURCES := $(shell find cmd netstack proxy rules -type f ! -name '*_test.go' ! -path '*/testdata/*') go.mod go.sum
+TOOL     = $(GO) tool -modfile=.tools/go.mod
+MANUAL   = docs/pinproxy.8
+
+.PHONY: build
+build: bin/pinproxy ## build bin/pinproxy (plain `make` does so)
+
+bin/%: $(SOURCES)
+	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./cmd/$*
+
+.PHONY: demo
+demo: bin/pinproxy bin/demo ## show in seconds what it is for, in network namespaces of its own
+	@bin/demo bin/pinproxy
+
+.PHONY: test
+test: ## run all tests, those in namespaces too
+	$(GO) test -timeout 5m $(TESTFLAGS) ./...
+
+.PHONY: check check-format check-vet check-static check-race check-vulnerable check-shell check-manual
+check: check-format check-vet check-static check-race check-vulnerable check-shell check-manual ## all that must be so before a commit, beside the tests
+
+check-format:
+	@files=$$($(TOOL) gofumpt -l cmd netstack proxy rules) || exit 1; \
+	test -z "$$files" || { echo "not as gofumpt writes it:"; echo "$$files"; exit 1; }
+
+check-vet:
+	for os in linux darwin windows; do GOOS=$$os CGO_ENABLED=0 $(GO) vet ./... || exit 1; done
+
+check-static:
+	$(TOOL) staticcheck ./...
+
+# The race detector is linked by a C compiler.
+check-race:
+	@if command -v "$$($(GO) env CC)" >/dev/null; then \
+		set -x; CGO_ENABLED=1 $(GO) test -race -timeout 10m $(TESTFLAGS) ./...; \
+	else echo "no C compiler: leaving out the race detector"; fi
+
+# Its database is on the network.
+check-vulnerable:
+	@out=$$(timeout 120 $(TOOL) govulncheck ./... 2>&1); code=$$?; \
+	case "$$code $$out" in \
+	0*) ;; \
+	124*|*"fetching vulnerabilities"*) echo "vulnerability database out of reach: leaving out govulncheck" ;; \
+	*) echo "$$out"; exit 1 ;; esac
+
+check-shell:
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run; else echo "no shellcheck: leaving out .ci/run"; fi
+
+check-manual:
+	@if test ! -e $(MANUAL); then :; \
+	elif command -v mandoc >/dev/null; then mandoc -T lint -W warning $(MANUAL); \
+	else echo "no mandoc: leaving out the manual"; fi
+
+.PHONY: bench
+bench: ## run the benchmarks; BENCH=REGEXP for some of them
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME (30s)
+	@list=$$($(GO) test -list '^Fuzz' ./...) || { echo "$$list"; exit 1; }; \
+	echo "$$list" | awk '/^Fuzz/ { f[n++] = $$1 } /^ok/ { while (n) print f[--n], $$2 }' | \
+	while read -r target package; do \
+		echo "$$package: $$target"; \
+		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package" || exit 1; \
+	done
+
+.PHONY: install
+install: bin/pinproxy ## install into PREFIX (/usr/local), below DESTDIR
+	install -D -m 755 bin/pinproxy $(DESTDIR)$(PREFIX)/bin/pinproxy
+	install -D -m 644 $(MANUAL) $(DESTDIR)$(PREFIX)/share/man/man8/pinproxy.8
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
+
+.PHONY: help
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
