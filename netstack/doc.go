@@ -15,8 +15,9 @@
 // the application is to see. Only Accept gives the SYN to gVisor's forwarder and
 // has the handshake done, so the forwarder's slots are taken for microseconds
 // and a slow upstream costs nobody else a connection. While a SYN is parked its
-// retransmissions are ignored; a SYN with another initial sequence number on the
-// same 4-tuple means that the application gave the first up and tries again.
+// retransmissions are ignored, but counted: when they stop coming, the application
+// has given up, which it says in no other way, and the handler's context ends. So it
+// does when a SYN with another initial sequence number comes on the same 4-tuple.
 //
 // The gate sits between the device and gVisor and looks at the flags of each TCP
 // packet. It repairs what a forwarder, which has no listening endpoint, does

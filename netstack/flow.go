@@ -56,11 +56,13 @@ type Flow struct {
 
 	// Guarded by stack.mu.
 	phase   phase
-	ended   bool // the application's FIN or RST has been seen
-	retired bool // the application has begun another connection on this 4-tuple
+	ended   bool          // the application's FIN or RST has been seen
+	retired bool          // the application has begun another connection on this 4-tuple
+	lastSYN time.Time     // while parked
+	pause   time.Duration // between the last two SYNs; 0 after one
 }
 
-func newFlow(s *Stack, id stack.TransportEndpointID, isn uint32, syn *stack.PacketBuffer) *Flow {
+func newFlow(s *Stack, id stack.TransportEndpointID, isn uint32, syn *stack.PacketBuffer, giveUp func()) *Flow {
 	return &Flow{
 		stack:   s,
 		id:      id,
@@ -69,9 +71,10 @@ func newFlow(s *Stack, id stack.TransportEndpointID, isn uint32, syn *stack.Pack
 		isn:     isn,
 		syn:     syn.IncRef(),
 		request: make(chan *tcp.ForwarderRequest, 1),
-		giveUp:  func() {},
+		giveUp:  giveUp,
 
 		forwarded: make(chan struct{}),
+		lastSYN:   time.Now(),
 	}
 }
 
@@ -94,8 +97,52 @@ func (f *Flow) answer(to phase) bool {
 		return false
 	}
 	f.phase = to
-	f.stack.parked--
+	delete(f.stack.parked, f)
 	return true
+}
+
+// An application that still waits sends its SYN again: 1 s after the first (RFC
+// 6298), or 3 s on older systems (RFC 1122), then after pauses that are the same or
+// twice as long.
+const (
+	firstPause = 3500 * time.Millisecond
+	pauseSlack = 2 * time.Second
+)
+
+// silentLocked says whether a parked flow's application has given up: closing a
+// socket in SYN_SENT sends nothing, but its SYNs stop coming.
+func (f *Flow) silentLocked(now time.Time) bool {
+	return now.Sub(f.lastSYN) > max(firstPause, 2*f.pause+pauseSlack)
+}
+
+// abandonLocked takes a parked flow, whose application has given up, out of the
+// table. Call abandoned once s.mu is not held any more.
+func (s *Stack) abandonLocked(f *Flow) {
+	f.phase = answered
+	delete(s.parked, f)
+	delete(s.flows, f.id)
+}
+
+func (f *Flow) abandoned() {
+	f.giveUp()
+	f.releaseSYN()
+}
+
+// sweep abandons the parked flows whose applications have fallen silent.
+func (s *Stack) sweep() {
+	now := time.Now()
+	var gone []*Flow
+	s.mu.Lock()
+	for f := range s.parked {
+		if f.silentLocked(now) {
+			s.abandonLocked(f)
+			gone = append(gone, f)
+		}
+	}
+	s.mu.Unlock()
+	for _, f := range gone {
+		f.abandoned()
+	}
 }
 
 func (f *Flow) opened() {

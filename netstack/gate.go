@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"encoding/binary"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -132,16 +133,15 @@ func (s *Stack) admit(proto tcpip.NetworkProtocolNumber, seg segment) bool {
 		s.mu.Unlock()
 		return true // simultaneous open: gVisor's business
 	case f.phase == parked && seg.seq == f.isn:
+		now := time.Now()
+		f.pause, f.lastSYN = now.Sub(f.lastSYN), now
 		s.mu.Unlock()
 		return false // retransmission: the answer is on its way
 	case f.phase == parked:
 		// The application gave up and tries again from the same port.
-		f.phase = answered
-		s.parked--
-		delete(s.flows, f.id)
+		s.abandonLocked(f)
 		s.mu.Unlock()
-		f.giveUp()
-		f.releaseSYN()
+		f.abandoned()
 		return true
 	case f.ended && seg.seq != f.isn:
 		// Stays in the table, for what comes after it may have to wait.

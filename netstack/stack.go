@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -67,7 +68,7 @@ type Stack struct {
 	mu       sync.Mutex
 	flows    map[stack.TransportEndpointID]*Flow
 	expected map[stack.TransportEndpointID]*Flow // whose SYN the forwarder has
-	parked   int
+	parked   map[*Flow]struct{}
 	serve    *service // nil before Serve
 }
 
@@ -90,6 +91,7 @@ func New(l *link.Link, c Config) (*Stack, error) {
 		flows: make(map[stack.TransportEndpointID]*Flow),
 
 		expected: make(map[stack.TransportEndpointID]*Flow),
+		parked:   make(map[*Flow]struct{}),
 		gv: stack.New(stack.Options{
 			NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 			TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
@@ -138,15 +140,29 @@ func (s *Stack) Serve(ctx context.Context, h Handler) error {
 		return err
 	}
 	close(s.ready)
-	var err error
-	select {
-	case <-ctx.Done():
-	case err = <-s.link.Failed():
-		err = fmt.Errorf("serve netstack: %w", err)
-	}
+	err := s.watch(ctx)
 	cancel()
 	s.destroy()
 	return err
+}
+
+// sweepEvery is how often parked flows are looked at for silence.
+const sweepEvery = time.Second
+
+// watch returns when ctx ends or the link fails.
+func (s *Stack) watch(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.sweep()
+		case err := <-s.link.Failed():
+			return fmt.Errorf("serve netstack: %w", err)
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // Ready is closed once Serve takes packets.
@@ -192,7 +208,7 @@ func (s *Stack) destroy() {
 func (s *Stack) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Stats{Flows: s.total.Load(), Parked: s.parked, Open: len(s.flows), Dropped: s.dropped.Load()}
+	return Stats{Flows: s.total.Load(), Parked: len(s.parked), Open: len(s.flows), Dropped: s.dropped.Load()}
 }
 
 // context of Serve, which is running as long as there are flows.
@@ -209,45 +225,43 @@ func (s *Stack) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 	if len(h) < header.TCPMinimumSize || h.Flags()&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
 		return false
 	}
-	f, svc, ok := s.park(id, h.SequenceNumber(), pkt)
-	if !ok {
-		return true
+	if f, ctx := s.park(id, h.SequenceNumber(), pkt); f != nil {
+		s.total.Add(1)
+		s.handlers.Go(func() { s.run(ctx, f) })
 	}
-	s.total.Add(1)
-	ctx, cancel := context.WithCancel(svc.ctx)
-	f.giveUp = cancel
-	s.handlers.Go(func() { s.run(ctx, svc.handle, f) })
 	return true
 }
 
-// park makes the flow known. It reports false for a SYN that is to be ignored.
-func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.PacketBuffer) (*Flow, *service, bool) {
+// park makes the flow known, and returns nil for a SYN that is to be ignored. The
+// context is the handler's.
+func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.PacketBuffer) (*Flow, context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.serve == nil || s.serve.ctx.Err() != nil {
-		return nil, nil, false
+		return nil, nil
 	}
 	old := s.flows[id]
 	if old != nil && !old.retired {
-		return nil, nil, false // its endpoint is about to be registered
+		return nil, nil // its endpoint is about to be registered
 	}
-	if s.parked >= s.cfg.MaxParked {
+	if len(s.parked) >= s.cfg.MaxParked {
 		s.dropped.Add(1)
-		return nil, nil, false
+		return nil, nil
 	}
-	f := newFlow(s, id, isn, pkt)
+	ctx, cancel := context.WithCancel(s.serve.ctx)
+	f := newFlow(s, id, isn, pkt, cancel)
 	if old != nil {
 		f.after = old.forwarded
 	}
 	s.flows[id] = f
-	s.parked++
-	return f, s.serve, true
+	s.parked[f] = struct{}{}
+	return f, ctx
 }
 
 // run is the goroutine of one flow.
-func (s *Stack) run(ctx context.Context, h Handler, f *Flow) {
+func (s *Stack) run(ctx context.Context, f *Flow) {
 	defer f.giveUp()
-	h(ctx, f)
+	s.serve.handle(ctx, f)
 	f.Drop() // a handler that forgot
 }
 

@@ -227,6 +227,50 @@ func TestGivenUpFlowEnds(t *testing.T) {
 	<-ended
 }
 
+// A socket that is closed in SYN_SENT says nothing. Its SYNs stop coming, while those
+// of an application that still waits do not.
+func TestSilentApplicationHasGivenUp(t *testing.T) {
+	ended := make(chan netip.AddrPort, 2)
+	release := make(chan struct{})
+	client, s := start(t, netstack.Config{}, func(ctx context.Context, f *netstack.Flow) {
+		select {
+		case <-ctx.Done():
+			ended <- f.Src()
+		case <-release:
+			echo(ctx, f)
+		}
+	})
+	silent, patient := netip.AddrPortFrom(netstacktest.Addr4, 4000), netip.AddrPortFrom(netstacktest.Addr4, 4001)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	_, _ = client.Dial(ctx, silent, server4)
+	connected := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		c, err := client.Dial(ctx, patient, server4)
+		if err == nil {
+			c.Close()
+		}
+		connected <- err
+	}()
+	select {
+	case src := <-ended:
+		if src != silent {
+			t.Errorf("%s was given up, want %s", src, silent)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the silent flow still waits after 10 s")
+	}
+	if n := s.Stats().Parked; n != 1 {
+		t.Errorf("%d flows parked, want the patient one", n)
+	}
+	close(release)
+	if err := <-connected; err != nil {
+		t.Errorf("the patient application: %v", err)
+	}
+}
+
 func TestHalfClose(t *testing.T) {
 	for name, dst := range both {
 		t.Run(name, func(t *testing.T) {
