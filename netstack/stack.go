@@ -70,6 +70,7 @@ type Stack struct {
 	expected map[stack.TransportEndpointID]*Flow // whose SYN the forwarder has
 	parked   map[*Flow]struct{}
 	serve    *service // nil before Serve
+	stopped  bool     // no flow is parked any more
 }
 
 // service is one run of Serve.
@@ -192,8 +193,20 @@ func (s *Stack) attach() error {
 // destroy ends everything that Serve began. The endpoints are reset while the
 // link still takes packets, so that applications learn of it.
 func (s *Stack) destroy() {
-	s.gv.Close()
-	s.handlers.Wait()
+	ended := make(chan struct{})
+	go s.awaitHandlers(ended)
+	for waiting := true; waiting; {
+		for _, ep := range s.gv.RegisteredEndpoints() {
+			ep.Abort()
+		}
+		select {
+		case <-ended:
+			waiting = false
+		case <-time.After(10 * time.Millisecond): // an endpoint may have come after we looked
+		}
+	}
+	// The reader first: RemoveNIC waits for it under a lock that the packet it delivers may need.
+	s.link.Endpoint().Attach(nil)
 	s.gv.RemoveNIC(nicID)
 	s.gv.Destroy()
 	s.mu.Lock()
@@ -202,6 +215,15 @@ func (s *Stack) destroy() {
 		f.releaseSYN()
 	}
 	clear(s.flows)
+}
+
+// awaitHandlers closes ended when no handler runs and none will.
+func (s *Stack) awaitHandlers(ended chan<- struct{}) {
+	s.mu.Lock()
+	s.stopped = true
+	s.mu.Unlock()
+	s.handlers.Wait()
+	close(ended)
 }
 
 // Stats returns the counters.
@@ -227,7 +249,7 @@ func (s *Stack) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 	}
 	if f, ctx := s.park(id, h.SequenceNumber(), pkt); f != nil {
 		s.total.Add(1)
-		s.handlers.Go(func() { s.run(ctx, f) })
+		go s.run(ctx, f)
 	}
 	return true
 }
@@ -237,7 +259,7 @@ func (s *Stack) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.PacketBuffer) (*Flow, context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.serve == nil || s.serve.ctx.Err() != nil {
+	if s.serve == nil || s.stopped {
 		return nil, nil
 	}
 	old := s.flows[id]
@@ -255,11 +277,13 @@ func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.Packet
 	}
 	s.flows[id] = f
 	s.parked[f] = struct{}{}
+	s.handlers.Add(1)
 	return f, ctx
 }
 
 // run is the goroutine of one flow.
 func (s *Stack) run(ctx context.Context, f *Flow) {
+	defer s.handlers.Done()
 	defer f.giveUp()
 	s.serve.handle(ctx, f)
 	f.Drop() // a handler that forgot
