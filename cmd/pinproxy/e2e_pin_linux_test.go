@@ -65,12 +65,12 @@ func (w *network) letIn(rule, url, from string) {
 	w.t.Helper()
 	w.Server.HTTPS(":443", "www.bank.example", "v4.bank.example", "v6.bank.example", lab.Server4, lab.Server6)
 	wall := w.Firewall(63999)
-	if out, err := w.visit(200*time.Millisecond, url); err == nil {
-		w.t.Fatalf("without pinproxy the client is let in: %s", out)
-	}
-	if wall.Dropped() == 0 {
-		w.t.Error("without pinproxy the firewall has dropped nothing")
-	}
+	poll(w.t, "a packet dropped at the firewall", func() bool {
+		if out, err := w.visit(200*time.Millisecond, url); err == nil {
+			w.t.Fatalf("without pinproxy the client is let in: %s", out)
+		}
+		return wall.Dropped() > 0
+	})
 	w.pinproxy("--rule", rule)
 	if out, err := w.visit(patience, url); out != "you came from "+from || err != nil {
 		w.t.Errorf("client read %q, %v; want that it came from %s", out, err, from)
