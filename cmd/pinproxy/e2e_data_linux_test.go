@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"sync"
 	"testing"
 
@@ -109,6 +110,34 @@ func TestUnrelatedTrafficNeverEntersTheDevice(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A socket that is bound to an address goes its own way, unless --strict.
+func TestStrictCapturesBoundSockets(t *testing.T) {
+	each(t, func(w *network, f family) {
+		server := w.Server.Serve(at(f.server, 7), lab.Echo)
+		visit := func() netip.AddrPort {
+			c, err := w.Client.DialFrom(soon(w.t), "tcp", at(f.client, 40000), at(f.server, 7))
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			echo(w.t, c, "hello")
+			_ = c.(*net.TCPConn).SetLinger(0) // the port is needed again
+			_ = c.Close()
+			seen := server.Seen()
+			return seen[len(seen)-1]
+		}
+		rule := inRule(f.server) + ":7=63999"
+		p := w.pinproxy("--rule", rule)
+		if from := visit(); from != f.from(40000) {
+			w.t.Errorf("without --strict the connection came from %v", from)
+		}
+		p.stop()
+		w.pinproxy("--rule", rule, "--strict")
+		if from := visit(); from != f.from(63999) {
+			w.t.Errorf("with --strict the connection came from %v", from)
+		}
+	})
 }
 
 // echoUDP sends one datagram there and back.

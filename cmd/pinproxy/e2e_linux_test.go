@@ -126,6 +126,7 @@ func newNetwork(t *testing.T) *network {
 
 // newNetworkAlone is for tests that measure time, and so want the machine for themselves.
 func newNetworkAlone(t *testing.T) *network {
+	needTUN(t)
 	n := lab.ForTest(t)
 	w := &network{n.Topology(), n, t, t.TempDir()}
 	w.ServerOwns("192.0.2.0/25", "2001:db8:cafe::/48")

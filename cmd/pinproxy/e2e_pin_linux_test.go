@@ -48,6 +48,7 @@ func TestFirewallLetsPlainClientInFromPinnedAddress(t *testing.T) {
 // No IPv4 anywhere, not even for DNS.
 func TestFirewallLetsPlainClientInOverIPv6Only(t *testing.T) {
 	t.Parallel()
+	needTUN(t)
 	n := lab.ForTest(t)
 	top := &lab.Topology{Client: n.Host("client"), Router: n.Host("router"), Server: n.Host("server")}
 	top.Router.Forward()

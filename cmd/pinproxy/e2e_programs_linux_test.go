@@ -43,6 +43,16 @@ func needRoot(t *testing.T) {
 	}
 }
 
+// needTUN ends the test like need does where the TUN driver is root's.
+func needTUN(t *testing.T) {
+	t.Helper()
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err != nil {
+		lacking(t, err.Error())
+	}
+	_ = f.Close()
+}
+
 func lacking(t *testing.T, what string) {
 	t.Helper()
 	if os.Getenv("CI") != "" {

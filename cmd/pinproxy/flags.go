@@ -100,6 +100,8 @@ func (o *options) positional(args, ruleTexts []string) error {
 	case len(args) == 1 && args[0] == "cleanup":
 		o.command = args[0]
 		return nil
+	case args[0] == "cleanup":
+		return &usageError{fmt.Sprintf("unexpected argument %q", args[1]), "pinproxy cleanup"}
 	case len(ruleTexts) == 0 && strings.Contains(args[0], "="):
 		return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), "pinproxy --rule " + quote(args[0])}
 	case len(ruleTexts) > 0 && isOption(args[0]):
