@@ -191,15 +191,16 @@ func (f *Flow) handshake() (Conn, error) {
 // abandon ends a CreateEndpoint that waits on wq. It knows no context: it waits
 // for its queue to be notified, looks whether the endpoint is connected, and
 // gives up if it is not. A notification before it waits is lost, hence the loop.
+// It gives up without a reset, so when the stack stops its own comes first.
 func abandon(wq *waiter.Queue, done <-chan struct{}) {
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		wq.Notify(waiter.WritableEvents)
 		select {
 		case <-done:
 			return
 		case <-tick.C:
+			wq.Notify(waiter.WritableEvents)
 		}
 	}
 }

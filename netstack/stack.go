@@ -197,7 +197,7 @@ func (s *Stack) destroy() {
 	go s.awaitHandlers(ended)
 	for waiting := true; waiting; {
 		for _, ep := range s.gv.RegisteredEndpoints() {
-			ep.Abort()
+			reset(ep)
 		}
 		select {
 		case <-ended:
@@ -215,6 +215,15 @@ func (s *Stack) destroy() {
 		f.releaseSYN()
 	}
 	clear(s.flows)
+}
+
+// reset ends an endpoint by a reset, one in SYN-RCVD too: the application may have
+// seen our SYN-ACK, and gVisor sends none for it unless asked to (closeLocked).
+func reset(ep stack.TransportEndpoint) {
+	if e, ok := ep.(tcpip.Endpoint); ok {
+		e.SocketOptions().SetLinger(tcpip.LingerOption{Enabled: true})
+	}
+	ep.Abort()
 }
 
 // awaitHandlers closes ended when no handler runs and none will.
