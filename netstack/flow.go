@@ -220,7 +220,18 @@ func (f *Flow) forward() (*tcp.ForwarderRequest, error) {
 		f.stack.unexpect(f)
 		return nil, fmt.Errorf("netstack refuses the SYN: %w", syscall.EINVAL) // a bad checksum
 	}
-	return <-f.request, nil
+	// The forwarder says nothing of a SYN that it drops at its bound.
+	timeout, cancel := context.WithTimeout(f.stack.context(), handshakeTimeout)
+	defer cancel()
+	select {
+	case r := <-f.request:
+		return r, nil
+	case <-timeout.Done():
+	}
+	if !f.stack.unexpect(f) {
+		return <-f.request, nil // it is on its way
+	}
+	return nil, fmt.Errorf("netstack drops the SYN: %w", timeout.Err())
 }
 
 // expect says whose the forwarder's next request for the 4-tuple of f is.
@@ -230,10 +241,15 @@ func (s *Stack) expect(f *Flow) {
 	s.expected[f.id] = f
 }
 
-func (s *Stack) unexpect(f *Flow) {
+// unexpect takes that back. It reports false if the request has come meanwhile.
+func (s *Stack) unexpect(f *Flow) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.expected[f.id] != f {
+		return false
+	}
 	delete(s.expected, f.id)
+	return true
 }
 
 // deliver is the forwarder's handler: it brings a request to its flow.
@@ -242,6 +258,10 @@ func (s *Stack) deliver(r *tcp.ForwarderRequest) {
 	f := s.expected[r.ID()]
 	delete(s.expected, r.ID())
 	s.mu.Unlock()
+	if f == nil { // it has stopped waiting
+		r.Complete(true)
+		return
+	}
 	f.request <- r
 }
 

@@ -23,8 +23,8 @@ import (
 // nicID is the only network interface of the stack.
 const nicID tcpip.NICID = 1
 
-// DefaultMaxParked is how many SYNs may wait for an answer at a time. One costs
-// about 2 KiB, most of it the handler's goroutine.
+// DefaultMaxParked is how many SYNs may wait for an answer at a time. Each has a
+// goroutine, the handler's.
 const DefaultMaxParked = 32768
 
 // Config of a Stack. The zero value is usable.
@@ -101,8 +101,8 @@ func New(l *link.Link, c Config) (*Stack, error) {
 	if err := s.tune(); err != nil {
 		return nil, err
 	}
-	// The forwarder sees a SYN only when it is to be answered, so its bound is
-	// never the one that counts.
+	// The forwarder sees a SYN only when it is to be answered. Its bound counts the
+	// handshakes under way, which end within handshakeTimeout.
 	s.fwd = tcp.NewForwarder(s.gv, 0, c.MaxParked, s.deliver)
 	s.gv.SetTransportProtocolHandler(tcp.ProtocolNumber, s.handleTCP)
 	s.gv.SetTransportProtocolHandler(udp.ProtocolNumber, s.handleUDP)

@@ -1,0 +1,58 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
+	"pinproxy/netstack/netstacktest"
+)
+
+// A forwarder at its bound drops a SYN without a word. Neither Accept nor Serve may
+// wait for it for ever.
+func TestDroppedByTheForwarder(t *testing.T) {
+	l, client, err := netstacktest.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	s, err := New(l, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.fwd = tcp.NewForwarder(s.gv, 0, 0, s.deliver) // room for no handshake at all
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	asked, accepted, served := make(chan struct{}), make(chan error, 1), make(chan error, 1)
+	go func() {
+		served <- s.Serve(ctx, func(_ context.Context, f *Flow) {
+			close(asked)
+			_, err := f.Accept()
+			accepted <- err
+		})
+	}()
+	<-s.Ready()
+	dialed, giveUp := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer giveUp()
+	_, _ = client.Dial(dialed, netip.AddrPort{}, netip.MustParseAddrPort("203.0.113.5:443"))
+	<-asked
+	cancel()
+	select {
+	case err := <-served:
+		if err != nil {
+			t.Errorf("Serve = %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("Serve did not end")
+	}
+	if err := <-accepted; !errors.Is(err, context.Canceled) {
+		t.Errorf("Accept = %v, want that it ended with Serve", err)
+	}
+	if len(s.expected) != 0 || len(s.flows) != 0 {
+		t.Errorf("%d requests expected and %d flows known after Serve", len(s.expected), len(s.flows))
+	}
+}
