@@ -76,7 +76,7 @@ func serve(stop, now context.Context, o options, stderr io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, dev.Close()) }()
 	if o.offload && !dev.Offload() {
-		log.Warn("the kernel gives the device no offloads: it will be several times slower", "link", dev.Name())
+		log.Warn("the kernel gives the device no offloads: it will be slower", "link", dev.Name())
 	}
 	return capture(stop, now, o, dev, log)
 }
