@@ -60,8 +60,9 @@
 // ::): which address the kernel will choose is not known before it has. Should
 // it choose that of another pin, the kernel's EADDRNOTAVAIL is the judge. Then,
 // as with any 4-tuple that the kernel does not part with although nobody here
-// holds it, release the lease with a short rest and acquire again: in a range
-// another port is next, the refused one comes last.
+// holds it, Exchange the lease: the port rests, without a cooldown, for it was not
+// used; in a range another port is next, the refused one comes last; and who has
+// to wait does so in the turn it had.
 //
 // # Failures
 //

@@ -28,6 +28,10 @@ type Request struct {
 	// Holder is the flow. Without one the lease is never reclaimed, and
 	// listings cannot name it.
 	Holder Holder
+
+	// Queued is called when the request begins to wait, with what is in its
+	// way; on the goroutine that called Acquire, without locks held. May be nil.
+	Queued func(*BusyError)
 }
 
 // Holder is a flow that holds a lease. Both methods may be called from any
@@ -53,6 +57,7 @@ type Lease struct {
 	holder   Holder
 	cooldown time.Duration
 	since    stamp
+	arrival  uint64 // of the request, for Exchange
 }
 
 // Local returns the source address and port to bind. The address is unspecified
@@ -64,17 +69,23 @@ func (l *Lease) Local() netip.AddrPort { return l.tuple.local() }
 // nor before the rule's cooldown is; the two run side by side. The second and
 // later calls do nothing.
 func (l *Lease) Release(rest time.Duration) {
-	tu := l.tuple
-	t := tu.pair.table
+	t := l.tuple.pair.table
 	now := t.lock()
 	defer t.unlock()
+	l.release(max(rest, l.cooldown), now)
+}
+
+// release is Release with the table locked.
+func (l *Lease) release(rest time.Duration, now stamp) {
+	tu := l.tuple
+	t := tu.pair.table
 	if tu.lease != l {
 		return
 	}
 	tu.vacate()
 	t.releases++
 	tu.order = t.releases
-	tu.rested = now.add(max(rest, l.cooldown, 0))
+	tu.rested = now.add(max(rest, 0))
 	t.remember(tu, now)
 	if tu.rested > now {
 		tu.enter(resting, int64(tu.rested))
@@ -82,6 +93,14 @@ func (l *Lease) Release(rest time.Duration) {
 		return
 	}
 	t.deliver(tu, now)
+}
+
+// withdrawn is Release for a 4-tuple that was not used: without a cooldown.
+func (l *Lease) withdrawn(rest time.Duration) {
+	t := l.tuple.pair.table
+	now := t.lock()
+	defer t.unlock()
+	l.release(rest, now)
 }
 
 // withdraw gives back a lease that its flow never saw: the 4-tuple was not used,

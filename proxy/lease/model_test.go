@@ -44,9 +44,10 @@ type modelRequest struct {
 	got    *result
 	cancel func()
 
-	ends time.Time // of the wait
-	port *modelPort
-	err  error
+	arrival int       // its turn
+	ends    time.Time // of the wait
+	port    *modelPort
+	err     error
 }
 
 func (q *modelRequest) usable(p *modelPort) bool {
@@ -105,7 +106,7 @@ func (m *model) acquire(r Request) {
 	f := &flow{idle: time.Now()}
 	r.Holder = f
 	ctx, cancel := context.WithCancel(m.t.Context())
-	q := &modelRequest{r: r, key: keyOf(r.Pin, r.Dst), flow: f, cancel: cancel, ends: time.Now().Add(r.Wait)}
+	q := &modelRequest{r: r, key: keyOf(r.Pin, r.Dst), flow: f, cancel: cancel, arrival: m.op, ends: time.Now().Add(r.Wait)}
 	f.onAsk = func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -113,6 +114,11 @@ func (m *model) acquire(r Request) {
 	}
 	q.got = later(ctx, m.table, r)
 	synctest.Wait()
+	m.acquired(q)
+}
+
+// acquired predicts what a request meets that has just come, or come back.
+func (m *model) acquired(q *modelRequest) {
 	var free []*modelPort
 	for _, p := range m.ports {
 		if q.usable(p) && p.holder == nil && p.free.IsZero() {
@@ -122,12 +128,37 @@ func (m *model) acquire(r Request) {
 	switch {
 	case len(free) > 0:
 		m.grant(m.choose(q, free), q)
-	case r.Wait == 0:
+	case q.r.Wait == 0:
 		q.err = ErrBusy
 	default:
-		m.waiting = append(m.waiting, q)
+		i, _ := slices.BinarySearchFunc(m.waiting, q.arrival, func(o *modelRequest, arrival int) int { return o.arrival - arrival })
+		m.waiting = slices.Insert(m.waiting, i, q)
 	}
 	m.verify(q)
+}
+
+// exchange gives a lease back that was of no use, and predicts what comes instead. A
+// request that goes on holding is another one to the table, with another flow.
+func (m *model) exchange(q *modelRequest, rest time.Duration) {
+	old := q.got.get().lease
+	p := q.port
+	m.holding = slices.DeleteFunc(m.holding, func(o *modelRequest) bool { return o == q })
+	m.order++
+	p.holder, p.order, p.last, p.free = nil, m.order, time.Now(), time.Now().Add(rest)
+	q.port = nil
+	f := &flow{idle: time.Now()}
+	f.onAsk = q.flow.onAsk
+	q.r.Holder, q.flow, q.ends = f, f, time.Now().Add(q.r.Wait)
+	ctx, cancel := context.WithCancel(m.t.Context())
+	q.cancel = cancel
+	res, r := new(result), q.r
+	go func() {
+		l, err := m.table.Exchange(ctx, old, rest, r)
+		res.Store(&outcome{lease: l, err: err, at: time.Now(), done: true})
+	}()
+	q.got = res
+	synctest.Wait()
+	m.acquired(q)
 }
 
 // choose returns the port that q got, if it might.

@@ -20,7 +20,7 @@ type Table struct {
 	pairs    map[pairKey]*pair
 	recency  recency
 	releases int64  // so far
-	arrivals uint64 // waiters so far
+	arrivals uint64 // requests so far
 	held     int    // leases
 	waiting  int    // requests
 	asks     []Holder
@@ -60,31 +60,71 @@ func (t *Table) Acquire(ctx context.Context, r Request) (*Lease, error) {
 	if err != nil {
 		return nil, r.failed(err)
 	}
-	l, w, err := t.tryOrJoin(key, &r)
+	return t.acquire(ctx, key, &r, nil, 0)
+}
+
+// Exchange is for a lease that the kernel would not let its holder use, because it
+// still holds the 4-tuple itself. It gives the lease back, to rest for so long and
+// without a cooldown, and acquires another as Acquire does, but in its old turn:
+// ahead of all that came later. With one port the same 4-tuple comes back after its
+// rest. r is the request that l is from, with what is left of its Wait.
+func (t *Table) Exchange(ctx context.Context, l *Lease, rest time.Duration, r Request) (*Lease, error) {
+	key, err := r.ends()
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		l.withdrawn(rest)
+		return nil, r.failed(err)
+	}
+	return t.acquire(ctx, key, &r, l, rest)
+}
+
+func (t *Table) acquire(ctx context.Context, key pairKey, r *Request, old *Lease, rest time.Duration) (*Lease, error) {
+	l, w, busy := t.tryOrJoin(key, r, old, rest)
 	if w == nil {
-		return l, err
+		if l == nil {
+			return nil, busy
+		}
+		return l, nil
+	}
+	if busy != nil {
+		r.Queued(busy)
 	}
 	w.wait(ctx)
 	return t.finish(ctx, w)
 }
 
-// tryOrJoin takes a free port, or joins the queue, or says why not.
-func (t *Table) tryOrJoin(key pairKey, r *Request) (*Lease, *waiter, error) {
+// tryOrJoin takes a free port, or joins the queue, or says why not. An old lease is
+// exchanged. The error comes with a waiter too, if it wants to know.
+func (t *Table) tryOrJoin(key pairKey, r *Request, old *Lease, rest time.Duration) (*Lease, *waiter, *BusyError) {
 	now := t.lock()
 	defer t.unlock()
 	p := t.pool(key, r.Pin)
 	p.refs++
 	defer p.unref()
+	var arrival uint64
+	if old != nil {
+		arrival = old.arrival
+		old.release(rest, now)
+	} else {
+		t.arrivals++
+		arrival = t.arrivals
+	}
 	p.thaw(now)
 	if tu := p.take(); tu != nil {
-		return t.grant(tu, p, r, now), nil, nil
+		return t.grant(tu, p, r, arrival, now), nil, nil
 	}
 	if r.Wait <= 0 {
 		return nil, nil, p.busy(0, now)
 	}
-	w := p.join(r)
+	var busy *BusyError
+	if r.Queued != nil {
+		busy = p.busy(0, now)
+	}
+	w := p.join(r, arrival)
 	p.settle(now)
-	return nil, w, nil
+	return nil, w, busy
 }
 
 // finish ends a wait. Who comes first, the one who gives a lease or the end of

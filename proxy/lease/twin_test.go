@@ -23,7 +23,7 @@ func runModel(t *testing.T, ops []byte) {
 	passes := []time.Duration{time.Millisecond, time.Second, 4 * time.Second, time.Minute, memory, 3 * longest}
 	for ; len(ops) >= 4 && m.op < 900; ops = ops[4:] {
 		m.op++
-		what, a, b, c := ops[0]%16, ops[1], ops[2], ops[3]
+		what, a, b, c := ops[0]%18, ops[1], ops[2], ops[3]
 		holder, waiter := pick(m.holding, a), pick(m.waiting, b)
 		switch {
 		case what < 7:
@@ -57,6 +57,11 @@ func runModel(t *testing.T, ops []byte) {
 			m.releaseAndCancel(holder, waiter)
 		case what < 14 && holder != nil && !holder.port.asked:
 			holder.flow.touch()
+		case what < 16 && holder != nil:
+			if holder.r.Wait > 0 {
+				holder.r.Wait = m.until(holder.r.Wait)
+			}
+			m.exchange(holder, m.until(rests[2+int(c)%3]))
 		default:
 			m.pass(m.until(passes[int(a)%len(passes)] + 2*time.Millisecond))
 		}

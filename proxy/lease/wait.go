@@ -9,7 +9,7 @@ import (
 type waiter struct {
 	pool    *pool
 	request Request
-	arrival uint64 // Table.arrivals: the order among all pools
+	arrival uint64 // of the request: the order in the queue and among all pools
 
 	ahead, behind *waiter
 
@@ -23,19 +23,30 @@ type queue struct {
 	len         int
 }
 
-// join puts a request at the end of the pool's queue, with a reference.
-func (p *pool) join(r *Request) *waiter {
-	t := p.pair.table
-	t.arrivals++
-	t.waiting++
-	w := &waiter{pool: p, request: *r, arrival: t.arrivals, granted: make(chan struct{})}
+// join puts a request into the pool's queue, with a reference: at the end, unless it
+// was there before.
+func (p *pool) join(r *Request, arrival uint64) *waiter {
+	p.pair.table.waiting++
+	w := &waiter{pool: p, request: *r, arrival: arrival, granted: make(chan struct{})}
 	q := &p.waiters
-	if w.ahead = q.last; w.ahead != nil {
+	if q.last == nil || q.last.arrival < arrival {
+		w.ahead = q.last
+	} else {
+		// It comes back (Exchange): few can be ahead of it, who did so too.
+		for w.behind = q.first; w.behind.arrival < arrival; w.behind = w.behind.behind {
+			w.ahead = w.behind
+		}
+	}
+	if w.ahead != nil {
 		w.ahead.behind = w
 	} else {
 		q.first = w
 	}
-	q.last = w
+	if w.behind != nil {
+		w.behind.ahead = w
+	} else {
+		q.last = w
+	}
 	q.len++
 	p.refs++
 	p.hurry(r.Reclaim)
@@ -88,7 +99,7 @@ func (t *Table) deliver(tu *tuple, now stamp) {
 	tu.setAsked(false)
 	if w := tu.next(); w != nil {
 		w.leave()
-		w.lease = t.grant(tu, w.pool, &w.request, now)
+		w.lease = t.grant(tu, w.pool, &w.request, w.arrival, now)
 		close(w.granted)
 		w.pool.unref()
 	} else {
@@ -98,10 +109,10 @@ func (t *Table) deliver(tu *tuple, now stamp) {
 }
 
 // grant makes the lease of a tuple that is in no heap.
-func (t *Table) grant(tu *tuple, p *pool, r *Request, now stamp) *Lease {
+func (t *Table) grant(tu *tuple, p *pool, r *Request, arrival uint64, now stamp) *Lease {
 	t.recall(tu)
 	t.held++
-	tu.lease = &Lease{tuple: tu, holder: r.Holder, cooldown: r.Cooldown, since: now}
+	tu.lease = &Lease{tuple: tu, holder: r.Holder, cooldown: r.Cooldown, since: now, arrival: arrival}
 	tu.enter(held, int64(now))
 	if before := tu.pool; before != p {
 		tu.pool = p
