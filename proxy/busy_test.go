@@ -52,7 +52,7 @@ func TestWaitIsFIFO(t *testing.T) {
 	}
 	lines := h.log.with("flow waits for its source port")
 	if len(lines) != 5 || lines[0].Level != slog.LevelInfo || lines[0].Attrs["for"] != "30s" ||
-		!strings.Contains(lines[0].Attrs["cause"], "by flow from "+flows[0].src.String()) {
+		!strings.Contains(lines[0].Attrs["cause"], "by flow 1 from "+flows[0].src.String()) {
 		t.Errorf("log: %v", lines)
 	}
 }
@@ -72,7 +72,7 @@ func TestWaitEnds(t *testing.T) {
 		if took := time.Since(start); took != 10*time.Second {
 			t.Errorf("the wait ended after %v, want 10s", took)
 		}
-		failed(t, h, slog.LevelWarn, "every source port is busy after 10s: 1000 held for 13s by flow from "+first.src.String())
+		failed(t, h, slog.LevelWarn, "every source port is busy after 10s: 1000 held for 13s by flow 1 from "+first.src.String())
 		lines := h.log.with("flow waits behind an idle one")
 		if len(lines) != 1 || !strings.Contains(lines[0].Attrs["hint"], "busy=reclaim") {
 			t.Errorf("log: %v, want one hint at busy=reclaim", lines)
@@ -320,7 +320,7 @@ func TestTakenTuple(t *testing.T) {
 	// one goes the same way through a proxy of its own.
 	h = newHarness(t, Config{}, fmt.Sprintf("*:%d=%d busy=wait:5s", s.addr.Port(), pin))
 	f = h.open(t, s.addr)
-	eventually(t, "the flow waits for the port", func() bool { return len(h.log.with("flow waits for its source port")) == 1 })
+	eventually(t, "the flow waits for the port", func() bool { return len(h.log.with("flow waits for the kernel to free its source port")) == 1 })
 	closeByReset(other)
 	f.answered(t, "accept")
 	s.nextFrom(t, pin)
@@ -351,7 +351,7 @@ func TestRangeWithATakenPort(t *testing.T) {
 			f.answered(t, "permission denied")
 			f.ended(t)
 			line := h.log.with("flow failed")[0].Attrs["err"]
-			for _, part := range []string{"by flow from", "1 resting"} {
+			for _, part := range []string{"by flow 1 from", "1 resting"} {
 				if !strings.Contains(line, part) {
 					t.Errorf("log: %q does not say %q", line, part)
 				}

@@ -4,40 +4,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
-	"os"
-	"syscall"
 	"time"
 
 	"pinproxy/proxy/lease"
 	"pinproxy/rules"
 )
 
-// Rest of a port that the kernel would not give us, doubled each time: FIN_WAIT2
-// passes within milliseconds, TIME_WAIT or another program do not.
+// Rest of a port that the kernel would not give us, doubled each time. An ended
+// connection's last segments take milliseconds. Another program may take days, and
+// is asked about every lastRest: how soon a flow goes on when the port is free.
 const (
 	firstRest = time.Millisecond
-	lastRest  = 250 * time.Millisecond
+	lastRest  = 50 * time.Millisecond
+	// lookAfter is when it is asked what the matter is: by then it is none of the
+	// short ones.
+	lookAfter = 20 * time.Millisecond
+	// overdue is how much later than it says the kernel may end a TIME_WAIT.
+	overdue = 5 * time.Second
 )
-
-var (
-	errNoRule = errors.New("no rule is for this destination")
-	errLoop   = errors.New("this is a connection of our own that was captured: the policy rule for its mark is missing")
-	errSelf   = errors.New("source and destination are the same address and port: the connection would lead back to itself")
-)
-
-// pinError says that a pin can't be had: the flow must not leave otherwise.
-type pinError struct{ err error }
-
-func (e *pinError) Error() string { return e.err.Error() }
-func (e *pinError) Unwrap() error { return e.err }
-
-// unavailable says whether err is about the pin and not about the upstream.
-func unavailable(err error) bool {
-	var pin *pinError
-	return errors.As(err, &pin)
-}
 
 // leased is what a flow holds while it lives: a lease, or nothing.
 type leased struct{ lease *lease.Lease }
@@ -54,38 +39,39 @@ func (h leased) Release(rest time.Duration) {
 func (l *live) connect(ctx context.Context) (Conn, leased, error) {
 	rule := l.decision.Rule
 	if l.proxy.dials.has(l.flow.Src().Port(), l.flow.Dst()) {
-		return nil, leased{}, &pinError{errLoop}
+		return nil, leased{}, &pinError{err: errLoop}
 	}
 	if rule == nil {
 		if !l.proxy.cfg.Direct(l.flow.Dst()) {
-			return nil, leased{}, &pinError{errNoRule}
+			return nil, leased{}, &pinError{err: errNoRule}
 		}
 		c, err := l.dial(ctx, netip.AddrPort{})
 		return c, leased{}, err
 	}
+	ways := rule.Busy()
+	wait := waitOf(ways)
+	if ways[0].Way == rules.Wait || ways[0].Way == rules.Reclaim {
+		return l.busy(ctx, ways, wait, nil)
+	}
 	c, held, err := l.pinned(ctx, l.flow.Dst(), lease.Request{})
-	if !errors.Is(err, errBusy) {
+	if !errors.Is(err, lease.ErrBusy) {
 		return c, held, err
 	}
-	return l.busy(ctx, rule, err)
+	return l.busy(ctx, ways, wait, err)
 }
 
 // busy goes through the ways of the rule's busy list, after cause has shown that
-// no port is free.
-func (l *live) busy(ctx context.Context, rule *rules.Rule, cause error) (Conn, leased, error) {
-	ways := rule.Busy()
-	wait := waitOf(ways)
+// no port is free; or before it has, where waiting is the first of them.
+func (l *live) busy(ctx context.Context, ways []rules.Busy, wait lease.Request, cause error) (Conn, leased, error) {
+	rule := l.decision.Rule
 	for _, way := range ways {
 		switch way.Way {
 		case rules.Wait, rules.Reclaim:
 			if wait.Wait == 0 {
 				continue // done already: both stand for one wait
 			}
-			l.tellWaiting(rule, cause, wait)
-			stop := l.hintReclaim(rule, wait)
 			c, held, err := l.pinned(ctx, l.flow.Dst(), wait)
-			stop()
-			if !errors.Is(err, errBusy) {
+			if !errors.Is(err, lease.ErrBusy) {
 				return c, held, err
 			}
 			cause, wait.Wait = err, 0
@@ -96,16 +82,16 @@ func (l *live) busy(ctx context.Context, rule *rules.Rule, cause error) (Conn, l
 					return c, held, err
 				}
 			}
-			l.upstream = l.flow.Dst()
+			l.towards(l.flow.Dst())
 		case rules.Any:
 			l.proxy.cfg.Log.Warn("flow leaves unpinned, as busy=any allows",
-				"src", l.flow.Src().String(), "dst", l.flow.Dst().String(), "rule", rule.String(), "cause", cause.Error())
+				"id", l.id, "src", l.flow.Src().String(), "dst", l.flow.Dst().String(), "rule", rule.String(), "cause", cause.Error())
 			c, err := l.dial(ctx, netip.AddrPort{})
 			return c, leased{}, err
 		case rules.Fail:
 		}
 	}
-	return nil, leased{}, &pinError{cause}
+	return nil, leased{}, cause
 }
 
 // waitOf returns the one wait that wait and reclaim stand for.
@@ -125,120 +111,60 @@ func waitOf(ways []rules.Busy) lease.Request {
 	return r
 }
 
-// tellWaiting says in the log that the flow waits, and behind whom.
-func (l *live) tellWaiting(rule *rules.Rule, cause error, wait lease.Request) {
-	l.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "flow waits for its source port",
-		append(l.who(), slog.String("rule", rule.String()), slog.Duration("for", wait.Wait), slog.String("cause", cause.Error()))...)
-}
-
-// idleHint is how long a flow waits before it is told that an idle one holds it up.
-const idleHint = 2 * time.Second
-
-// hintReclaim hints at busy=reclaim if the flow still waits behind an idle one
-// after a while, until stop is called.
-func (l *live) hintReclaim(rule *rules.Rule, wait lease.Request) (stop func()) {
-	if wait.Reclaim > 0 {
-		return func() {}
-	}
-	timer := time.AfterFunc(idleHint, func() {
-		if l.behindIdle(rule) {
-			l.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "flow waits behind an idle one",
-				append(l.who(), slog.String("rule", rule.String()), slog.String("hint", "busy=reclaim ends the idle flow for the one that waits"))...)
-		}
-	})
-	return func() { timer.Stop() }
-}
-
-func (l *live) behindIdle(rule *rules.Rule) bool {
-	for _, h := range l.proxy.leases.Held(l.flow.Dst(), rule.Pin()) {
-		if h.Holder == nil {
-			continue
-		}
-		if since := h.Holder.IdleSince(); !since.IsZero() && time.Since(since) > time.Second {
-			return true
-		}
-	}
-	return false
-}
-
-// errBusy is in the error of pinned when waiting, or another address, may help.
-var errBusy = lease.ErrBusy
-
 // pinned leases a source port towards dst and dials from it, for as long as
 // how.Wait allows. A port that the kernel holds although the table does not
-// know counts as busy: it rests, and the next is tried.
+// know counts as busy: it rests, and the next is tried. The error is ErrBusy where
+// waiting, or another address, may help.
 func (l *live) pinned(ctx context.Context, dst netip.AddrPort, how lease.Request) (Conn, leased, error) {
 	rule := l.decision.Rule
 	how.Pin, how.Dst, how.Cooldown, how.Holder = rule.Pin(), dst, rule.Cooldown(), l
-	l.upstream = dst
-	start := time.Now()
-	deadline := start.Add(how.Wait)
-	wait := how.Wait > 0
-	var refused error // by the kernel, last
-	var port uint16   // the one it refused
-	for rest, tries := firstRest, 1; ; rest, tries = min(2*rest, lastRest), tries+1 {
-		held, err := l.proxy.leases.Acquire(ctx, how)
-		if err != nil {
-			if busy := (*lease.BusyError)(nil); wait && errors.As(err, &busy) {
-				busy.Waited = time.Since(start) // in all, not since the kernel's last refusal
-			}
-			if refused != nil && errors.Is(err, lease.ErrBusy) {
-				err = fmt.Errorf("%w; the kernel refused: %w", err, l.owned(refused, port))
-			}
-			return nil, leased{}, &pinError{err}
-		}
-		c, err := l.dial(ctx, held.Local())
-		if err == nil {
+	l.towards(dst)
+	w := l.newWait(how)
+	defer w.end()
+	how.Queued = w.queued
+	held, err := l.proxy.leases.Acquire(ctx, how)
+	for err == nil {
+		c, derr := l.dial(ctx, held.Local())
+		if derr == nil {
 			return c, leased{held}, nil
 		}
-		if !taken(err) {
+		if !taken(derr) {
 			held.Release(0)
-			return nil, leased{}, err
+			return nil, leased{}, derr
 		}
-		port = held.Local().Port()
-		held.Release(rest)
-		refused = err
-		how.Wait = time.Until(deadline)
-		// In a wide pin the first port has rested before the last is refused, and
-		// Acquire would never say that all are busy.
-		if wait && how.Wait <= 0 || !wait && tries == how.Pin.Ports().Len() {
-			return nil, leased{}, &pinError{fmt.Errorf("%w: %w", lease.ErrBusy, l.owned(refused, port))}
+		rest := w.refused(derr, held.Local())
+		if w.over() {
+			held.Release(rest)
+			return nil, leased{}, w.failed(lease.ErrBusy)
 		}
+		how.Wait = w.left()
+		held, err = l.proxy.leases.Exchange(ctx, held, rest, how)
 	}
-}
-
-// owned adds to err which program has the port, if the dialer can tell.
-func (l *live) owned(err error, port uint16) error {
-	d, ok := l.proxy.cfg.Dialer.(interface{ Owner(port uint16) string })
-	if !ok {
-		return err
-	}
-	if owner := d.Owner(port); owner != "" {
-		return fmt.Errorf("%w: port %d is taken by %s", err, port, owner)
-	}
-	return err
+	return nil, leased{}, w.failed(err)
 }
 
 // dial connects from pin, the zero value for any source, and verifies that the
 // socket has what the lease says.
 func (l *live) dial(ctx context.Context, pin netip.AddrPort) (Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, l.proxy.cfg.DialTimeout)
-	defer cancel()
+	l.enter(Dialing, nil)
 	if pin == l.upstream {
-		return nil, &pinError{errSelf}
+		return nil, &pinError{err: errSelf}
 	}
 	defer l.proxy.dials.add(pin.Port(), l.upstream)()
-	c, err := l.proxy.cfg.Dialer.Dial(ctx, pin, l.upstream)
+	begun := time.Now()
+	timeout, cancel := context.WithTimeout(ctx, l.proxy.cfg.DialTimeout)
+	defer cancel()
+	c, err := l.proxy.cfg.Dialer.Dial(timeout, pin, l.upstream)
 	if err != nil {
-		if fromBind(err) && !taken(err) {
-			return nil, &pinError{err}
+		if pin.IsValid() && unanswered(err) {
+			return nil, &silenceError{err: err, pin: pin, dst: l.upstream, waited: time.Since(begun)}
 		}
-		return nil, err
+		return nil, explain(err, pin, l.upstream)
 	}
 	local, err := verify(c, pin)
 	if err != nil {
 		closeByReset(c)
-		return nil, &pinError{err}
+		return nil, &pinError{err: err}
 	}
 	l.mu.Lock()
 	l.local = local
@@ -258,23 +184,4 @@ func verify(c Conn, pin netip.AddrPort) (netip.AddrPort, error) {
 		return local, errSelf
 	}
 	return local, nil
-}
-
-// taken says that the kernel holds the 4-tuple or the port: connect found the
-// 4-tuple in use (__inet_check_established), or bind the port (inet_csk_get_port).
-func taken(err error) bool {
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return true
-	}
-	return errors.Is(err, syscall.EADDRNOTAVAIL) && !fromBind(err)
-}
-
-func fromBind(err error) bool {
-	var sys *os.SyscallError
-	return errors.As(err, &sys) && sys.Syscall == "bind"
-}
-
-func isTimeout(err error) bool {
-	var t interface{ Timeout() bool }
-	return errors.As(err, &t) && t.Timeout()
 }

@@ -55,9 +55,9 @@ func TestDialFails(t *testing.T) {
 		{"refused", failing("connect", syscall.ECONNREFUSED), "connection refused", slog.LevelInfo, "connection refused"},
 		{"host unreachable", failing("connect", syscall.EHOSTUNREACH), "no route to host", slog.LevelInfo, "no route to host"},
 		{"net unreachable", failing("connect", syscall.ENETUNREACH), "network is unreachable", slog.LevelInfo, "network is unreachable"},
-		{"local firewall", failing("connect", syscall.EPERM), "permission denied", slog.LevelInfo, "not permitted"},
+		{"local firewall", failing("connect", syscall.EPERM), "permission denied", slog.LevelWarn, "a firewall of this host forbids the connection: dial tcp: connect: operation not permitted"},
 		{"kernel's own timeout", failing("connect", syscall.ETIMEDOUT), "drop", slog.LevelInfo, "timed out"},
-		{"no descriptors", failing("socket", syscall.EMFILE), "no route to host", slog.LevelInfo, "too many open files"},
+		{"no descriptors", failing("socket", syscall.EMFILE), "no route to host", slog.LevelWarn, "too many open files"},
 		{"port is privileged", failing("bind", syscall.EACCES), "permission denied", slog.LevelWarn, "bind: permission denied"},
 		{"pin's address is not ours", failing("bind", syscall.EADDRNOTAVAIL), "permission denied", slog.LevelWarn, "bind: cannot assign"},
 		{"port is another program's", failing("bind", syscall.EADDRINUSE), "permission denied", slog.LevelWarn, "bind: address already in use"},
@@ -123,12 +123,14 @@ func TestDialTimeout(t *testing.T) {
 			h := newHarness(t, Config{Dialer: silent, DialTimeout: c.configured}, "*:*=1000")
 			start := time.Now()
 			f := h.open(t, dst4)
-			<-f.done
-			f.answered(t, "drop")
-			if took := time.Since(start); took != c.want {
-				t.Errorf("dial ended after %v, want %v", took, c.want)
+			if answer, took := <-f.answers, time.Since(start); answer != "drop" || took != c.want {
+				t.Errorf("%q after %v, want drop after %v", answer, took, c.want)
 			}
-			failed(t, h, slog.LevelInfo, "deadline exceeded")
+			if held, _ := h.leases.Counts(); held != 0 {
+				t.Error("the lease outlasts the dial")
+			}
+			<-f.done // and then the destination was asked from another port
+			failed(t, h, slog.LevelWarn, fmt.Sprintf("no answer from %s to source port 1000 within %v, nor to another port: ", dst4, c.want))
 		})
 	}
 }
@@ -141,7 +143,7 @@ func TestSilentUpstream(t *testing.T) {
 	f := h.open(t, dst)
 	f.answered(t, "drop")
 	f.ended(t)
-	failed(t, h, slog.LevelInfo, "i/o timeout")
+	failed(t, h, slog.LevelWarn, fmt.Sprintf("->%s: i/o timeout", dst))
 }
 
 // fullListener returns the address of a listener that takes no connection more.

@@ -28,7 +28,7 @@ type Sockets struct {
 // TIME_WAIT of our own on the very 4-tuple is no reason to fail where we may end it.
 func (s Sockets) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error) {
 	c, err := s.connect(ctx, pin, dst)
-	if pin.IsValid() && errors.Is(err, syscall.EADDRNOTAVAIL) && !fromBind(err) {
+	if pin.IsValid() && errors.Is(err, syscall.EADDRNOTAVAIL) && !fromCall(err, "bind") {
 		freed, ferr := s.makeRoom(pin, dst)
 		if ferr != nil {
 			return nil, fmt.Errorf("%w; %w", err, ferr)

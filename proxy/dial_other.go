@@ -2,10 +2,7 @@
 
 package proxy
 
-import (
-	"errors"
-	"net/netip"
-)
+import "errors"
 
 // setOptions: marks and shared source ports are Linux's.
 func (s Sockets) setOptions(uintptr) error {
@@ -17,6 +14,3 @@ func (s Sockets) setOptions(uintptr) error {
 
 // flush: no portable way to ask for the send queue.
 func flush(Conn) {}
-
-// makeRoom: sock_diag is Linux's.
-func (s Sockets) makeRoom(_, _ netip.AddrPort) (bool, error) { return false, nil }

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -21,43 +22,37 @@ const endLinger = time.Second
 // live is a flow from its decision to its end.
 type live struct {
 	proxy   *Proxy
+	id      uint64 // 1 for the first of this proxy
 	flow    Flow
 	started time.Time
-	cancel  context.CancelFunc
-
-	decision rules.Decision
-	upstream netip.AddrPort // flow.Dst(), or another address of the name
 
 	up, down  atomic.Uint64 // bytes
 	lastMoved atomic.Int64  // when the last byte moved, in nanoseconds after started; 0 until spliced
 	writing   atomic.Int32  // directions with bytes that the other end has not taken yet
 
 	mu       sync.Mutex
+	cancel   context.CancelFunc // gives up what is not spliced yet
+	stage    Stage
+	cause    error          // what it waits for, if that is known
+	decision rules.Decision // this and upstream are written by the flow's own goroutine alone
+	upstream netip.AddrPort // flow.Dst(), or another address of the name
 	local    netip.AddrPort // of the upstream socket, once there is one
 	app, net Conn           // while spliced
 	reason   string         // why we ended it, if we did
 }
 
 func newLive(p *Proxy, f Flow, cancel context.CancelFunc) *live {
-	return &live{proxy: p, flow: f, started: time.Now(), cancel: cancel, upstream: f.Dst()}
+	return &live{proxy: p, id: p.flows.Add(1), flow: f, started: time.Now(), cancel: cancel, upstream: f.Dst()}
 }
 
 // run is the life of the flow.
 func (l *live) run(ctx context.Context) {
 	release := l.proxy.cfg.Names.Hold(l.flow.Dst().Addr())
 	defer release()
-	l.decision = l.proxy.cfg.Names.Decide(l.flow.Dst())
-	up, held, err := l.connect(ctx)
+	l.decide()
+	up, app, held, err := l.answer(ctx)
 	if err != nil {
-		l.refuse(err)
-		l.fail(err)
-		return
-	}
-	app, err := l.flow.Accept()
-	if err != nil {
-		closeByReset(up)
-		held.Release(0)
-		l.fail(err)
+		l.fail(l.diagnose(err))
 		return
 	}
 	l.open(app, up)
@@ -66,12 +61,68 @@ func (l *live) run(ctx context.Context) {
 	l.log(end)
 }
 
+// answer connects and says to the application how it went.
+func (l *live) answer(ctx context.Context) (up, app Conn, held leased, err error) {
+	rule, src := l.decision.Rule, l.flow.Src().Addr()
+	if !l.proxy.crowd.enter(rule, src) {
+		l.flow.Drop() // as a listener does whose queue is full: the application tries again
+		return nil, nil, leased{}, errCrowd
+	}
+	defer l.proxy.crowd.leave(rule, src)
+	up, held, err = l.connect(ctx)
+	if err != nil {
+		l.refuse(err)
+		return nil, nil, leased{}, err
+	}
+	app, err = l.flow.Accept()
+	if err != nil {
+		closeByReset(up)
+		held.Release(0)
+		return nil, nil, leased{}, err
+	}
+	return up, app, held, nil
+}
+
+func (l *live) decide() {
+	d := l.proxy.cfg.Names.Decide(l.flow.Dst())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.decision = d
+}
+
+// towards says where the flow is being connected to.
+func (l *live) towards(dst netip.AddrPort) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.upstream = dst
+}
+
+// enter says what the flow is at, and what keeps it.
+func (l *live) enter(s Stage, cause error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stage, l.cause = s, cause
+}
+
+// goOn has cancel called instead when the flow is to be given up; false if it is
+// already.
+func (l *live) goOn(cancel context.CancelFunc) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reason != "" {
+		return false
+	}
+	l.cancel = cancel
+	return true
+}
+
 // open makes the flow a spliced one.
 func (l *live) open(app, up Conn) {
 	l.moved()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.app, l.net = app, up
+	l.stage, l.cause = Open, nil
 	if l.reason != "" { // ended while it was being opened
 		l.interrupt()
 	}
@@ -104,18 +155,24 @@ func (l *live) refuse(err error) {
 func (l *live) fail(err error) {
 	l.proxy.failed.Add(1)
 	level := slog.LevelWarn
+	hint := hintOf(err)
 	switch {
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled) && hint == "":
 		err = errGaveUp
 		level = slog.LevelInfo
-	case !unavailable(err):
+	case errors.Is(err, errCrowd):
+		if !l.proxy.crowd.mention() {
+			return
+		}
+	case hint == "" && !unavailable(err):
 		level = slog.LevelInfo // the network's doing, and the application is told
 	}
 	attrs := append(l.attrs(), slog.String("err", err.Error()))
+	if hint != "" {
+		attrs = append(attrs, slog.String("hint", hint))
+	}
 	l.proxy.cfg.Log.LogAttrs(context.Background(), level, "flow failed", attrs...)
 }
-
-var errGaveUp = errors.New("the application gave up, or pinproxy stopped")
 
 // log writes the one line of a flow that was spliced.
 func (l *live) log(end string) {
@@ -129,8 +186,8 @@ func (l *live) log(end string) {
 
 // who says which flow it is.
 func (l *live) who() []slog.Attr {
-	attrs := make([]slog.Attr, 0, 10)
-	attrs = append(attrs, slog.String("src", l.flow.Src().String()), slog.String("dst", l.flow.Dst().String()))
+	attrs := make([]slog.Attr, 0, 12)
+	attrs = append(attrs, slog.Uint64("id", l.id), slog.String("src", l.flow.Src().String()), slog.String("dst", l.flow.Dst().String()))
 	if l.decision.Name != "" {
 		attrs = append(attrs, slog.String("name", l.decision.Name))
 	}
@@ -238,4 +295,4 @@ func (l *live) IdleSince() time.Time {
 func (l *live) Reclaim() { l.end("reclaimed for a waiting flow") }
 
 // String names the flow in messages about who holds a port.
-func (l *live) String() string { return "flow from " + l.flow.Src().String() }
+func (l *live) String() string { return fmt.Sprintf("flow %d from %s", l.id, l.flow.Src()) }

@@ -30,8 +30,9 @@ func TestLogEnded(t *testing.T) {
 		want := []record{{
 			Level: slog.LevelInfo,
 			Msg:   "flow",
-			Keys:  []string{"src", "dst", "name", "rule", "local", "took", "up", "down", "end"},
+			Keys:  []string{"id", "src", "dst", "name", "rule", "local", "took", "up", "down", "end"},
 			Attrs: map[string]string{
+				"id":    "1",
 				"src":   "192.0.2.1:40001",
 				"dst":   "198.51.100.7:443",
 				"name":  "www.example",
@@ -59,8 +60,9 @@ func TestLogFailed(t *testing.T) {
 		want := []record{{
 			Level: slog.LevelInfo,
 			Msg:   "flow failed",
-			Keys:  []string{"src", "dst", "rule", "took", "err"},
+			Keys:  []string{"id", "src", "dst", "rule", "took", "err"},
 			Attrs: map[string]string{
+				"id":   "1",
 				"src":  "192.0.2.1:40001",
 				"dst":  "198.51.100.7:443",
 				"rule": "*:*=1000",
@@ -113,7 +115,7 @@ func TestIdleSince(t *testing.T) {
 
 // Idle times are of a clock that nobody sets.
 func TestIdleSinceIsMonotonic(t *testing.T) {
-	l := newLive(nil, &testFlow{}, func() {})
+	l := newLive(new(Proxy), &testFlow{}, func() {})
 	l.moved()
 	if since := l.IdleSince(); since == since.Round(0) {
 		t.Errorf("idle since %v has no monotonic reading", since)
@@ -135,7 +137,7 @@ func TestEndTwice(t *testing.T) {
 		endsAs(t, h, f, "reclaimed for a waiting flow")
 		l.abort()
 		l.Reclaim()
-		if got, want := fmt.Sprint(l), "flow from 192.0.2.1:40001"; got != want {
+		if got, want := fmt.Sprint(l), "flow 1 from 192.0.2.1:40001"; got != want {
 			t.Errorf("String() = %q, want %q", got, want)
 		}
 		if st := h.Stats(); st != (Stats{Ended: 1}) {

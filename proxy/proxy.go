@@ -65,6 +65,10 @@ type Config struct {
 	// Direct says for which flows that no rule is for to dial from any port. The
 	// others are refused. Nil: none.
 	Direct func(dst netip.AddrPort) bool
+	// MaxPerRule and MaxPerSource bound the flows that wait for an answer, of one
+	// rule and of one source address; 0: DefaultMaxPerRule, DefaultMaxPerSource.
+	// Further ones are dropped.
+	MaxPerRule, MaxPerSource int
 	// Wrap is given each upstream connection and returns what the flow reads and
 	// writes instead, for example one that looks at DNS answers. May be nil.
 	Wrap func(dst netip.AddrPort, c Conn) Conn
@@ -85,7 +89,10 @@ type Proxy struct {
 	cfg    Config
 	leases *lease.Table
 	dials  dials
+	crowd  *crowd
+	probes probes
 
+	flows         atomic.Uint64 // so far
 	ended, failed atomic.Uint64
 
 	mu       sync.Mutex
@@ -104,7 +111,13 @@ func New(c Config) *Proxy {
 	if c.Wrap == nil {
 		c.Wrap = func(_ netip.AddrPort, c Conn) Conn { return c }
 	}
-	return &Proxy{cfg: c, leases: lease.NewTable(), live: make(map[*live]struct{})}
+	if c.MaxPerRule == 0 {
+		c.MaxPerRule = DefaultMaxPerRule
+	}
+	if c.MaxPerSource == 0 {
+		c.MaxPerSource = DefaultMaxPerSource
+	}
+	return &Proxy{cfg: c, leases: lease.NewTable(), crowd: newCrowd(c.MaxPerRule, c.MaxPerSource), live: make(map[*live]struct{})}
 }
 
 // Handle carries one flow from its decision to its end, and returns then. ctx

@@ -27,7 +27,8 @@ var mayImport = []struct {
 	{"cmd", []string{"netstack", "netstack/", "proxy", "proxy/", "rules", "rules/"}},
 	{"netstack", []string{"netstack", "netstack/"}},
 	{"proxy/lease", []string{"rules"}},
-	{"proxy", []string{"rules", "proxy/lease"}},
+	{"proxy/sockdiag", nil},
+	{"proxy", []string{"rules", "proxy/lease", "proxy/sockdiag"}},
 	{"rules", nil},
 }
 
@@ -46,7 +47,7 @@ var othersIn = []struct {
 }{
 	{"gvisor.dev/gvisor", []string{"netstack"}, nil},
 	{"github.com/songgao/water", []string{"netstack"}, nil},
-	{"github.com/vishvananda/netlink", []string{"netstack/host", "netstack/netns", "netstack/lab", "proxy"}, []string{"netstack", "cmd"}},
+	{"github.com/vishvananda/netlink", []string{"netstack/host", "netstack/netns", "netstack/lab", "proxy/sockdiag"}, []string{"netstack", "cmd"}},
 	{"github.com/vishvananda/netns", []string{"netstack/lab"}, nil},
 	{"github.com/google/nftables", []string{"netstack/lab"}, nil},
 	{"github.com/spf13/pflag", []string{"cmd"}, nil},
@@ -63,7 +64,7 @@ var othersIn = []struct {
 // linuxOnly is imported in folders that are built everywhere, by their Linux files alone.
 const (
 	linuxOnly   = "github.com/vishvananda/netlink"
-	linuxOnlyIn = "proxy"
+	linuxOnlyIn = "proxy/sockdiag"
 )
 
 // topLevel is all that a checkout has, besides names with a dot in front and what .gitignore names.
@@ -212,8 +213,8 @@ func TestLayoutRefuses(t *testing.T) {
 		{"proxy/lease/x.go", "pinproxy/rules", true},
 		{"proxy/x.go", "pinproxy/proxy/lease", true},
 		{"proxy/x.go", "pinproxy/netstack", false},
-		{"proxy/x_linux.go", "github.com/vishvananda/netlink/nl", true},
-		{"proxy/x.go", "github.com/vishvananda/netlink", false},
+		{"proxy/sockdiag/x_linux.go", "github.com/vishvananda/netlink/nl", true},
+		{"proxy/sockdiag/x.go", "github.com/vishvananda/netlink", false},
 		{"proxy/x.go", "gvisor.dev/gvisor/pkg/tcpip", false},
 		{"cmd/pinproxy/x.go", "gvisor.dev/gvisor/pkg/tcpip", false},
 		{"netstack/link/x.go", "gvisor.dev/gvisor/pkg/tcpip", true},

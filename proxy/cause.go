@@ -1,0 +1,150 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"syscall"
+
+	"pinproxy/proxy/lease"
+	"pinproxy/rules"
+)
+
+var (
+	errNoRule = errors.New("no rule is for this destination")
+	errLoop   = errors.New("this is a connection of our own that was captured: the policy rule for its mark is missing")
+	errSelf   = errors.New("source and destination are the same address and port: the connection would lead back to itself")
+	errGaveUp = errors.New("the application gave up, or pinproxy stopped")
+	errCrowd  = errors.New("too many flows wait for an answer")
+)
+
+// pinError says that a pin can't be had: the flow must not leave otherwise.
+type pinError struct {
+	err  error
+	hint string // what would help; may be empty
+}
+
+func (e *pinError) Error() string { return e.err.Error() }
+func (e *pinError) Unwrap() error { return e.err }
+
+// unavailable says whether err is about the pin and not about the upstream.
+func unavailable(err error) bool {
+	var pin *pinError
+	return errors.As(err, &pin)
+}
+
+// advised is an error with a hint that is not about the pin.
+type advised struct {
+	err  error
+	hint string
+}
+
+func (e *advised) Error() string { return e.err.Error() }
+func (e *advised) Unwrap() error { return e.err }
+
+// hintOf is what would help against err; empty if there is nothing known.
+func hintOf(err error) string {
+	var pin *pinError
+	var other *advised
+	var silent *silenceError
+	switch {
+	case errors.As(err, &pin) && pin.hint != "":
+		return pin.hint
+	case errors.As(err, &other):
+		return other.hint
+	case errors.As(err, &silent):
+		return silent.hint
+	case errors.Is(err, errCrowd):
+		return "what they wait for is in the log; 8,192 of one rule and 16,384 of one source address are let in"
+	case errors.Is(err, errLoop):
+		return "some program deletes policy rules; pinproxy puts them back within a second"
+	case errors.Is(err, errSelf):
+		return "take another source port for this destination"
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return "raise the limit of open files: ulimit -n, or LimitNOFILE= in the unit"
+	}
+	return ""
+}
+
+// explain names the cause of a failed dial from pin, where the errno alone does not.
+// What the upstream said remains as it is.
+func explain(err error, pin, dst netip.AddrPort) error {
+	switch {
+	case fromCall(err, "bind") && errors.Is(err, syscall.EACCES):
+		return &pinError{
+			err:  fmt.Errorf("source port %d is privileged: %w", pin.Port(), err),
+			hint: fmt.Sprintf("needs CAP_NET_BIND_SERVICE: run as root, or: sysctl -w net.ipv4.ip_unprivileged_port_start=%d", pin.Port()),
+		}
+	case fromCall(err, "bind") && errors.Is(err, syscall.EADDRNOTAVAIL):
+		return &pinError{
+			err:  fmt.Errorf("source address %s is not on this host: %w", pin.Addr(), err),
+			hint: fmt.Sprintf("give it to the host (ip address add %s dev …), or take one that `ip address` shows", pin.Addr()),
+		}
+	case fromCall(err, "bind") && !taken(err):
+		return &pinError{err: err}
+	case taken(err):
+		return err
+	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
+		return &advised{
+			err:  fmt.Errorf("a firewall of this host forbids the connection: %w", err),
+			hint: fmt.Sprintf("let %s to %s pass: nft list ruleset, iptables -L OUTPUT", portOf(pin), dst),
+		}
+	case pin.IsValid() && !pin.Addr().IsUnspecified() && unroutable(err):
+		return &advised{
+			err:  fmt.Errorf("no way to %s from source address %s: %w", dst.Addr(), pin.Addr(), err),
+			hint: fmt.Sprintf("ip route get %s from %s", dst.Addr(), pin.Addr()),
+		}
+	}
+	return err
+}
+
+func portOf(pin netip.AddrPort) string {
+	if pin.Port() == 0 {
+		return "any source port"
+	}
+	return fmt.Sprintf("source port %d", pin.Port())
+}
+
+// unroutable: EINVAL is the kernel's for a source that can't reach the destination at
+// all, such as 127.0.0.1 (ip_route_output_key_hash_rcu).
+func unroutable(err error) bool {
+	return errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.EINVAL)
+}
+
+// taken says that the kernel holds the 4-tuple or the port: connect found the
+// 4-tuple in use (__inet_check_established), or bind the port (inet_csk_get_port).
+func taken(err error) bool {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return true
+	}
+	return errors.Is(err, syscall.EADDRNOTAVAIL) && !fromCall(err, "bind")
+}
+
+// fromCall says which system call an errno is from.
+func fromCall(err error, name string) bool {
+	var sys *os.SyscallError
+	return errors.As(err, &sys) && sys.Syscall == name
+}
+
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// busyHint says what would let more flows through a pin.
+func busyHint(rule *rules.Rule, err error) string {
+	var busy *lease.BusyError
+	if !errors.As(err, &busy) {
+		return ""
+	}
+	if busy.Holding == 0 && rule.Cooldown() > 0 {
+		return fmt.Sprintf("the rule's cooldown lets each port serve a destination once in %v: a wider range of source ports serves more", rule.Cooldown())
+	}
+	for _, way := range rule.Busy() {
+		if way.Way == rules.Reclaim {
+			return "a wider range of source ports in the rule serves more flows at once"
+		}
+	}
+	return "a wider range of source ports serves more flows at once, busy=reclaim ends idle ones for those that wait"
+}

@@ -1,0 +1,65 @@
+package proxy
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+
+	"pinproxy/rules"
+)
+
+// How many flows may wait for an answer at a time, of one rule and of one source
+// address. netstack has room for 32,768 in all: neither a rule whose upstream is silent
+// nor a host that opens connections without end takes it from the others.
+const (
+	DefaultMaxPerRule   = 8192
+	DefaultMaxPerSource = 16384
+)
+
+// crowd counts the flows that are not answered yet.
+type crowd struct {
+	perRule, perSource int
+
+	mu      sync.Mutex
+	rules   map[*rules.Rule]int
+	sources map[netip.Addr]int
+	said    time.Time // when the log was last told of one too many
+}
+
+func newCrowd(perRule, perSource int) *crowd {
+	return &crowd{perRule: perRule, perSource: perSource, rules: make(map[*rules.Rule]int), sources: make(map[netip.Addr]int)}
+}
+
+// enter counts a flow until leave is called; false if there are too many.
+func (c *crowd) enter(rule *rules.Rule, src netip.Addr) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rules[rule] >= c.perRule || c.sources[src] >= c.perSource {
+		return false
+	}
+	c.rules[rule]++
+	c.sources[src]++
+	return true
+}
+
+func (c *crowd) leave(rule *rules.Rule, src netip.Addr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rules[rule]--; c.rules[rule] == 0 {
+		delete(c.rules, rule)
+	}
+	if c.sources[src]--; c.sources[src] == 0 {
+		delete(c.sources, src)
+	}
+}
+
+// mention says whether the log may be told of one flow too many: once a second.
+func (c *crowd) mention() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.said) < time.Second {
+		return false
+	}
+	c.said = time.Now()
+	return true
+}

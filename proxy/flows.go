@@ -1,0 +1,71 @@
+package proxy
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Stage is what a flow is at.
+type Stage uint8
+
+// The stages of a flow, in this order; it may go from Dialing back to Waiting.
+const (
+	Arrived Stage = iota
+	Waiting       // for its source port
+	Dialing
+	Open
+)
+
+// String is the stage in a word.
+func (s Stage) String() string {
+	return [...]string{"arrived", "waiting", "dialing", "open"}[s]
+}
+
+// FlowInfo is a flow as it is at a moment.
+type FlowInfo struct {
+	ID       uint64 // counts from 1
+	Src, Dst netip.AddrPort
+	Upstream netip.AddrPort // Dst, or another address of the name
+	Local    netip.AddrPort // where it leaves from; invalid until it is connected
+	Name     string         // the name that was decided by; may be empty
+	Rule     string         // empty if none is for it
+	Stage    Stage
+	Since    time.Time     // when it came
+	Idle     time.Duration // since a byte moved; 0 unless open
+	Up, Down uint64        // bytes
+	Cause    string        // what it waits for
+	Hint     string        // what would help; may be empty
+}
+
+// Flows lists the flows there are, by ID.
+func (p *Proxy) Flows() []FlowInfo {
+	p.mu.Lock()
+	list := make([]FlowInfo, 0, len(p.live))
+	for l := range p.live {
+		list = append(list, l.info())
+	}
+	p.mu.Unlock()
+	slices.SortFunc(list, func(a, b FlowInfo) int { return cmp.Compare(a.ID, b.ID) })
+	return list
+}
+
+func (l *live) info() FlowInfo {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := FlowInfo{
+		ID: l.id, Src: l.flow.Src(), Dst: l.flow.Dst(), Upstream: l.upstream, Local: l.local,
+		Name: l.decision.Name, Stage: l.stage, Since: l.started, Up: l.up.Load(), Down: l.down.Load(),
+	}
+	if l.decision.Rule != nil {
+		f.Rule = l.decision.Rule.String()
+	}
+	if l.stage == Open {
+		f.Idle = l.idleFor()
+	}
+	if l.cause != nil {
+		f.Cause, f.Hint = l.cause.Error(), hintOf(l.cause)
+	}
+	return f
+}

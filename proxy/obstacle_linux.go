@@ -1,0 +1,165 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"pinproxy/proxy/sockdiag"
+)
+
+// A 4-tuple that we closed first stays in TIME_WAIT for 60 s. connect takes it
+// over at once if the peer spoke TCP timestamps (tcp_twsk_unique). Where it did
+// not, as through old firewalls, connect fails with EADDRNOTAVAIL, and sock_diag
+// can remove exactly that state: SOCK_DESTROY (tcp_abort), with CAP_NET_ADMIN and
+// CONFIG_INET_DIAG_DESTROY.
+//
+// TIME_WAIT keeps late duplicates of the old connection away from a new one (RFC
+// 9293, section 3.6.1). Linux's initial sequence numbers grow with time
+// (secure_tcp_seq), so an old segment falls outside the new window unless the old
+// connection outran that clock: the price of having one port only.
+
+// makeRoom frees the 4-tuple that connect found in use, if only a TIME_WAIT holds
+// it, and reports whether it did. It looks first: the same request would end a
+// living connection, of another process too.
+func (s Sockets) makeRoom(pin, dst netip.AddrPort) (bool, error) {
+	addr := pin.Addr()
+	if addr.IsUnspecified() {
+		var err error
+		if addr, err = s.source(dst); err != nil {
+			return false, err
+		}
+	}
+	socket, found, err := sockdiag.Find(netip.AddrPortFrom(addr, pin.Port()), dst)
+	if err != nil || !found || socket.State != sockdiag.TimeWait {
+		return false, err
+	}
+	return true, sockdiag.Destroy(socket)
+}
+
+// source is the address the kernel would choose towards dst: a UDP socket with
+// the same mark is asked, which sends nothing.
+func (s Sockets) source(dst netip.AddrPort) (netip.Addr, error) {
+	d := net.Dialer{Control: s.control}
+	c, err := d.Dial("udp", dst.String())
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("find the source address towards %s: %w", dst, err)
+	}
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
+}
+
+// Obstacle says what keeps bind or connect from pin. Connections that are over, of
+// programs that did not set SO_REUSEADDR, bar the port for a minute to everybody
+// (inet_csk_bind_conflict): where nothing else does, they are ended.
+func (s Sockets) Obstacle(pin, dst netip.AddrPort) Obstacle {
+	list, err := sockdiag.OnPort(pin.Port())
+	if err != nil {
+		return Obstacle{}
+	}
+	var living, over []sockdiag.Socket
+	for _, socket := range list {
+		switch {
+		case !socket.State.Over() || !socket.Orphan():
+			living = append(living, socket)
+		case on(socket, pin, dst):
+			return ended([]sockdiag.Socket{socket}) // connect was refused, and by this one
+		default:
+			over = append(over, socket)
+		}
+	}
+	if o := foreign(living, pin, dst); o.Cause != "" {
+		return o
+	}
+	return ended(over)
+}
+
+// on says whether the socket has the 4-tuple.
+func on(socket sockdiag.Socket, pin, dst netip.AddrPort) bool {
+	return socket.Remote == dst && (pin.Addr().IsUnspecified() || pin.Addr() == socket.Local.Addr())
+}
+
+// foreign names the program in whose hands the port is. What matters is found in this
+// order: the very 4-tuple, a listener, any other socket.
+func foreign(list []sockdiag.Socket, pin, dst netip.AddrPort) Obstacle {
+	owners := sockdiag.Owners(list)
+	best, rank := Obstacle{}, 0
+	for i, socket := range list {
+		same := on(socket, pin, dst)
+		if owners[i].PID == os.Getpid() && !same {
+			continue // our own sockets share the port
+		}
+		r := 1
+		switch {
+		case same:
+			r = 3
+		case socket.State == sockdiag.Listen:
+			r = 2
+		}
+		if r <= rank {
+			continue
+		}
+		rank = r
+		switch owners[i].PID {
+		case os.Getpid(): // leased for a pin with, or without, a source address
+			best = Obstacle{Cause: fmt.Sprintf("port %d is taken by a flow of another rule: the socket %s", pin.Port(), socket)}
+			continue
+		case 0:
+			best = Obstacle{
+				Cause: fmt.Sprintf("port %d is taken by a program of user %d, which %s", pin.Port(), socket.UID, socket),
+				Hint:  fmt.Sprintf("see which by: sudo ss -tanp sport = :%d", pin.Port()),
+			}
+			continue
+		}
+		best = Obstacle{
+			Cause: fmt.Sprintf("port %d is taken by %s, which %s", pin.Port(), owners[i], socket),
+			Hint:  fmt.Sprintf("end that program, or let it use another port: it is pid %d", owners[i].PID),
+		}
+	}
+	return best
+}
+
+// ended ends what is over and in the way, or says why it can't and how long it lasts.
+func ended(list []sockdiag.Socket) Obstacle {
+	worst := Obstacle{}
+	for _, socket := range list {
+		if socket.State != sockdiag.TimeWait && socket.Left == 0 {
+			// Goes as soon as the peer answers.
+			worst = longer(worst, Obstacle{Cause: fmt.Sprintf("the last connection from %s to %s is not over yet (%s)", socket.Local, socket.Remote, socket.State)})
+			continue
+		}
+		err := sockdiag.Destroy(socket)
+		if err == nil {
+			continue
+		}
+		o := Obstacle{
+			Cause: fmt.Sprintf("the last connection from %s to %s is in %s for %v more", socket.Local, socket.Remote, socket.State, socket.Left.Round(time.Second)),
+			Left:  max(socket.Left, time.Millisecond),
+		}
+		switch {
+		case errors.Is(err, unix.EOPNOTSUPP):
+			o.Cause += ", which this kernel can't cut short (CONFIG_INET_DIAG_DESTROY)"
+			o.Hint = "a range of source ports in the rule goes on with the next one"
+		case errors.Is(err, unix.EPERM):
+			o.Cause += ", which can't be cut short without CAP_NET_ADMIN"
+			o.Hint = "a range of source ports in the rule goes on with the next one; so does the same one as root"
+		default:
+			o.Cause += fmt.Sprintf(", which can't be cut short: %v", err)
+		}
+		worst = longer(worst, o)
+	}
+	return worst
+}
+
+// longer returns the obstacle that stands longer.
+func longer(a, b Obstacle) Obstacle {
+	if a.Cause != "" && a.Left >= b.Left {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,124 @@
+package sockdiag
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Layout of struct inet_diag_req_v2 and inet_diag_msg (include/uapi/linux/inet_diag.h).
+const (
+	requestLen    = 56
+	requestStates = 4
+	requestSockID = 8 // struct inet_diag_sockid
+	requestCookie = requestSockID + 40
+
+	messageLen     = 72
+	messageState   = 1
+	messageTimer   = 2
+	messageSockID  = 4
+	messageCookie  = messageSockID + 40
+	messageExpires = 52
+	messageUID     = 64
+	messageInode   = 68
+)
+
+// timerTimeWait is inet_diag_msg.idiag_timer of what only waits for its end
+// (inet_twsk_diag_fill).
+const timerTimeWait = 3
+
+var noCookie = [8]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff} // INET_DIAG_NOCOOKIE
+
+// Find returns the socket of a 4-tuple, if there is one.
+func Find(local, remote netip.AddrPort) (Socket, bool, error) {
+	get := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, 0)
+	get.AddRawData(request(local, remote, noCookie))
+	list, err := get.Execute(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return Socket{}, false, nil
+	case err != nil:
+		return Socket{}, false, fmt.Errorf("look for the socket %s to %s: %w", local, remote, err)
+	case len(list) != 1 || len(list[0]) < messageLen:
+		return Socket{}, false, nil
+	}
+	return parse(list[0]), true, nil
+}
+
+// OnPort lists the sockets, of both families, that have the local port.
+func OnPort(port uint16) ([]Socket, error) {
+	var found []Socket
+	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		dump := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
+		dump.AddRawData(request(netip.AddrPortFrom(any, port), netip.AddrPortFrom(any, 0), noCookie))
+		list, err := dump.Execute(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY)
+		if err != nil {
+			return nil, fmt.Errorf("list the sockets on port %d: %w", port, err)
+		}
+		for _, b := range list {
+			if len(b) >= messageLen && binary.BigEndian.Uint16(b[messageSockID:]) == port {
+				found = append(found, parse(b))
+			}
+		}
+	}
+	return found, nil
+}
+
+// Destroy ends the socket, whoever has it; a connection's peer gets a reset, a
+// TIME_WAIT goes in silence.
+func Destroy(s Socket) error {
+	destroy := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
+	destroy.AddRawData(request(s.Local, s.Remote, s.cookie))
+	if _, err := destroy.Execute(unix.NETLINK_INET_DIAG, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("end the %s from %s to %s: %w", s.State, s.Local, s.Remote, err)
+	}
+	return nil
+}
+
+// request asks for TCP sockets in any state.
+func request(local, remote netip.AddrPort, cookie [8]byte) []byte {
+	b := make([]byte, requestLen)
+	b[0], b[1] = unix.AF_INET, unix.IPPROTO_TCP
+	if remote.Addr().Is6() {
+		b[0] = unix.AF_INET6
+	}
+	binary.NativeEndian.PutUint32(b[requestStates:], ^uint32(0))
+	id := b[requestSockID:]
+	binary.BigEndian.PutUint16(id[0:], local.Port())
+	binary.BigEndian.PutUint16(id[2:], remote.Port())
+	copy(id[4:20], local.Addr().AsSlice())
+	copy(id[20:36], remote.Addr().AsSlice())
+	copy(b[requestCookie:], cookie[:])
+	return b
+}
+
+// parse reads a message of messageLen bytes or more.
+func parse(b []byte) Socket {
+	id := b[messageSockID:]
+	s := Socket{
+		State:  State(b[messageState]),
+		Local:  netip.AddrPortFrom(address(b[0], id[4:]), binary.BigEndian.Uint16(id[0:])),
+		Remote: netip.AddrPortFrom(address(b[0], id[20:]), binary.BigEndian.Uint16(id[2:])),
+		UID:    binary.NativeEndian.Uint32(b[messageUID:]),
+		inode:  binary.NativeEndian.Uint32(b[messageInode:]),
+		cookie: [8]byte(b[messageCookie:]),
+	}
+	if b[messageTimer] == timerTimeWait {
+		s.Left = time.Duration(binary.NativeEndian.Uint32(b[messageExpires:])) * time.Millisecond
+	}
+	return s
+}
+
+// address reads one of struct inet_diag_sockid. What an IPv6 socket speaks over
+// IPv4 is shown as what it is on the wire.
+func address(family uint8, b []byte) netip.Addr {
+	if family == unix.AF_INET {
+		return netip.AddrFrom4([4]byte(b))
+	}
+	return netip.AddrFrom16([16]byte(b)).Unmap()
+}

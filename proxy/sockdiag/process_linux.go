@@ -1,0 +1,65 @@
+package sockdiag
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// Owners finds for each of the sockets a process that has it open. A Process with
+// PID 0 stands where there is none, or /proc does not show it to us.
+func Owners(sockets []Socket) []Process {
+	owners := make([]Process, len(sockets))
+	wanted := make(map[string][]int)
+	for i, s := range sockets {
+		if !s.Orphan() {
+			link := fmt.Sprintf("socket:[%d]", s.inode)
+			wanted[link] = append(wanted[link], i)
+		}
+	}
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		return owners
+	}
+	for _, p := range procs {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil {
+			continue
+		}
+		if len(wanted) == 0 {
+			break
+		}
+		for _, link := range links(filepath.Join("/proc", p.Name(), "fd")) {
+			for _, i := range wanted[link] {
+				owners[i] = Process{PID: pid, Name: command(pid)}
+			}
+			delete(wanted, link)
+		}
+	}
+	return owners
+}
+
+// links returns what the descriptors in dir are, none if they are not ours to see.
+func links(dir string) []string {
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	var list []string
+	for _, fd := range fds {
+		if link, err := os.Readlink(filepath.Join(dir, fd.Name())); err == nil {
+			list = append(list, link)
+		}
+	}
+	return list
+}
+
+func command(pid int) string {
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return "a process that has ended"
+	}
+	return strings.TrimSpace(string(comm))
+}

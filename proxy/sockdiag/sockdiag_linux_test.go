@@ -1,0 +1,150 @@
+package sockdiag
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"pinproxy/netstack/lab"
+)
+
+func TestMain(m *testing.M) { lab.Main(m) }
+
+// states is what OnPort says of the port, in ascending order.
+func states(t *testing.T, ns *lab.Host, port uint16) []State {
+	t.Helper()
+	var list []State
+	err := ns.Do(func() error {
+		found, err := OnPort(port)
+		for _, s := range found {
+			list = append(list, s.State)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// One connection through its states, with the listener beside it, over both families.
+func TestStates(t *testing.T) {
+	top := lab.ForTest(t).Topology()
+	top.Server.Sysctl("net.ipv4.tcp_timestamps", "0")
+	for _, addr := range []string{lab.Server4, lab.Server6} {
+		dst := netip.AddrPortFrom(netip.MustParseAddr(addr), 7)
+		top.Server.Serve(dst.String(), lab.Sink)
+		c, err := top.Client.DialFrom(t.Context(), "tcp", ":63999", dst.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		local := c.LocalAddr().(*net.TCPAddr).AddrPort()
+		local = netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
+		find := func() (s Socket, ok bool) {
+			t.Helper()
+			if err := top.Client.Do(func() (err error) { s, ok, err = Find(local, dst); return err }); err != nil {
+				t.Fatal(err)
+			}
+			return s, ok
+		}
+		s, ok := find()
+		if !ok || s.State != Established || s.Local != local || s.Remote != dst || s.Left != 0 || s.Orphan() {
+			t.Fatalf("%+v, %v", s, ok)
+		}
+		if owner := Owners([]Socket{s, {}}); owner[0].PID != os.Getpid() || owner[0].Name == "" || owner[1] != (Process{}) {
+			t.Errorf("owners %v, want this process and none", owner)
+		}
+		if got := states(t, top.Client, 63999); !slices.Equal(got, []State{Established}) {
+			t.Errorf("%v", got)
+		}
+		if got := states(t, top.Server, 7); !slices.Contains(got, Listen) || !slices.Contains(got, Established) {
+			t.Errorf("the server has %v", got)
+		}
+		_ = c.(*net.TCPConn).CloseWrite()
+		_, _ = c.Read(make([]byte, 1)) // until the server has closed
+		_ = c.Close()
+		s, ok = find()
+		if !ok || s.State != TimeWait || !s.State.Over() || !s.Orphan() || s.Left < 50*time.Second || s.Left > time.Minute {
+			t.Fatalf("after the close: %+v, %v", s, ok)
+		}
+		destroy := func() error { return top.Client.Do(func() error { return Destroy(s) }) }
+		if err := destroy(); err != nil {
+			t.Fatal(err)
+		}
+		if s, ok = find(); ok {
+			t.Errorf("after Destroy: %+v", s)
+		}
+		if err := destroy(); err != nil {
+			t.Errorf("a second Destroy: %v", err)
+		}
+	}
+}
+
+// A socket that has taken the place of the one looked at is left alone.
+func TestDestroyMeansTheVerySocket(t *testing.T) {
+	top := lab.ForTest(t).Topology()
+	dst := netip.MustParseAddrPort(lab.Server4 + ":7")
+	top.Server.Serve(dst.String(), lab.Echo)
+	var old Socket
+	for i := range 2 {
+		c, err := top.Client.DialFrom(t.Context(), "tcp", ":63999", dst.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			local := c.LocalAddr().(*net.TCPAddr).AddrPort()
+			if err := top.Client.Do(func() (err error) { old, _, err = Find(local, dst); return err }); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.(*net.TCPConn).SetLinger(0)
+			_ = c.Close()
+			continue
+		}
+		if err := top.Client.Do(func() error { return Destroy(old) }); err != nil && !errors.Is(err, unix.ESTALE) {
+			t.Error(err)
+		}
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Error(err)
+		}
+		if _, err := c.Read(make([]byte, 1)); err != nil {
+			t.Errorf("the connection that came after: %v", err)
+		}
+		_ = c.(*net.TCPConn).SetLinger(0)
+		_ = c.Close()
+	}
+}
+
+// What is bound and does nothing bars the port, too.
+func TestBound(t *testing.T) {
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	sa, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := uint16(sa.(*syscall.SockaddrInet4).Port)
+	list, err := OnPort(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(list) != 1 || list[0].State.Over() || Owners(list)[0].PID != os.Getpid() {
+		t.Fatalf("%+v", list)
+	}
+	if got, want := list[0].String(), "is bound to "+netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port).String(); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

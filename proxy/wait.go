@@ -1,0 +1,182 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"pinproxy/proxy/lease"
+	"pinproxy/rules"
+)
+
+const (
+	// idleHint is how long a flow waits before it is told that an idle one holds it up.
+	idleHint = 2 * time.Second
+	// countdown is how often a flow that waits for the kernel says so.
+	countdown = 10 * time.Second
+)
+
+// wait is a flow's wait for its source port: for other flows, which the lease table
+// settles, and for the kernel. Only the flow's own goroutine uses it.
+type wait struct {
+	flow    *live
+	rule    *rules.Rule
+	begun   time.Time
+	ends    time.Time
+	waiting bool // for longer than a first look
+	reclaim bool
+	timer   *time.Timer // for the hint at idle flows, while the flow waits behind others
+
+	// The kernel's refusals.
+	tries    int
+	rest     time.Duration
+	last     error
+	port     netip.AddrPort
+	obstacle Obstacle
+	told     time.Time
+}
+
+func (l *live) newWait(how lease.Request) *wait {
+	now := time.Now()
+	return &wait{flow: l, rule: l.decision.Rule, begun: now, ends: now.Add(how.Wait), waiting: how.Wait > 0, reclaim: how.Reclaim > 0, rest: firstRest}
+}
+
+// end is called when the flow waits no longer.
+func (w *wait) end() {
+	if w.timer != nil {
+		w.timer.Stop()
+	}
+}
+
+// left is how long the flow may wait yet.
+func (w *wait) left() time.Duration {
+	if !w.waiting {
+		return 0
+	}
+	return max(time.Until(w.ends), 0)
+}
+
+// over says that no port is to be tried any more. In a wide pin the first port has
+// rested before the last is refused, and the table would never say that all are busy.
+func (w *wait) over() bool {
+	if w.waiting {
+		return w.left() == 0
+	}
+	return w.tries >= w.rule.Pin().Ports().Len()
+}
+
+// queued says in the log that the flow waits behind others, and later, if so, that one
+// of them is idle. It is the lease table's Queued.
+func (w *wait) queued(busy *lease.BusyError) {
+	if w.tries > 0 { // it waits for the kernel, and has said so
+		return
+	}
+	l := w.flow
+	l.enter(Waiting, busy)
+	l.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "flow waits for its source port",
+		append(l.who(), slog.String("rule", w.rule.String()), slog.Duration("for", w.left().Round(time.Millisecond)), slog.String("cause", busy.Error()))...)
+	if w.reclaim {
+		return
+	}
+	w.timer = time.AfterFunc(idleHint, func() {
+		if l.behindIdle(w.rule) {
+			l.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "flow waits behind an idle one",
+				append(l.who(), slog.String("rule", w.rule.String()), slog.String("hint", "busy=reclaim ends the idle flow for the one that waits"))...)
+		}
+	})
+}
+
+func (l *live) behindIdle(rule *rules.Rule) bool {
+	for _, h := range l.proxy.leases.Held(l.flow.Dst(), rule.Pin()) {
+		if h.Holder == nil {
+			continue
+		}
+		if since := h.Holder.IdleSince(); !since.IsZero() && time.Since(since) > time.Second {
+			return true
+		}
+	}
+	return false
+}
+
+// refused notes that the kernel did not give us the port, and returns how long it is to
+// rest: as long as the kernel says, if it does.
+func (w *wait) refused(err error, port netip.AddrPort) (rest time.Duration) {
+	w.tries++
+	w.last, w.port = err, port
+	rest = w.rest
+	w.rest = min(2*w.rest, lastRest)
+	if !w.waiting || time.Since(w.begun) < lookAfter {
+		return rest
+	}
+	w.look()
+	if w.obstacle.Left == 0 {
+		return rest
+	}
+	// A rule that does not say for how long to wait outlasts the kernel, which keeps
+	// the 4-tuple for a minute.
+	if w.flow.patient() {
+		if ends := time.Now().Add(w.obstacle.Left + overdue); ends.After(w.ends) {
+			w.ends = ends
+		}
+	}
+	return w.obstacle.Left
+}
+
+// patient says whether the rule leaves the wait to us.
+func (l *live) patient() bool {
+	busy := l.decision.Rule.Busy()
+	return len(busy) == 1 && busy[0] == rules.Busy{Way: rules.Wait, For: rules.DefaultWait}
+}
+
+// look asks what the kernel has on the port, and says so from time to time.
+func (w *wait) look() {
+	w.obstacle = w.flow.obstacle(w.port, w.flow.upstream)
+	if w.obstacle.Cause == "" {
+		return
+	}
+	cause := w.cause()
+	w.flow.enter(Waiting, cause)
+	if time.Since(w.told) < countdown {
+		return
+	}
+	w.told = time.Now()
+	attrs := append(w.flow.who(), slog.String("rule", w.rule.String()), slog.String("local", w.port.String()),
+		slog.Duration("for", w.left().Round(time.Millisecond)), slog.String("cause", w.obstacle.Cause))
+	if w.obstacle.Left > 0 {
+		attrs = append(attrs, slog.Duration("left", w.obstacle.Left.Round(time.Second)))
+	}
+	if w.obstacle.Hint != "" {
+		attrs = append(attrs, slog.String("hint", w.obstacle.Hint))
+	}
+	w.flow.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelWarn, "flow waits for the kernel to free its source port", attrs...)
+}
+
+// cause is what the kernel said, and why.
+func (w *wait) cause() error {
+	if w.obstacle.Cause == "" {
+		return fmt.Errorf("the kernel refused %s: %w", w.port, w.last)
+	}
+	return &advised{err: fmt.Errorf("%s: %w", w.obstacle.Cause, w.last), hint: w.obstacle.Hint}
+}
+
+// failed is the error of a wait that came to nothing.
+func (w *wait) failed(err error) error {
+	if !errors.Is(err, lease.ErrBusy) {
+		return &pinError{err: err}
+	}
+	if busy := (*lease.BusyError)(nil); w.waiting && errors.As(err, &busy) {
+		busy.Waited = time.Since(w.begun) // in all, not since the kernel's last refusal
+	}
+	if w.last == nil {
+		return &pinError{err: err, hint: busyHint(w.rule, err)}
+	}
+	w.obstacle = w.flow.obstacle(w.port, w.flow.upstream)
+	hint := w.obstacle.Hint
+	if hint == "" {
+		hint = busyHint(w.rule, err)
+	}
+	return &pinError{err: fmt.Errorf("%w; %w", err, w.cause()), hint: hint}
+}
