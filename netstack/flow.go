@@ -37,6 +37,7 @@ const (
 // Drop. The first answer counts, later ones do nothing. Its methods may be
 // called from any goroutine.
 type Flow struct {
+	number   uint64
 	stack    *Stack
 	id       stack.TransportEndpointID
 	src, dst netip.AddrPort
@@ -82,6 +83,9 @@ func addr(a tcpip.Address) netip.Addr {
 	ip, _ := netip.AddrFromSlice(a.AsSlice())
 	return ip
 }
+
+// Number counts the flows of a stack in the order their SYNs came, from 1.
+func (f *Flow) Number() uint64 { return f.number }
 
 // Src is the application's address and port.
 func (f *Flow) Src() netip.AddrPort { return f.src }

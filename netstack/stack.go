@@ -257,7 +257,6 @@ func (s *Stack) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 		return false
 	}
 	if f, ctx := s.park(id, h.SequenceNumber(), pkt); f != nil {
-		s.total.Add(1)
 		go s.run(ctx, f)
 	}
 	return true
@@ -281,6 +280,7 @@ func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.Packet
 	}
 	ctx, cancel := context.WithCancel(s.serve.ctx)
 	f := newFlow(s, id, isn, pkt, cancel)
+	f.number = s.total.Add(1)
 	if old != nil {
 		f.after = old.forwarded
 	}

@@ -118,6 +118,7 @@ func waitOf(ways []rules.Busy) lease.Request {
 func (l *live) pinned(ctx context.Context, dst netip.AddrPort, how lease.Request) (Conn, leased, error) {
 	rule := l.decision.Rule
 	how.Pin, how.Dst, how.Cooldown, how.Holder = rule.Pin(), dst, rule.Cooldown(), l
+	how.Turn = l.id
 	l.towards(dst)
 	w := l.newWait(how)
 	defer w.end()

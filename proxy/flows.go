@@ -25,7 +25,7 @@ func (s Stage) String() string {
 
 // FlowInfo is a flow as it is at a moment.
 type FlowInfo struct {
-	ID       uint64 // counts from 1
+	ID       uint64 // Flow.Number
 	Src, Dst netip.AddrPort
 	Upstream netip.AddrPort // Dst, or another address of the name
 	Local    netip.AddrPort // where it leaves from; invalid until it is connected

@@ -176,6 +176,7 @@ func newHarness(t testing.TB, c Config, texts ...string) *harness {
 
 // testFlow is a connection of an application.
 type testFlow struct {
+	number   uint64
 	src, dst netip.AddrPort
 	accept   func() (app, ours Conn, err error)
 	giveUp   context.CancelFunc
@@ -185,6 +186,7 @@ type testFlow struct {
 	app     Conn // the application's end, once accepted
 }
 
+func (f *testFlow) Number() uint64      { return f.number }
 func (f *testFlow) Src() netip.AddrPort { return f.src }
 func (f *testFlow) Dst() netip.AddrPort { return f.dst }
 
@@ -205,13 +207,14 @@ func (h *harness) open(t testing.TB, dst netip.AddrPort) *testFlow {
 }
 
 func (h *harness) openWith(t testing.TB, dst netip.AddrPort, accept func() (app, ours Conn, err error)) *testFlow {
-	src := netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(40000+h.flows.Add(1)))
+	src := netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(40001+h.flows.Load()))
 	return h.openFrom(t, src, dst, accept)
 }
 
 func (h *harness) openFrom(t testing.TB, src, dst netip.AddrPort, accept func() (app, ours Conn, err error)) *testFlow {
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &testFlow{
+		number:  uint64(h.flows.Add(1)),
 		src:     src,
 		dst:     dst,
 		accept:  accept,

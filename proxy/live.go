@@ -22,7 +22,7 @@ const endLinger = time.Second
 // live is a flow from its decision to its end.
 type live struct {
 	proxy   *Proxy
-	id      uint64 // 1 for the first of this proxy
+	id      uint64 // flow.Number()
 	flow    Flow
 	started time.Time
 
@@ -42,7 +42,7 @@ type live struct {
 }
 
 func newLive(p *Proxy, f Flow, cancel context.CancelFunc) *live {
-	return &live{proxy: p, id: p.flows.Add(1), flow: f, started: time.Now(), cancel: cancel, upstream: f.Dst()}
+	return &live{proxy: p, id: f.Number(), flow: f, started: time.Now(), cancel: cancel, upstream: f.Dst()}
 }
 
 // run is the life of the flow.

@@ -27,6 +27,7 @@ type Conn = interface {
 // Flow is an application's connection that is not answered yet. It is answered
 // once, by Accept, Reject or Drop.
 type Flow interface {
+	Number() uint64      // which one it is; those that wait are served in this order
 	Src() netip.AddrPort // the application
 	Dst() netip.AddrPort // where it connects to
 	// Accept completes the application's handshake. The caller owns the Conn.
@@ -92,7 +93,6 @@ type Proxy struct {
 	crowd  *crowd
 	probes probes
 
-	flows         atomic.Uint64 // so far
 	ended, failed atomic.Uint64
 
 	mu       sync.Mutex

@@ -127,7 +127,7 @@ func TestBusyWaitEnds(t *testing.T) {
 			w.t.Errorf("it waited only %v", took)
 		}
 		e := p.await("flow failed", 1)[0]
-		if !strings.Contains(e.Err, holder.LocalAddr().String()) && !strings.Contains(e.Err, "flow from") {
+		if !strings.Contains(e.Err, holder.LocalAddr().String()) && !strings.Contains(e.Err, "flow 1 from") {
 			w.t.Errorf("who holds the port is not in %+v", e)
 		}
 	})

@@ -207,7 +207,7 @@ func TestPinIsTakenByAnotherFlow(t *testing.T) {
 		c := w.mustConnect(at(f.server, 7))
 		w.fails(at(f.server, 7), unix.EHOSTUNREACH, atOnce)
 		e := p.await("flow failed", 1)[0]
-		if e.Level != "WARN" || !strings.Contains(e.Err, "63999") || !strings.Contains(e.Err, "flow from "+e.Src[:strings.LastIndex(e.Src, ":")]) {
+		if e.Level != "WARN" || !strings.Contains(e.Err, "63999") || !strings.Contains(e.Err, "flow 1 from "+e.Src[:strings.LastIndex(e.Src, ":")]) {
 			w.t.Errorf("the cause and its owner are not in %+v", e)
 		}
 		echo(w.t, c, "undisturbed")

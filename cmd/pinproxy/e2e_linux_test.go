@@ -49,6 +49,7 @@ var programs = map[string]func(){
 	"pinproxy": main,
 	"visit":    visit,
 	"apart":    apart,
+	"occupy":   occupyPort,
 }
 
 func TestMain(m *testing.M) {
@@ -256,7 +257,7 @@ func lines(text string) []string { return strings.Split(strings.TrimSpace(text),
 type entry struct {
 	Level, Msg, Src, Dst, Upstream, Name, Rule, Local, Took, End, Err, Cause, Hint string
 
-	Up, Down uint64
+	ID, Up, Down uint64
 }
 
 // entries are the log's lines with this message so far.

@@ -181,7 +181,7 @@ func TestLogAsText(t *testing.T) {
 	p.expect("level=INFO msg=ready link=pin0")
 	c := w.mustConnect(at(lab.Server4, 7))
 	echo(t, c, "hello")
-	want := fmt.Sprintf(" level=INFO msg=flow src=%s dst=203.0.113.2:7 name=www.bank.example rule=%q local=198.51.100.2:63999 took=",
+	want := fmt.Sprintf(" level=INFO msg=flow id=1 src=%s dst=203.0.113.2:7 name=www.bank.example rule=%q local=198.51.100.2:63999 took=",
 		c.LocalAddr(), "www.bank.example:7=63999")
 	_ = c.Close()
 	p.expect(want)

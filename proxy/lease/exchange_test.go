@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -122,5 +123,35 @@ func TestQueued(t *testing.T) {
 		l.Release(0)
 		synctest.Wait()
 		second.get().lease.Release(0)
+	})
+}
+
+// TestTurn: those that came together are served in their order, not in that of their
+// goroutines.
+func TestTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := NewTable()
+		r := Request{Pin: pinOf(t, "63999"), Dst: dst, Wait: time.Hour, Turn: 1}
+		l := acquire(t, table, r)
+		var order []uint64
+		for _, turn := range []uint64{5, 3, 4, 8, 2, 7, 6} {
+			r.Turn = turn
+			go func() {
+				l, err := table.Acquire(t.Context(), r)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				order = append(order, r.Turn)
+				l.Release(0)
+			}()
+			synctest.Wait()
+		}
+		check(t, table)
+		l.Release(0)
+		synctest.Wait()
+		if !slices.Equal(order, []uint64{2, 3, 4, 5, 6, 7, 8}) {
+			t.Errorf("served %v", order)
+		}
 	})
 }

@@ -29,6 +29,11 @@ type Request struct {
 	// listings cannot name it.
 	Holder Holder
 
+	// Turn is the request's place among those that wait for the same ports: the
+	// lowest is served first. Requests without one (0) have the order of their coming,
+	// as have those of the same turn. Don't mix the two.
+	Turn uint64
+
 	// Queued is called when the request begins to wait, with what is in its
 	// way; on the goroutine that called Acquire, without locks held. May be nil.
 	Queued func(*BusyError)

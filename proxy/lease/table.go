@@ -20,7 +20,7 @@ type Table struct {
 	pairs    map[pairKey]*pair
 	recency  recency
 	releases int64  // so far
-	arrivals uint64 // requests so far
+	arrivals uint64 // requests without a turn so far
 	held     int    // leases
 	waiting  int    // requests
 	asks     []Holder
@@ -107,7 +107,7 @@ func (t *Table) tryOrJoin(key pairKey, r *Request, old *Lease, rest time.Duratio
 	if old != nil {
 		arrival = old.arrival
 		old.release(rest, now)
-	} else {
+	} else if arrival = r.Turn; arrival == 0 {
 		t.arrivals++
 		arrival = t.arrivals
 	}

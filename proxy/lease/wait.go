@@ -9,7 +9,7 @@ import (
 type waiter struct {
 	pool    *pool
 	request Request
-	arrival uint64 // of the request: the order in the queue and among all pools
+	arrival uint64 // the request's turn: the order in the queue and among all pools
 
 	ahead, behind *waiter
 
@@ -29,12 +29,12 @@ func (p *pool) join(r *Request, arrival uint64) *waiter {
 	p.pair.table.waiting++
 	w := &waiter{pool: p, request: *r, arrival: arrival, granted: make(chan struct{})}
 	q := &p.waiters
-	if q.last == nil || q.last.arrival < arrival {
-		w.ahead = q.last
+	if q.first != nil && arrival < q.first.arrival {
+		w.behind = q.first // it comes back (Exchange)
 	} else {
-		// It comes back (Exchange): few can be ahead of it, who did so too.
-		for w.behind = q.first; w.behind.arrival < arrival; w.behind = w.behind.behind {
-			w.ahead = w.behind
+		// Those that came at the same time are not far from the end.
+		for w.ahead = q.last; w.ahead != nil && arrival < w.ahead.arrival; w.ahead = w.ahead.ahead {
+			w.behind = w.ahead
 		}
 	}
 	if w.ahead != nil {
