@@ -314,4 +314,3 @@ func TestDeafDestinationIsExplained(t *testing.T) {
 		t.Errorf("logged %+v", e)
 	}
 }
-

@@ -80,4 +80,3 @@ func (m *Middlebox) Dropped() (packets uint64) {
 	}
 	return packets
 }
-
