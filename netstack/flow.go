@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
@@ -45,6 +46,7 @@ type Flow struct {
 	giveUp   func() // ends the handler's context
 
 	request chan *tcp.ForwarderRequest
+	synAck  chan *stack.PacketBuffer // our first, from gVisor to who writes it
 
 	synMu sync.Mutex
 	syn   *stack.PacketBuffer // nil once released
@@ -59,6 +61,7 @@ type Flow struct {
 	phase   phase
 	ended   bool          // the application's FIN or RST has been seen
 	retired bool          // the application has begun another connection on this 4-tuple
+	sent    bool          // the SYN-ACK has been taken from gVisor
 	lastSYN time.Time     // while parked
 	pause   time.Duration // between the last two SYNs; 0 after one
 }
@@ -72,6 +75,7 @@ func newFlow(s *Stack, id stack.TransportEndpointID, isn uint32, syn *stack.Pack
 		isn:     isn,
 		syn:     syn.IncRef(),
 		request: make(chan *tcp.ForwarderRequest, 1),
+		synAck:  make(chan *stack.PacketBuffer, 1),
 		giveUp:  giveUp,
 
 		forwarded: make(chan struct{}),
@@ -256,17 +260,70 @@ func (s *Stack) unexpect(f *Flow) bool {
 	return true
 }
 
-// deliver is the forwarder's handler: it brings a request to its flow.
+// deliver is the forwarder's handler, on a goroutine of its own: it brings a
+// request to its flow, and the flow's SYN-ACK to the device.
 func (s *Stack) deliver(r *tcp.ForwarderRequest) {
 	s.mu.Lock()
 	f := s.expected[r.ID()]
 	delete(s.expected, r.ID())
+	if f != nil {
+		s.handlers.Add(1) // beside the one of f, which waits for the request
+		defer s.handlers.Done()
+	}
 	s.mu.Unlock()
 	if f == nil { // it has stopped waiting
 		r.Complete(true)
 		return
 	}
 	f.request <- r
+	select {
+	case pkt := <-f.synAck:
+		s.send(pkt)
+	case <-f.forwarded:
+		select {
+		case pkt := <-f.synAck:
+			s.send(pkt)
+		default: // rejected
+		}
+	}
+}
+
+// takeSYNACK keeps the first SYN-ACK of a flow for deliver, and reports whether
+// it did. gVisor writes it with the endpoint locked. The application's kernel
+// answers before the write has returned, and until the lock is free gVisor's
+// processor tries again and again to get it (processor.start): milliseconds, if the
+// scheduler has put the writer aside for the application.
+func (s *Stack) takeSYNACK(pkt *stack.PacketBuffer) bool {
+	h := header.TCP(pkt.TransportHeader().Slice())
+	const synAck = header.TCPFlagSyn | header.TCPFlagAck
+	if pkt.TransportProtocolNumber != tcp.ProtocolNumber || len(h) < header.TCPMinimumSize || h.Flags()&synAck != synAck {
+		return false
+	}
+	net := pkt.Network()
+	id := stack.TransportEndpointID{
+		LocalAddress:  net.SourceAddress(),
+		LocalPort:     h.SourcePort(),
+		RemoteAddress: net.DestinationAddress(),
+		RemotePort:    h.DestinationPort(),
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.flows[id]
+	if f == nil || f.phase != answering || f.sent {
+		return false
+	}
+	f.sent = true
+	f.synAck <- pkt.IncRef()
+	return true
+}
+
+// send writes a packet, whose reference it takes over, to the device. A failure is
+// a packet lost, which gVisor repeats.
+func (s *Stack) send(pkt *stack.PacketBuffer) {
+	var pkts stack.PacketBufferList
+	pkts.PushBack(pkt)
+	_, _ = s.link.Endpoint().WritePackets(pkts)
+	pkts.DecRef()
 }
 
 // Reject lets the application's connect() fail with errno: ECONNREFUSED,

@@ -45,6 +45,14 @@ func (g *gate) Attach(d stack.NetworkDispatcher) {
 	g.LinkEndpoint.Attach(&inbound{NetworkDispatcher: d, stack: g.stack})
 }
 
+// WritePackets lets all pass but a flow's first SYN-ACK, which comes alone.
+func (g *gate) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
+	if pkts.Len() == 1 && g.stack.takeSYNACK(pkts.AsSlice()[0]) {
+		return 1, nil
+	}
+	return g.LinkEndpoint.WritePackets(pkts)
+}
+
 // inbound looks at each packet on its way from the device to gVisor.
 type inbound struct {
 	stack.NetworkDispatcher

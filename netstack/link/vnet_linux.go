@@ -4,14 +4,17 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/rawfile"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/link/stopfd"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
@@ -49,9 +52,11 @@ var errDeleted = errors.New("the tun device was deleted")
 //
 // One goroutine reads; WritePackets may be called by any number of goroutines.
 type vnetEndpoint struct {
-	fd     int
+	fd     int      // for writing, while not closed
+	file   *os.File // owns fd, which Go's poller watches
+	raw    syscall.RawConn
 	fail   func(error)
-	stop   stopfd.StopFD
+	stop   atomic.Bool
 	reader sync.WaitGroup
 
 	mu         sync.RWMutex // held for reading while fd is written to
@@ -66,13 +71,15 @@ var (
 	_ stack.GSOEndpoint  = (*vnetEndpoint)(nil)
 )
 
-// newVnetEndpoint takes fd over when it succeeds. fail is told when reading ends by itself.
+// newVnetEndpoint takes fd, which does not block, over when it succeeds. fail is
+// told when reading ends by itself.
 func newVnetEndpoint(fd int, mtu uint32, fail func(error)) (*vnetEndpoint, error) {
-	stop, err := stopfd.New()
+	file := os.NewFile(uintptr(fd), tunDevice)
+	raw, err := file.SyscallConn()
 	if err != nil {
-		return nil, fmt.Errorf("make stop descriptor: %w", err)
+		return nil, err
 	}
-	return &vnetEndpoint{fd: fd, mtu: mtu, fail: fail, stop: stop}, nil
+	return &vnetEndpoint{fd: fd, file: file, raw: raw, mtu: mtu, fail: fail}, nil
 }
 
 // Attach starts reading, or ends it when d is nil, which may only come once.
@@ -85,7 +92,8 @@ func (e *vnetEndpoint) Attach(d stack.NetworkDispatcher) {
 	case old == nil && d != nil:
 		e.reader.Go(func() { e.read(d) })
 	case old != nil && d == nil:
-		e.stop.Stop()
+		e.stop.Store(true)
+		_ = e.file.SetReadDeadline(time.Unix(1, 0)) // wakes a reader that waits
 		e.reader.Wait()
 	}
 }
@@ -99,47 +107,57 @@ func (e *vnetEndpoint) closeDevice() error {
 		return nil
 	}
 	e.closed = true
-	_ = unix.Close(e.stop.EFD)
-	return unix.Close(e.fd)
+	return e.file.Close()
 }
 
-// read hands every packet of the device to d until Attach(nil).
+// read hands every packet of the device to d until Attach(nil). It waits in Go's
+// poller: a thread of its own in poll(2) would cost two hand-overs between
+// threads a packet.
 func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
-	var hdr [vnetHeaderSize]byte
 	big := buffer.NewViewSize(maxPacket)
 	defer func() { big.Release() }()
-	iov := []unix.Iovec{{Base: &hdr[0]}, {Base: big.BasePtr()}}
-	iov[0].SetLen(len(hdr))
-	iov[1].SetLen(maxPacket)
-	for {
-		n, errno := rawfile.BlockingReadvUntilStopped(e.stop.EFD, e.fd, iov)
-		if n == -1 {
-			return // stopped
+	var hdr [vnetHeaderSize]byte
+	iov := [][]byte{hdr[:], big.AsSlice()}
+	var failed error
+	err := e.raw.Read(func(fd uintptr) bool {
+		for !e.stop.Load() {
+			n, err := unix.Readv(int(fd), iov)
+			switch err {
+			case nil:
+			case unix.EINTR:
+				continue
+			case unix.EAGAIN:
+				return false
+			case unix.EBADFD: // tun_chr_read_iter
+				failed = errDeleted
+				return true
+			default:
+				failed = fmt.Errorf("read the tun device: %w", err)
+				return true
+			}
+			n -= vnetHeaderSize
+			switch {
+			case n <= 0:
+			case n <= copyBelow:
+				view := buffer.NewView(n)
+				_, _ = view.Write(iov[1][:n])
+				deliver(d, view)
+			default:
+				view := big
+				view.CapLength(n)
+				big = buffer.NewViewSize(maxPacket)
+				iov[1] = big.AsSlice()
+				deliver(d, view)
+			}
 		}
-		switch errno {
-		case 0:
-		case unix.ECONNRESET, unix.EBADFD: // POLLERR, as rawfile says it, and tun_chr_read_iter
-			e.fail(errDeleted)
-			return
-		default:
-			e.fail(fmt.Errorf("read the tun device: %w", errno))
-			return
-		}
-		n -= vnetHeaderSize
-		if n <= 0 {
-			continue
-		}
-		var view *buffer.View
-		if n <= copyBelow {
-			view = buffer.NewView(n)
-			_, _ = view.Write(big.AsSlice()[:n])
-		} else {
-			view = big
-			view.CapLength(n)
-			big = buffer.NewViewSize(maxPacket)
-			iov[1].Base = big.BasePtr()
-		}
-		deliver(d, view)
+		return true
+	})
+	switch {
+	case e.stop.Load():
+	case failed != nil:
+		e.fail(failed)
+	case err != nil: // the poller saw POLLERR: the device has gone
+		e.fail(fmt.Errorf("%w: %w", errDeleted, err))
 	}
 }
 
