@@ -4,7 +4,7 @@
 //
 // See docs/pinproxy.8. The files: flags.go is the command line, words.go all that
 // is said to the user, run.go the only place where the packages meet, learn.go
-// the way from a DNS answer to a route, cleanup.go and notify.go what their names say.
+// the way from a DNS answer to a route, cleanup.go, notify.go and cpus.go what their names say.
 package main
 
 import (
@@ -16,6 +16,7 @@ import (
 )
 
 func main() {
+	shareCPUs()
 	stop, now := signals()
 	os.Exit(run(stop, now, os.Args[1:], os.Stdout, os.Stderr))
 }

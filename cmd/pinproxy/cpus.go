@@ -1,0 +1,17 @@
+package main
+
+import (
+	"os"
+	"runtime"
+)
+
+// shareCPUs leaves half of the processors to the programs at the two ends of each
+// connection, which handle every byte that we do, and their kernel. With as many
+// threads as processors each packet wakes a second thread, which finds nothing to
+// do and takes the processor from the program that the packet is for. docs/performance.md
+// has the measurements. Who sets GOMAXPROCS knows better.
+func shareCPUs() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(max(1, runtime.GOMAXPROCS(0)/2))
+	}
+}
