@@ -3,6 +3,7 @@ package proxy
 import (
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,6 +18,24 @@ func (s Sockets) setOptions(fd uintptr) error {
 		return nil
 	}
 	return unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(s.Mark))
+}
+
+// readNow does not tell Go's scheduler of the call: it does not block, and when the
+// process was idle, telling it wakes another thread (entersyscallWakeSysmon).
+func readNow(fd uintptr, b []byte) (int, error) {
+	return now(syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b))))
+}
+
+// writeNow does not either.
+func writeNow(fd uintptr, b []byte) (int, error) {
+	return now(syscall.RawSyscall(syscall.SYS_WRITE, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b))))
+}
+
+func now(n, _ uintptr, errno syscall.Errno) (int, error) {
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // flushTimeout is how long a reset waits for written bytes to be acknowledged.

@@ -33,6 +33,39 @@ func (u *upstream) CloseWrite() error {
 	return u.TCPConn.CloseWrite()
 }
 
+// smallWrite is up to how many bytes a write is over so soon that no other
+// goroutine needs to be let on meanwhile.
+const smallWrite = 16 << 10
+
+// Write implements net.Conn.
+func (u *upstream) Write(b []byte) (int, error) {
+	if len(b) == 0 || len(b) > smallWrite {
+		return u.TCPConn.Write(b)
+	}
+	var done int
+	var err error
+	if werr := u.raw.Write(func(fd uintptr) bool {
+		done, err = writeNow(fd, b)
+		return true
+	}); werr != nil {
+		return 0, werr
+	}
+	switch err {
+	case nil, syscall.EAGAIN, syscall.EINTR:
+	default:
+		return 0, u.fail("write", err)
+	}
+	if done == len(b) {
+		return done, nil
+	}
+	n, err := u.TCPConn.Write(b[done:])
+	return done + n, err
+}
+
+func (u *upstream) fail(call string, err error) error {
+	return &net.OpError{Op: call, Net: "tcp", Source: u.LocalAddr(), Addr: u.RemoteAddr(), Err: os.NewSyscallError(call, err)}
+}
+
 // readChunk takes a buffer for each attempt and gives it back while it waits.
 func (u *upstream) readChunk() (*[chunkSize]byte, int, error) {
 	var (
@@ -43,7 +76,7 @@ func (u *upstream) readChunk() (*[chunkSize]byte, int, error) {
 	werr := u.raw.Read(func(fd uintptr) bool {
 		buf = chunks.Get().(*[chunkSize]byte)
 		for {
-			n, err = syscall.Read(int(fd), buf[:])
+			n, err = readNow(fd, buf[:])
 			if err != syscall.EINTR {
 				break
 			}
@@ -64,7 +97,7 @@ func (u *upstream) readChunk() (*[chunkSize]byte, int, error) {
 	case werr != nil: // closed, or past the deadline
 		return buf, 0, werr
 	case err != nil:
-		return buf, 0, &net.OpError{Op: "read", Net: "tcp", Source: u.LocalAddr(), Addr: u.RemoteAddr(), Err: os.NewSyscallError("read", err)}
+		return buf, 0, u.fail("read", err)
 	case n == 0:
 		return buf, 0, io.EOF
 	}

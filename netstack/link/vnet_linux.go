@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/buffer"
@@ -117,13 +118,15 @@ func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 	big := buffer.NewViewSize(maxPacket)
 	defer func() { big.Release() }()
 	var hdr [vnetHeaderSize]byte
-	iov := [][]byte{hdr[:], big.AsSlice()}
+	iov := []unix.Iovec{{Base: &hdr[0]}, {Base: big.BasePtr()}}
+	iov[0].SetLen(len(hdr))
+	iov[1].SetLen(maxPacket)
 	var failed error
 	err := e.raw.Read(func(fd uintptr) bool {
 		for !e.stop.Load() {
-			n, err := unix.Readv(int(fd), iov)
-			switch err {
-			case nil:
+			n, errno := readv(fd, iov)
+			switch errno {
+			case 0:
 			case unix.EINTR:
 				continue
 			case unix.EAGAIN:
@@ -132,7 +135,7 @@ func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 				failed = errDeleted
 				return true
 			default:
-				failed = fmt.Errorf("read the tun device: %w", err)
+				failed = fmt.Errorf("read the tun device: %w", errno)
 				return true
 			}
 			n -= vnetHeaderSize
@@ -140,13 +143,13 @@ func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 			case n <= 0:
 			case n <= copyBelow:
 				view := buffer.NewView(n)
-				_, _ = view.Write(iov[1][:n])
+				_, _ = view.Write(big.AsSlice()[:n])
 				deliver(d, view)
 			default:
 				view := big
 				view.CapLength(n)
 				big = buffer.NewViewSize(maxPacket)
-				iov[1] = big.AsSlice()
+				iov[1].Base = big.BasePtr()
 				deliver(d, view)
 			}
 		}
@@ -159,6 +162,13 @@ func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 	case err != nil: // the poller saw POLLERR: the device has gone
 		e.fail(fmt.Errorf("%w: %w", errDeleted, err))
 	}
+}
+
+// readv does not tell the scheduler: the descriptor does not block, and when the
+// process was idle, telling it wakes another thread (entersyscallWakeSysmon).
+func readv(fd uintptr, iov []unix.Iovec) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+	return int(n), errno
 }
 
 // deliver hands one IP packet to netstack and gives it up. What is neither IPv4
