@@ -63,7 +63,8 @@ type Stack struct {
 	ready chan struct{}
 
 	total, dropped atomic.Uint64
-	handlers       sync.WaitGroup
+	handlers       sync.WaitGroup // one for each flow whose handler has not returned
+	workers        workers
 
 	mu       sync.Mutex
 	flows    map[stack.TransportEndpointID]*Flow
@@ -86,10 +87,11 @@ func New(l *link.Link, c Config) (*Stack, error) {
 		c.MaxParked = DefaultMaxParked
 	}
 	s := &Stack{
-		link:  l,
-		cfg:   c,
-		ready: make(chan struct{}),
-		flows: make(map[stack.TransportEndpointID]*Flow),
+		link:    l,
+		cfg:     c,
+		ready:   make(chan struct{}),
+		workers: workers{tasks: make(chan task)},
+		flows:   make(map[stack.TransportEndpointID]*Flow),
 
 		expected: make(map[stack.TransportEndpointID]*Flow),
 		parked:   make(map[*Flow]struct{}),
@@ -144,6 +146,7 @@ func (s *Stack) Serve(ctx context.Context, h Handler) error {
 	err := s.watch(ctx)
 	cancel()
 	s.destroy()
+	s.workers.wait()
 	return err
 }
 
@@ -257,7 +260,7 @@ func (s *Stack) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 		return false
 	}
 	if f, ctx := s.park(id, h.SequenceNumber(), pkt); f != nil {
-		go s.run(ctx, f)
+		s.workers.do(task{s, ctx, f})
 	}
 	return true
 }
@@ -290,7 +293,7 @@ func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.Packet
 	return f, ctx
 }
 
-// run is the goroutine of one flow.
+// run is one flow, on a worker.
 func (s *Stack) run(ctx context.Context, f *Flow) {
 	defer s.handlers.Done()
 	defer f.giveUp()
