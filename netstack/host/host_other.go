@@ -46,6 +46,15 @@ func Look(string) (Facts, error) { return Facts{}, errOther }
 // Namespace returns "": there are none.
 func Namespace() (string, error) { return "", nil }
 
+// FindRunning finds none.
+func FindRunning() (r Running, ok bool, err error) { return Running{}, false, nil }
+
+// FindWay returns errors.ErrUnsupported.
+func FindWay(Connection) (Way, error) { return Way{}, errOther }
+
+// Announce does nothing.
+func (l *Lock) Announce(string) {}
+
 // Hold returns errors.ErrUnsupported.
 func Hold(context.Context) (*Lock, error) { return nil, errOther }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +20,7 @@ const lockName = "@pinproxy"
 type Lock struct {
 	listener *net.UnixListener
 	served   sync.WaitGroup
+	control  atomic.Value // string: what Announce was given
 }
 
 // Hold takes the lock of the calling thread's network namespace. The error is a *[HeldError] if another
@@ -53,12 +55,19 @@ func Hold(ctx context.Context) (*Lock, error) {
 	}
 }
 
-// serve hangs up on whoever asks, so that the queue never fills.
+// Announce tells whoever asks for the holder from now on where its control socket is.
+func (l *Lock) Announce(path string) { l.control.Store(path) }
+
+// serve hangs up on whoever asks, so that the queue never fills. What is announced fits into the buffer of any
+// socket, so writing it does not wait.
 func (l *Lock) serve() {
 	for {
 		c, err := l.listener.Accept()
 		if err != nil {
 			return // Release, or nothing to be done about it: the lock holds all the same
+		}
+		if path, ok := l.control.Load().(string); ok {
+			_, _ = c.Write([]byte(path))
 		}
 		c.Close()
 	}

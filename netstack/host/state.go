@@ -18,10 +18,16 @@ type state struct {
 
 // StateFile returns the name of the state file in dir for the network namespace with the given
 // [Namespace] name.
-func StateFile(dir, namespace string) string {
-	name := "pinproxy.state"
+func StateFile(dir, namespace string) string { return scoped(dir, namespace, "state") }
+
+// SocketFile returns the name of the control socket in dir for the network namespace with the given
+// [Namespace] name.
+func SocketFile(dir, namespace string) string { return scoped(dir, namespace, "sock") }
+
+func scoped(dir, namespace, extension string) string {
+	name := "pinproxy." + extension
 	if namespace != "" {
-		name = "pinproxy." + namespace + ".state"
+		name = "pinproxy." + namespace + "." + extension
 	}
 	return filepath.Join(dir, name)
 }

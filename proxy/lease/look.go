@@ -1,0 +1,83 @@
+package lease
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+
+	"pinproxy/rules"
+)
+
+// viewed is how many ports of each kind a View lists.
+const viewed = 32
+
+// View is what the table knows of a pin towards a destination at a moment.
+type View struct {
+	Held             []Held    // who holds the pin's ports, by port; the first few of them
+	Rests            []Resting // which rest, those that end first first; the first few of them
+	Next             []uint16  // which are free, in the order in which they are taken; the first few of them
+	Holding, Resting int       // how many are held, and how many rest
+	Waiting          int       // how many requests wait for the pin
+}
+
+// Resting is a port that nobody holds and nobody gets before a time.
+type Resting struct {
+	Local netip.AddrPort
+	Until time.Time
+}
+
+// Look returns what the table knows of pin towards dst. It looks at each 4-tuple that was used towards dst within
+// the last minutes.
+func (t *Table) Look(dst netip.AddrPort, pin rules.Pin) View {
+	now := t.lock()
+	defer t.unlock()
+	pr := t.pairs[keyOf(pin, netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port()))]
+	if pr == nil {
+		return View{Next: first(pin.Ports().Ranges(), nil)}
+	}
+	v := View{}
+	var free []*tuple
+	for port, tu := range pr.tuples {
+		switch {
+		case !pin.Ports().Contains(port):
+		case tu.state == held:
+			v.Holding++
+			v.Held = append(v.Held, tu.held())
+		case tu.state == resting && tu.rested > now:
+			v.Resting++
+			v.Rests = append(v.Rests, Resting{Local: tu.local(), Until: t.time(tu.rested)})
+		default:
+			free = append(free, tu)
+		}
+	}
+	slices.SortFunc(v.Held, func(a, b Held) int { return cmp.Compare(a.Local.Port(), b.Local.Port()) })
+	slices.SortFunc(v.Rests, func(a, b Resting) int { return a.Until.Compare(b.Until) })
+	slices.SortFunc(free, func(a, b *tuple) int { return cmp.Compare(a.order, b.order) })
+	v.Held, v.Rests = v.Held[:min(viewed, len(v.Held))], v.Rests[:min(viewed, len(v.Rests))]
+
+	unused := fresh(pin.Ports().Ranges())
+	for _, p := range pr.pools {
+		if p.pin.Equal(pin) {
+			unused, v.Waiting = p.fresh, p.waiters.len
+		}
+	}
+	v.Next = first(unused, pr.tuples)
+	for _, tu := range free[:min(viewed-len(v.Next), len(free))] {
+		v.Next = append(v.Next, tu.port)
+	}
+	return v
+}
+
+// first returns the first ports of a queue, those with a record left out.
+func first(f fresh, but map[uint16]*tuple) []uint16 {
+	var list []uint16
+	for _, r := range f {
+		for port := int(r.First); port <= int(r.Last) && len(list) < viewed; port++ {
+			if but[uint16(port)] == nil {
+				list = append(list, uint16(port))
+			}
+		}
+	}
+	return list
+}

@@ -1,0 +1,71 @@
+package lease
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// What Look says is next is what Acquire gives.
+func TestLook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := NewTable()
+		pin := pinOf(t, "63990-63993")
+		next := func(want ...uint16) {
+			t.Helper()
+			if got := table.Look(dst, pin).Next; !slices.Equal(got, want) {
+				t.Errorf("next are %v, want %v", got, want)
+			}
+		}
+		next(63990, 63991, 63992, 63993)
+		if len(table.pairs) > 0 {
+			t.Error("a look leaves something behind")
+		}
+		holder := &flow{name: "flow 1"}
+		a := acquire(t, table, Request{Pin: pin, Holder: holder})
+		b := acquire(t, table, Request{Pin: pin})
+		next(63992, 63993)
+		a.Release(time.Minute)
+		b.Release(0)
+		next(63992, 63993, 63991)
+		v := table.Look(dst, pin)
+		if v.Resting != 1 || len(v.Rests) != 1 || v.Rests[0].Local.Port() != 63990 || time.Until(v.Rests[0].Until) != time.Minute || v.Holding != 0 {
+			t.Errorf("while one rests: %+v", v)
+		}
+		time.Sleep(time.Minute)
+		next(63992, 63993, 63990, 63991) // in the order of their release, though nobody has looked since
+		for _, want := range []uint16{63992, 63993, 63990, 63991} {
+			if got := acquire(t, table, Request{Pin: pin, Holder: holder}).Local().Port(); got != want {
+				t.Errorf("got %d, want %d", got, want)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		gone := make(chan struct{})
+		go func() {
+			defer close(gone)
+			_, _ = table.Acquire(ctx, Request{Pin: pin, Dst: dst, Wait: time.Hour})
+		}()
+		synctest.Wait()
+		v = table.Look(dst, pin)
+		if v.Holding != 4 || len(v.Held) != 4 || v.Held[0].Local.Port() != 63990 || v.Held[0].Holder != holder || v.Waiting != 1 || v.Next != nil {
+			t.Errorf("while all are held: %+v", v)
+		}
+		cancel()
+		<-gone
+	})
+}
+
+// A pin that overlaps another sees the other's holders.
+func TestLookAtOverlappingPin(t *testing.T) {
+	table := NewTable()
+	l := acquire(t, table, Request{Pin: pinOf(t, "63990-63999")})
+	defer l.Release(0)
+	if v := table.Look(dst, pinOf(t, "63989-63991")); v.Holding != 1 || !slices.Equal(v.Next, []uint16{63989, 63991}) {
+		t.Errorf("%+v", v)
+	}
+	if v := table.Look(dst, pinOf(t, "1-65535")); v.Holding != 1 || len(v.Next) != viewed {
+		t.Errorf("%+v", v)
+	}
+}

@@ -1,0 +1,50 @@
+package rules
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
+
+// Candidates returns every rule that is for a connection to dst known by name, "" when no name is known, from the
+// most specific on: the first is [Set.Match]'s. It is for explaining a decision, and takes time with each rule of
+// each host that contains the destination.
+func (s *Set) Candidates(name string, dst netip.AddrPort) []*Rule {
+	var list []*Rule
+	if name != "" {
+		for h := range s.namesakes(canonical(name)) {
+			list = append(list, h.candidates(dst.Port())...)
+		}
+	}
+	addr := dst.Addr().Unmap()
+	table := &s.v6
+	if addr.Is4() {
+		table = &s.v4
+	}
+	for _, level := range table.levels {
+		prefix, err := addr.Prefix(level.length) // drops a zone
+		if err != nil {
+			return list // not an address
+		}
+		if h := level.hosts[prefix.Addr()]; h != nil {
+			list = append(list, h.candidates(dst.Port())...)
+		}
+	}
+	if s.any != nil && addr.IsValid() {
+		list = append(list, s.any.candidates(dst.Port())...)
+	}
+	return list
+}
+
+// candidates returns the host's rules for port, the one with the fewest ports first. No two have equally many:
+// that would be a ConflictError.
+func (h *hostRules) candidates(port uint16) []*Rule {
+	var list []*Rule
+	for _, r := range h.rules {
+		if r.ports.Contains(port) {
+			list = append(list, r)
+		}
+	}
+	slices.SortFunc(list, func(a, b *Rule) int { return cmp.Compare(a.ports.Len(), b.ports.Len()) })
+	return list
+}
