@@ -154,6 +154,7 @@ func (l *live) refuse(err error) {
 // fail logs a flow that was never spliced.
 func (l *live) fail(err error) {
 	l.proxy.failed.Add(1)
+	l.proxy.failures.add(l.failure(err))
 	level := slog.LevelWarn
 	hint := hintOf(err)
 	switch {

@@ -93,6 +93,8 @@ type Proxy struct {
 	crowd  *crowd
 	probes probes
 
+	failures failures
+
 	ended, failed atomic.Uint64
 
 	mu       sync.Mutex

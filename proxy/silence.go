@@ -73,26 +73,34 @@ func (l *live) diagnose(err error) error {
 	if !l.goOn(cancel) || !l.proxy.probes.due(silent.dst) {
 		return err
 	}
-	from := netip.AddrPort{}
-	if !silent.pin.Addr().IsUnspecified() {
-		from = netip.AddrPortFrom(silent.pin.Addr(), 0)
-	}
-	c, perr := l.proxy.cfg.Dialer.Dial(ctx, from, silent.dst)
-	waited := silent.waited.Round(100 * time.Millisecond)
-	switch {
-	case perr == nil:
-		port := addrPort(c.LocalAddr()).Port()
-		_ = c.Close()
-		silent.err = fmt.Errorf("no answer from %s to source port %d within %v, though port %d was answered at once: %w", silent.dst, silent.pin.Port(), waited, port, silent.err)
-	case errors.Is(perr, syscall.ECONNREFUSED):
-		silent.err = fmt.Errorf("no answer from %s to source port %d within %v, though another port was refused at once: %w", silent.dst, silent.pin.Port(), waited, silent.err)
-	case unanswered(perr):
-		silent.err = fmt.Errorf("no answer from %s to source port %d within %v, nor to another port: %w", silent.dst, silent.pin.Port(), waited, silent.err)
-		silent.hint = "the destination is down, or a firewall lets neither port in"
-		return silent
-	default:
+	if !silent.probe(ctx, l.proxy.cfg.Dialer) {
 		return err
 	}
-	silent.hint = "a firewall on the way remembers the port's last connection (cooldown= in the rule lets it forget), or filters resets, or does not let this port in"
 	return silent
+}
+
+// probe dials the destination from another port and puts what that tells into e; false if it tells nothing.
+func (e *silenceError) probe(ctx context.Context, d Dialer) bool {
+	from := netip.AddrPort{}
+	if !e.pin.Addr().IsUnspecified() {
+		from = netip.AddrPortFrom(e.pin.Addr(), 0)
+	}
+	c, err := d.Dial(ctx, from, e.dst)
+	waited := e.waited.Round(100 * time.Millisecond)
+	switch {
+	case err == nil:
+		port := addrPort(c.LocalAddr()).Port()
+		_ = c.Close()
+		e.err = fmt.Errorf("no answer from %s to source port %d within %v, though port %d was answered at once: %w", e.dst, e.pin.Port(), waited, port, e.err)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		e.err = fmt.Errorf("no answer from %s to source port %d within %v, though another port was refused at once: %w", e.dst, e.pin.Port(), waited, e.err)
+	case unanswered(err):
+		e.err = fmt.Errorf("no answer from %s to source port %d within %v, nor to another port: %w", e.dst, e.pin.Port(), waited, e.err)
+		e.hint = "the destination is down, or a firewall lets neither port in"
+		return true
+	default:
+		return false
+	}
+	e.hint = "a firewall on the way remembers the port's last connection (cooldown= in the rule lets it forget), or filters resets, or does not let this port in"
+	return true
 }

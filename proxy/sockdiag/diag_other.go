@@ -18,3 +18,6 @@ func Destroy(Socket) error { return errors.ErrUnsupported }
 
 // Owners is Linux's.
 func Owners(list []Socket) []Process { return make([]Process, len(list)) }
+
+// Bind is Linux's.
+func Bind(netip.AddrPort) error { return errors.ErrUnsupported }

@@ -14,6 +14,8 @@
 // begun. Owner reads all of /proc, and is for messages only. Looking needs no
 // privileges; the processes of other users are named to root alone.
 //
+// Bind asks by trying whether a port can be had: who set SO_REUSEADDR is not told otherwise.
+//
 // Destroy ends a socket that was looked at before: the request carries the
 // socket's cookie, so it can't meet another one that has taken its place. It needs
 // CAP_NET_ADMIN and a kernel with CONFIG_INET_DIAG_DESTROY.

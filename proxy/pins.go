@@ -1,0 +1,51 @@
+package proxy
+
+import (
+	"net/netip"
+	"time"
+
+	"pinproxy/proxy/lease"
+	"pinproxy/rules"
+)
+
+// PinInfo is what a pin has towards a destination at a moment.
+type PinInfo struct {
+	Held    []PinHeld    // ports that flows have, by port; the first few of them
+	Resting []PinResting // ports that nobody gets before a time; the first few of them
+	Next    []uint16     // free ports, in the order in which flows get them; the first few of them
+	Waiting int          // how many flows wait for one
+}
+
+// PinHeld is a port that a flow has.
+type PinHeld struct {
+	Port  uint16
+	Flow  uint64 // FlowInfo.ID
+	Since time.Time
+}
+
+// PinResting is a port that was given back, and rests.
+type PinResting struct {
+	Port  uint16
+	Until time.Time
+}
+
+// Pin tells which ports of pin flows to dst have, and which one the next would get. It knows flows only: what else
+// has a port is the kernel's to tell.
+func (p *Proxy) Pin(pin rules.Pin, dst netip.AddrPort) PinInfo {
+	v := p.leases.Look(dst, pin)
+	info := PinInfo{Next: v.Next, Waiting: v.Waiting}
+	for _, h := range v.Held {
+		info.Held = append(info.Held, PinHeld{Port: h.Local.Port(), Flow: flowOf(h.Holder), Since: h.Since})
+	}
+	for _, r := range v.Rests {
+		info.Resting = append(info.Resting, PinResting{Port: r.Local.Port(), Until: r.Until})
+	}
+	return info
+}
+
+func flowOf(h lease.Holder) uint64 {
+	if l, ok := h.(*live); ok {
+		return l.id
+	}
+	return 0
+}

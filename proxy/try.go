@@ -1,0 +1,69 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"time"
+)
+
+// Trial is a connection that was made to see whether it can be.
+type Trial struct {
+	Local netip.AddrPort // read back from the socket
+	Took  time.Duration  // until the destination had answered
+}
+
+// Try connects from pin to dst as a flow does, and ends the connection in order without having sent a byte. The error
+// is the one that the flow's line in the log would have; [Hint] says what would help. A dial without an answer is
+// followed by one from another port, as a flow's is. The lease table is not asked.
+func (s Sockets) Try(ctx context.Context, pin, dst netip.AddrPort) (Trial, error) {
+	begun := time.Now()
+	c, err := s.Dial(ctx, pin, dst)
+	took := time.Since(begun)
+	switch {
+	case err == nil:
+	case unanswered(err):
+		silent := &silenceError{err: err, pin: pin, dst: dst, waited: took}
+		probe, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
+		defer cancel()
+		silent.probe(probe, s)
+		return Trial{}, silent
+	case taken(err):
+		if o := s.Obstacle(pin, dst); o.Cause != "" {
+			err = &advised{err: fmt.Errorf("%s: %w", o.Cause, err), hint: o.Hint}
+		}
+		return Trial{}, &pinError{err: err}
+	default:
+		return Trial{}, explain(err, pin, dst)
+	}
+	defer s.endInOrder(c)
+	local, err := verify(c, pin)
+	if err != nil {
+		return Trial{}, &pinError{err: err}
+	}
+	return Trial{Local: local, Took: took}, nil
+}
+
+// endInOrder ends a connection by a FIN both ways, if the peer does so soon. The TIME_WAIT that we get for having been
+// first would be in the way of the next flow: it is ended, if we may.
+func (s Sockets) endInOrder(c Conn) {
+	local, remote := addrPort(c.LocalAddr()), addrPort(c.RemoteAddr())
+	_ = c.CloseWrite()
+	_ = c.SetReadDeadline(time.Now().Add(endLinger))
+	_, _ = io.Copy(io.Discard, c) // until the peer's end
+	_ = c.Close()
+	_, _ = s.makeRoom(local, remote)
+}
+
+// Explain names the cause of an error of binding pin for a connection to dst, where its errno alone does not.
+func Explain(err error, pin, dst netip.AddrPort) error { return explain(err, pin, dst) }
+
+// Hint says what would help against an error of this package; empty if nothing is known.
+func Hint(err error) string {
+	if errors.Is(err, context.Canceled) {
+		return ""
+	}
+	return hintOf(err)
+}
