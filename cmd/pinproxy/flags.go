@@ -19,7 +19,7 @@ import (
 
 // options is the command line, parsed.
 type options struct {
-	command string // "" or "cleanup"
+	command string // "", "check", "status" or "cleanup"
 	help    bool
 	version bool
 
@@ -31,6 +31,11 @@ type options struct {
 	dryRun      bool
 	logLevel    slog.Level
 	logJSON     bool
+	socket      string // path of the control socket; "" is the default
+
+	target  target // of check
+	connect bool
+	json    bool
 }
 
 // usageError is a mistake on the command line.
@@ -60,6 +65,9 @@ func parseArgs(args []string) (options, error) {
 	fs.BoolVar(&o.dryRun, "dry-run", false, "")
 	fs.StringVar(&level, "log-level", "info", "")
 	fs.StringVar(&format, "log-format", "text", "")
+	fs.StringVar(&o.socket, "socket", "", "")
+	fs.BoolVar(&o.connect, "connect", false, "")
+	fs.BoolVar(&o.json, "json", false, "")
 	if err := fs.Parse(args); err != nil {
 		return o, &usageError{strings.TrimPrefix(err.Error(), "pflag: "), "pinproxy --help"}
 	}
@@ -72,7 +80,17 @@ func parseArgs(args []string) (options, error) {
 	if err := o.positional(fs.Args(), ruleTexts); err != nil {
 		return o, err
 	}
-	if o.command != "" {
+	if err := o.belong(fs); err != nil {
+		return o, err
+	}
+	switch {
+	case o.command == "check" && o.dialTimeout <= 0:
+		return o, dialTimeoutError(o.dialTimeout)
+	case o.command == "check" && len(ruleTexts)+len(ruleFiles) > 0:
+		var err error
+		o.set, err = loadRules(ruleTexts, ruleFiles)
+		return o, err
+	case o.command != "":
 		return o, nil
 	}
 	var err error
@@ -86,7 +104,7 @@ func parseArgs(args []string) (options, error) {
 		return o, err
 	}
 	if o.dialTimeout <= 0 {
-		return o, &usageError{fmt.Sprintf("--dial-timeout %s: must be more than 0", o.dialTimeout), "pinproxy --dial-timeout 30s …"}
+		return o, dialTimeoutError(o.dialTimeout)
 	}
 	o.set, err = loadRules(ruleTexts, ruleFiles)
 	return o, err
@@ -97,11 +115,20 @@ func (o *options) positional(args, ruleTexts []string) error {
 	switch {
 	case len(args) == 0:
 		return nil
-	case len(args) == 1 && args[0] == "cleanup":
+	case args[0] == "check" && len(args) == 2:
+		o.command = args[0]
+		var err error
+		o.target, err = parseTarget(args[1])
+		return err
+	case args[0] == "check" && len(args) == 1:
+		return &usageError{"check what? HOST:PORT is missing", "pinproxy check www.bank.example:443"}
+	case args[0] == "check":
+		return &usageError{fmt.Sprintf("unexpected argument %q: check takes one HOST:PORT", args[2]), "pinproxy check " + args[1]}
+	case len(args) == 1 && (args[0] == "cleanup" || args[0] == "status"):
 		o.command = args[0]
 		return nil
-	case args[0] == "cleanup":
-		return &usageError{fmt.Sprintf("unexpected argument %q", args[1]), "pinproxy cleanup"}
+	case args[0] == "cleanup" || args[0] == "status":
+		return &usageError{fmt.Sprintf("unexpected argument %q", args[1]), "pinproxy " + args[0]}
 	case len(ruleTexts) == 0 && strings.Contains(args[0], "="):
 		return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), "pinproxy --rule " + quote(args[0])}
 	case len(ruleTexts) > 0 && isOption(args[0]):
@@ -112,6 +139,36 @@ func (o *options) positional(args, ruleTexts []string) error {
 		}
 	}
 	return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), "pinproxy --help"}
+}
+
+// belong refuses flags that mean nothing to the command.
+func (o *options) belong(fs *pflag.FlagSet) error {
+	var err error
+	fs.Visit(func(f *pflag.Flag) {
+		mine := true
+		switch o.command {
+		case "check":
+			mine = slices.Contains([]string{"rule", "rules", "connect", "json", "socket", "dial-timeout", "tun"}, f.Name)
+		case "status":
+			mine = slices.Contains([]string{"json", "socket"}, f.Name)
+		case "cleanup":
+			mine = false
+		default:
+			mine = f.Name != "connect" && f.Name != "json"
+		}
+		switch {
+		case mine || err != nil:
+		case o.command == "":
+			err = &usageError{fmt.Sprintf("--%s goes with a command", f.Name), "pinproxy check --" + f.Name + " HOST:PORT"}
+		default:
+			err = &usageError{fmt.Sprintf("--%s means nothing to %s", f.Name, o.command), "pinproxy --help"}
+		}
+	})
+	return err
+}
+
+func dialTimeoutError(d time.Duration) error {
+	return &usageError{fmt.Sprintf("--dial-timeout %s: must be more than 0", d), "pinproxy --dial-timeout 30s …"}
 }
 
 func isOption(arg string) bool {

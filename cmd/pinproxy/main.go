@@ -4,7 +4,11 @@
 //
 // See docs/pinproxy.8. The files: flags.go is the command line, words.go all that
 // is said to the user, run.go the only place where the packages meet, learn.go
-// the way from a DNS answer to a route, cleanup.go, notify.go and cpus.go what their names say.
+// the way from a DNS answer to a route, control.go the socket that tells others of
+// the running pinproxy, snapshot.go what is told, ask.go the asking; check.go finds
+// out what becomes of a connection, verdict.go concludes, report.go and
+// check_words.go say it; status.go, cleanup.go, notify.go and cpus.go are
+// what their names say.
 package main
 
 import (
@@ -53,6 +57,13 @@ func run(stop, now context.Context, args []string, stdout, stderr io.Writer) int
 		return say.print(stdout, version())
 	case o.command == "cleanup":
 		err = cleanup(stop, stdout, stderr)
+	case o.command == "status":
+		err = status(stop, o, stdout)
+	case o.command == "check":
+		var exit int
+		if exit, err = check(stop, o, stdout); err == nil {
+			return exit
+		}
 	case o.dryRun:
 		err = dryRun(stop, o, stdout)
 	default:

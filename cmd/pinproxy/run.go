@@ -78,11 +78,12 @@ func serve(stop, now context.Context, o options, stderr io.Writer) (err error) {
 	if o.offload && !dev.Offload() {
 		log.Warn("the kernel gives the device no offloads: it will be slower", "link", dev.Name())
 	}
-	return capture(stop, now, o, dev, log)
+	return capture(stop, now, o, dev, lock, log)
 }
 
 // capture puts the parts together and runs them.
-func capture(stop, now context.Context, o options, dev *link.Link, log *slog.Logger) error {
+func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lock, log *slog.Logger) (err error) {
+	began := time.Now()
 	config := hostConfig(o, log)
 	config.Link, config.MTU = dev.Name(), dev.MTU()
 	h, err := host.New(config)
@@ -132,6 +133,12 @@ func capture(stop, now context.Context, o options, dev *link.Link, log *slog.Log
 	}
 	for _, w := range h.Warnings() {
 		log.Warn(w.Error())
+	}
+	if l, path, remove := openControl(ctx, o, log); l != nil {
+		c := &control{link: dev.Name(), strict: o.strict, began: began, set: o.set, names: names, pins: pins}
+		parts.Go(func() error { return c.serve(ctx, l) })
+		lock.Announce(path)
+		defer func() { err = errors.Join(err, remove()) }()
 	}
 	parts.Go(func() error { return h.Run(ctx) })
 	parts.Go(func() error { return learn.expire(ctx) })

@@ -34,6 +34,9 @@ const usage = `pinproxy pins the source ports of TCP connections by rule, for an
 
 Usage:
   pinproxy --rule RULE... [flags]    pin for this whole host, until ended
+  pinproxy check [--rule RULE]... [--connect] [--json] HOST:PORT
+                                     which rule, which port, and what stands in the way
+  pinproxy status [--json]           rules, flows and failures of the running pinproxy
   pinproxy cleanup                   undo what a killed pinproxy left behind
 
 Rules, destination=source:
@@ -55,12 +58,17 @@ Flags:
       --dry-run            print each change to the host as a command, change nothing
       --log-level LEVEL    debug, info, warn or error (default info)
       --log-format FORMAT  text or json (default text)
+      --socket PATH        control socket, of which check and status ask
+                           (default /run/pinproxy.sock)
+      --connect            check: make a connection from the pin, and send nothing
+      --json               check, status: print JSON
       --version            print the version
   -h, --help               print this
 
 Example: a partner's firewall lets you in from source port 63999 only.
   $ sudo pinproxy --rule 'partner.example:443=63999' &
   $ curl https://partner.example/          # any program, as always
+  $ pinproxy check partner.example:443     # exit status 0: it leaves from its pin
 Exit status: 0 done, 1 failed, 2 bad usage. The manual is pinproxy(8).
 `
 
@@ -120,7 +128,12 @@ func ruleHint(e *rules.SyntaxError) string {
 func hintFor(err error) string {
 	var held *host.HeldError
 	var path *fs.PathError
+	var ask *askError
 	switch {
+	case errors.As(err, &ask):
+		return ask.hint("status")
+	case errors.As(err, &notRunningError{}):
+		return "sudo pinproxy --rule 'google.co.uk:443=63999'"
 	case errors.As(err, &held) && held.PID != 0:
 		return fmt.Sprintf("stop it by `kill %d`, or add the rule to its command line", held.PID)
 	case errors.Is(err, link.ErrNoTUN):

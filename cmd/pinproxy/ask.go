@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"syscall"
+	"time"
+
+	"pinproxy/netstack/host"
+)
+
+const (
+	askTimeout = 10 * time.Second
+	maxAnswer  = 256 << 20 // bytes; a flow takes some 300
+)
+
+// instance is the running pinproxy, seen from outside.
+type instance struct {
+	host.Running
+	path  string // of its control socket
+	about aboutJSON
+	err   error // why the control socket does not answer
+}
+
+// notRunningError says that there is nobody to ask.
+type notRunningError struct{}
+
+func (notRunningError) Error() string { return "no pinproxy is running in this network namespace" }
+
+// findInstance finds the running pinproxy and asks it who it is. Nil without an error: there is none.
+func findInstance(ctx context.Context, o options) (*instance, error) {
+	running, ok, err := host.FindRunning()
+	if err != nil {
+		return nil, err
+	}
+	if !ok && o.socket == "" {
+		return nil, nil
+	}
+	i := &instance{Running: running, path: o.socket}
+	if i.path == "" {
+		i.path = running.Socket
+	}
+	if i.path == "" {
+		i.err = errors.New("it has no control socket")
+		return i, nil
+	}
+	if i.err = i.ask(ctx, "/about", nil, &i.about); i.err == nil && i.PID == 0 {
+		i.PID = i.about.PID
+	}
+	if !ok && i.err != nil {
+		return nil, i.err
+	}
+	return i, nil
+}
+
+// ask asks the control socket. The error says why there is no answer.
+func (i *instance) ask(ctx context.Context, resource string, query url.Values, answer any) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", i.path)
+		},
+	}}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://pinproxy"+resource+"?"+query.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(r)
+	if err != nil {
+		return &askError{i.path, err}
+	}
+	defer response.Body.Close()
+	body := io.LimitReader(response.Body, maxAnswer)
+	if response.StatusCode != http.StatusOK {
+		said, _ := io.ReadAll(io.LimitReader(body, 1<<10))
+		return &askError{i.path, fmt.Errorf("%s: %s", response.Status, strings.TrimSpace(string(said)))}
+	}
+	if err := json.NewDecoder(body).Decode(answer); err != nil {
+		return &askError{i.path, fmt.Errorf("read the answer: %w", err)}
+	}
+	return nil
+}
+
+// destination asks what a connection would meet.
+func (i *instance) destination(ctx context.Context, dst netip.AddrPort, name, rule string) (d destinationJSON, err error) {
+	return d, i.ask(ctx, "/destination", url.Values{"dst": {dst.String()}, "name": {name}, "rule": {rule}}, &d)
+}
+
+// askError says that the control socket does not answer.
+type askError struct {
+	path string
+	err  error
+}
+
+func (e *askError) Error() string { return fmt.Sprintf("ask %s: %v", e.path, cause(e.err)) }
+func (e *askError) Unwrap() error { return e.err }
+
+// hint is the way on.
+func (e *askError) hint(command string) string {
+	switch {
+	case errors.Is(e.err, fs.ErrPermission):
+		return "the control socket is its user's and root's: sudo pinproxy " + command
+	case errors.Is(e.err, fs.ErrNotExist), errors.Is(e.err, syscall.ECONNREFUSED):
+		return "say by --socket where the running pinproxy listens"
+	}
+	return ""
+}

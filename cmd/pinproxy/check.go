@@ -1,0 +1,405 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"pinproxy/netstack/host"
+	"pinproxy/proxy"
+	"pinproxy/proxy/sockdiag"
+	"pinproxy/rules"
+)
+
+const (
+	lookupTimeout = 10 * time.Second
+	// triedPorts is how many ports of a pin are looked at, each by a walk through the kernel's sockets.
+	triedPorts = 32
+)
+
+// target is what `check` is asked about.
+type target struct {
+	host string     // a name, canonical, or an address
+	addr netip.Addr // invalid if host is a name
+	port uint16
+}
+
+func (t target) String() string { return net.JoinHostPort(t.host, strconv.Itoa(int(t.port))) }
+
+// name is what rules are asked for.
+func (t target) name() string {
+	if t.addr.IsValid() {
+		return ""
+	}
+	return t.host
+}
+
+// parseTarget reads HOST:PORT. HOST is what the host of a rule is, without "*" and prefixes.
+func parseTarget(text string) (target, error) {
+	fail := func(format string, args ...any) (target, error) {
+		return target{}, &usageError{fmt.Sprintf("HOST:PORT %q: ", text) + fmt.Sprintf(format, args...), "pinproxy check www.bank.example:443"}
+	}
+	h, p, err := net.SplitHostPort(text)
+	if err != nil {
+		if strings.Count(text, ":") > 1 && !strings.Contains(text, "[") {
+			return fail("an IPv6 address stands in brackets")
+		}
+		return fail("the port is missing")
+	}
+	port, err := strconv.ParseUint(p, 10, 16)
+	if err != nil || port == 0 {
+		return fail("%q is not a port from 1 to 65535", p)
+	}
+	t := target{host: h, port: uint16(port)}
+	if addr, err := netip.ParseAddr(h); err == nil {
+		if addr.Zone() != "" || addr.IsUnspecified() || addr.IsMulticast() {
+			return fail("no connection can be captured to this address")
+		}
+		t.addr = addr.Unmap()
+		t.host = t.addr.String()
+		return t, nil
+	}
+	r, err := rules.Parse(h + ":" + p + "=1")
+	var syntax *rules.SyntaxError
+	switch {
+	case errors.As(err, &syntax):
+		return fail("%s", syntax.Msg)
+	case err != nil:
+		return target{}, err
+	case r.Host().Name() == "" || r.Host().Wildcard():
+		return fail("a name or an address is needed")
+	}
+	t.host = r.Host().Name()
+	return t, nil
+}
+
+// checker finds out about connections to a target.
+type checker struct {
+	options
+	instance *instance  // nil: none is running
+	set      *rules.Set // nil: no rules are known
+	facts    host.Facts
+	lowest   uint16       // port that anybody may bind
+	mayMark  bool         // we may set a socket's mark, and end sockets
+	running  capabilities // the running pinproxy's
+}
+
+// check answers what would become of a connection to o.target, on stdout; status is 0 if it would leave from its pin
+// now.
+func check(ctx context.Context, o options, stdout io.Writer) (status int, err error) {
+	c := &checker{options: o}
+	if err := c.find(ctx); err != nil {
+		return exitFailed, err
+	}
+	r := report{Target: o.target.String(), Rules: c.rulesFrom(), PortRange: rangeJSON(c.facts.LocalPorts)}
+	if c.instance != nil {
+		r.Pinproxy = &pinproxyJSON{PID: c.instance.PID, Socket: c.instance.path, Link: c.instance.about.Link, Strict: c.instance.about.Strict}
+		if c.instance.err != nil {
+			r.Pinproxy.Error = c.instance.err.Error()
+		}
+	}
+	addrs, err := c.resolve(ctx)
+	if err != nil {
+		r.Error = err.Error()
+	}
+	for _, addr := range addrs {
+		s, err := c.look(ctx, netip.AddrPortFrom(addr, o.target.port))
+		if err != nil {
+			return exitFailed, err
+		}
+		a := s.report(c.facts)
+		if o.connect {
+			a.Connect = c.try(ctx, s)
+		}
+		r.Addresses = append(r.Addresses, a)
+	}
+	r.conclude()
+	if o.json {
+		err = writeJSON(stdout, r)
+	} else {
+		_, err = io.WriteString(stdout, r.text())
+	}
+	if err != nil {
+		return exitFailed, err
+	}
+	if !r.Pinned {
+		return exitFailed, nil
+	}
+	return exitOK, nil
+}
+
+// find finds the running pinproxy, the rules and what the host is set to.
+func (c *checker) find(ctx context.Context) (err error) {
+	if c.instance, err = findInstance(ctx, c.options); err != nil {
+		return err
+	}
+	c.set = c.options.set
+	link := c.tun
+	if c.instance != nil && c.instance.err == nil {
+		link = c.instance.about.Link
+		if c.set == nil {
+			if c.set, err = rulesOf(c.instance.about); err != nil {
+				return err
+			}
+		}
+	}
+	if c.facts, err = host.Look(link); err != nil {
+		return err
+	}
+	c.lowest = lowestUnprivileged()
+	c.mayMark = mayMark()
+	if c.instance != nil && c.instance.PID != 0 {
+		c.running = capabilitiesOf(strconv.Itoa(c.instance.PID))
+	}
+	return nil
+}
+
+// rulesOf makes the running pinproxy's rules ours.
+func rulesOf(about aboutJSON) (*rules.Set, error) {
+	var list []*rules.Rule
+	for _, j := range about.Rules {
+		r, err := rules.ParseAt(j.Source, j.Line, j.Rule)
+		if err != nil {
+			return nil, fmt.Errorf("read the running pinproxy's rules: %w", err)
+		}
+		list = append(list, r)
+	}
+	return rules.NewSet(list)
+}
+
+func (c *checker) rulesFrom() string {
+	switch {
+	case c.options.set != nil:
+		return "command line"
+	case c.set != nil:
+		return "pinproxy"
+	}
+	return ""
+}
+
+// resolve looks the target up as any program would. While a pinproxy runs, it sees the question and the answer, and
+// captures what it has to before we have it: what is found out then is what programs meet.
+func (c *checker) resolve(ctx context.Context) ([]netip.Addr, error) {
+	if c.target.addr.IsValid() {
+		return []netip.Addr{c.target.addr}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", c.target.host)
+	if err != nil {
+		return nil, fmt.Errorf("look up %s: %w", c.target.host, reason(err))
+	}
+	var addrs []netip.Addr
+	for _, a := range found {
+		if a = a.Unmap(); !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs, nil
+}
+
+// reason is a failed lookup's, without the name and the resolver's address.
+func reason(err error) error {
+	var dns *net.DNSError
+	if errors.As(err, &dns) {
+		return errors.New(dns.Err)
+	}
+	return err
+}
+
+// look finds out about connections to dst.
+func (c *checker) look(ctx context.Context, dst netip.AddrPort) (situation, error) {
+	s := situation{dst: dst, name: c.target.name(), running: c.instance != nil}
+	var answer destinationJSON
+	if s.running {
+		s.pid, s.askErr = c.instance.PID, c.instance.err
+	}
+	if s.running && s.askErr == nil {
+		if answer, s.askErr = c.instance.destination(ctx, dst, s.name, ""); s.askErr == nil {
+			s.theirs = answer.Rule
+			if c.options.set == nil && s.name == "" {
+				s.name = answer.Name // what is known of the address decides
+			}
+		}
+	}
+	if c.set != nil {
+		if list := c.set.Candidates(s.name, dst); len(list) > 0 {
+			s.rule, s.lost = list[0], list[1:]
+		}
+	}
+	s.way, s.wayErr = host.FindWay(host.Connection{Dst: dst})
+	if errors.Is(s.wayErr, errors.ErrUnsupported) {
+		return s, s.wayErr
+	}
+	from := host.Connection{Dst: dst, Mark: host.Mark}
+	if s.rule != nil {
+		from.Src = s.rule.Pin().Addr()
+	}
+	s.dial, s.dialErr = host.FindWay(from)
+	if s.rule == nil {
+		return s, nil
+	}
+	if s.running && s.askErr == nil {
+		if answer, s.askErr = c.instance.destination(ctx, dst, s.name, s.rule.String()); s.askErr != nil {
+			return s, nil
+		}
+	}
+	return s, c.lookAtPorts(&s, answer.Pin)
+}
+
+// lookAtPorts looks at the pin's ports in the order in which they would be tried, up to one that is free.
+func (c *checker) lookAtPorts(s *situation, table *pinJSON) error {
+	order := s.order(table)
+	for _, port := range order {
+		p, err := c.lookAt(*s, port, table)
+		if err != nil {
+			return err
+		}
+		s.ports = append(s.ports, p)
+		if p.obstacle(s.dst).cause == "" {
+			break
+		}
+	}
+	if table != nil {
+		s.waiting = table.Waiting
+	}
+	s.untried = s.rule.Pin().Ports().Len() - len(s.ports)
+	return nil
+}
+
+// order is the ports in the order in which the running pinproxy takes them: those that are free for it, then those
+// that are not.
+func (s situation) order(table *pinJSON) []uint16 {
+	var order []uint16
+	if table != nil {
+		order = append(order, table.Next...)
+	}
+	for _, r := range s.rule.Pin().Ports().Ranges() {
+		for port := int(r.First); port <= int(r.Last) && len(order) < triedPorts; port++ {
+			if !slices.Contains(order, uint16(port)) {
+				order = append(order, uint16(port))
+			}
+		}
+	}
+	return order[:min(triedPorts, len(order))]
+}
+
+func (c *checker) lookAt(s situation, port uint16, table *pinJSON) (portState, error) {
+	addr := s.rule.Pin().Addr()
+	if !addr.IsValid() {
+		addr = unspecified(s.dst.Addr())
+	}
+	p := portState{
+		local:     netip.AddrPortFrom(addr, port),
+		reserved:  contains(c.facts.Reserved, port),
+		ephemeral: contains([]host.PortRange{c.facts.LocalPorts}, port),
+		mayEnd:    c.mayMark || s.running && c.running.netAdmin,
+	}
+	p.bindErr = sockdiag.Bind(p.local)
+	p.privileged = port < c.lowest && !c.running.bindService && (s.running || errors.Is(p.bindErr, syscall.EACCES))
+	list, err := sockdiag.OnPort(port)
+	if err != nil {
+		return p, err
+	}
+	owners := sockdiag.Owners(list)
+	for i, socket := range list {
+		p.sockets = append(p.sockets, socketState{
+			Socket: socket, owner: owners[i],
+			ours: s.running && s.pid != 0 && owners[i].PID == s.pid,
+			same: socket.Remote == s.dst && (addr.IsUnspecified() || socket.Local.Addr() == addr),
+		})
+	}
+	if table == nil {
+		return p, nil
+	}
+	for _, h := range table.Held {
+		if h.Port == port {
+			p.held = &h
+		}
+	}
+	for _, r := range table.Resting {
+		if r.Port == port {
+			p.resting = max(time.Until(r.Until), 0)
+		}
+	}
+	return p, nil
+}
+
+func unspecified(like netip.Addr) netip.Addr {
+	if like.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
+func contains(list []host.PortRange, port uint16) bool {
+	return slices.ContainsFunc(list, func(r host.PortRange) bool { return r.First <= port && port <= r.Last })
+}
+
+// try makes the connection.
+func (c *checker) try(ctx context.Context, s situation) *connectJSON {
+	if s.rule == nil || len(s.ports) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.dialTimeout)
+	defer cancel()
+	v := judge(s)
+	pin := s.ports[0].local
+	if v.port != 0 {
+		pin = netip.AddrPortFrom(pin.Addr(), v.port)
+	}
+	sockets := proxy.Sockets{}
+	switch {
+	case c.mayMark:
+		sockets.Mark = host.Mark
+	case pin.Addr().IsUnspecified() && s.dial.Source.IsValid():
+		pin = netip.AddrPortFrom(s.dial.Source, pin.Port()) // the capture rules let it by
+	}
+	trial, err := sockets.Try(ctx, pin, s.dst)
+	if err != nil {
+		return &connectJSON{Cause: err.Error(), Hint: proxy.Hint(err)}
+	}
+	return &connectJSON{OK: true, Local: trial.Local.String(), Took: trial.Took.Seconds()}
+}
+
+// capabilities is what a process may do.
+type capabilities struct{ netAdmin, bindService bool }
+
+// capabilitiesOf reads those of a process (proc_pid_status(5)); none if it can't be read. Their numbers are those of
+// linux/capability.h.
+func capabilitiesOf(process string) capabilities {
+	const bindService, netAdmin = 1 << 10, 1 << 12
+	b, err := os.ReadFile("/proc/" + process + "/status")
+	if err != nil {
+		return capabilities{}
+	}
+	for line := range strings.Lines(string(b)) {
+		if mask, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			set, _ := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+			return capabilities{netAdmin: set&netAdmin != 0, bindService: set&bindService != 0}
+		}
+	}
+	return capabilities{}
+}
+
+// lowestUnprivileged is the sysctl ip_unprivileged_port_start.
+func lowestUnprivileged() uint16 {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	if err != nil {
+		return 1024
+	}
+	port, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 16)
+	if err != nil {
+		return 1024
+	}
+	return uint16(port)
+}

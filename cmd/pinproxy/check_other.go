@@ -1,0 +1,6 @@
+//go:build !linux
+
+package main
+
+// mayMark: marks are Linux's.
+func mayMark() bool { return false }

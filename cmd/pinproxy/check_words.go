@@ -1,0 +1,247 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"pinproxy/netstack/host"
+	"pinproxy/proxy/sockdiag"
+	"pinproxy/rules"
+)
+
+// text is the report for people: one fact a line, what decides last.
+func (r report) text() string {
+	var b strings.Builder
+	fmt.Fprintln(&b, r.Target)
+	if r.Error != "" {
+		line(&b, "name", "%s", r.Error)
+	}
+	line(&b, "pinproxy", "%s", r.who())
+	for _, a := range r.Addresses {
+		b.WriteByte('\n')
+		a.text(&b, r)
+	}
+	fmt.Fprintf(&b, "\nHow is my source port chosen? %s\n", r.Chosen)
+	return b.String()
+}
+
+func line(b *strings.Builder, what, format string, args ...any) {
+	fmt.Fprintf(b, "  %-9s "+format+"\n", append([]any{what}, args...)...)
+}
+
+// who says which pinproxy is running.
+func (r report) who() string {
+	p := r.Pinproxy
+	switch {
+	case p == nil:
+		return "none is running"
+	case p.Error != "":
+		return fmt.Sprintf("pid %d, but %s", p.PID, p.Error)
+	case p.Strict:
+		return fmt.Sprintf("pid %d, link %s, strict", p.PID, p.Link)
+	}
+	return fmt.Sprintf("pid %d, link %s", p.PID, p.Link)
+}
+
+func (a addressJSON) text(b *strings.Builder, r report) {
+	fmt.Fprintln(b, a.Address)
+	switch {
+	case a.Rule != nil:
+		line(b, "rule", "%s", a.Rule.text())
+	case r.Rules != "":
+		line(b, "rule", "none")
+	}
+	for _, l := range a.Lost {
+		line(b, "not", "%s: %s", l.text(), l.Why)
+	}
+	line(b, "captured", "%s", a.capturedText())
+	if a.Pin != nil {
+		if a.Dial.Error == "" && !a.Local {
+			line(b, "way", "through %s, from %s", a.Dial.Link, a.Dial.Source)
+		}
+		a.Pin.text(b, r)
+	}
+	if c := a.Connect; c != nil && c.OK {
+		line(b, "connected", "from %s, in %s", c.Local, short(time.Duration(c.Took*float64(time.Second))))
+	} else if c != nil {
+		line(b, "connected", "no: %s", c.Cause)
+		if c.Hint != "" {
+			line(b, "hint", "%s", c.Hint)
+		}
+	}
+	if a.Pinned {
+		line(b, "pinned", "yes")
+		return
+	}
+	line(b, "pinned", "no: %s", a.Cause)
+	if a.Hint != "" {
+		line(b, "hint", "%s", a.Hint)
+	}
+}
+
+func (r ruleJSON) text() string {
+	switch {
+	case r.Source == "":
+		return r.Rule
+	case r.Line == 0:
+		return fmt.Sprintf("%s (%s)", r.Rule, r.Source)
+	}
+	return fmt.Sprintf("%s (%s:%d)", r.Rule, r.Source, r.Line)
+}
+
+func (a addressJSON) capturedText() string {
+	switch {
+	case a.Captured:
+		return "yes, into " + a.Route.Link
+	case a.Local:
+		return "no: it is this host itself"
+	case a.Route.Error != "":
+		return "no: " + a.Route.Error
+	}
+	return "no, it goes through " + a.Route.Link
+}
+
+func (p *pinReport) text(b *strings.Builder, r report) {
+	for _, port := range p.Ports {
+		state := "free"
+		if !port.Free {
+			state = port.Cause
+		}
+		line(b, "port", "%d: %s", port.Port, state)
+		line(b, "", "%s", port.standing(r.PortRange))
+		for _, s := range port.Sockets {
+			line(b, "", "%s", s.text())
+		}
+	}
+	if p.Untried > 0 {
+		line(b, "ports", "%d more in the pin, of which %d are reserved in all, and %d in ip_local_port_range", p.Untried, p.Reserved, p.InRange)
+	}
+	if p.Waiting > 0 {
+		line(b, "waiting", "%d flows", p.Waiting)
+	}
+}
+
+// standing is whether the kernel may hand the port to others.
+func (p portReport) standing(r rangeReport) string {
+	local := fmt.Sprintf("ip_local_port_range (%d-%d)", r.First, r.Last)
+	switch {
+	case p.Reserved && p.InRange:
+		return "reserved, so that no program gets it by chance; inside " + local
+	case p.Reserved:
+		return "reserved; outside " + local
+	case p.InRange:
+		return "not reserved: any program may get it by chance, as it is inside " + local
+	}
+	return "not reserved; outside " + local
+}
+
+func (s socketReport) text() string {
+	who := "the kernel"
+	switch {
+	case s.Process != "":
+		who = sockdiag.Process{PID: s.PID, Name: s.Process}.String()
+	case s.Left == 0 && s.UID != 0:
+		who = fmt.Sprintf("user %d", s.UID)
+	}
+	text := fmt.Sprintf("%s has %s", who, s.State)
+	switch {
+	case s.State == sockdiag.Listen.String():
+		text += " on " + s.Local
+	case strings.HasSuffix(s.Remote, ":0"):
+		text = fmt.Sprintf("%s has bound %s", who, s.Local)
+	default:
+		text += " to " + s.Remote
+	}
+	if s.Left > 0 {
+		text += fmt.Sprintf(" for %v more", seconds(time.Duration(s.Left*float64(time.Second))))
+	}
+	return text + ": " + s.Why
+}
+
+// why says whether a socket is in the way, and why.
+func (s socketState) why(p portState) string {
+	switch {
+	case s.same && s.over() && p.mayEnd:
+		return "no matter, it is ended when the port is wanted"
+	case s.same && s.over():
+		return "in the way, as long as the destination speaks no TCP timestamps"
+	case s.same:
+		return "in the way, as it is to this very destination"
+	case s.over() && p.bindErr == nil:
+		return "no matter, it is to another destination"
+	case s.over() && p.mayEnd:
+		return "no matter, it is ended when the port is wanted"
+	case s.State == sockdiag.Listen && p.bindErr == nil:
+		return "no matter, it is on another address"
+	case s.harmless(p):
+		return "no matter, the port is shared with it"
+	}
+	return "in the way of all destinations"
+}
+
+// chosen is the answer to "how is my source port chosen?", in a sentence.
+func (s situation) chosen(v verdict, facts host.Facts) string {
+	switch {
+	case v.pinned:
+		return fmt.Sprintf("By its rule: pinproxy takes the connection and makes it anew from port %d of %s%s.", v.port, s.from(), s.among())
+	case s.wayErr != nil:
+		return fmt.Sprintf("Not at all: connect fails, as this host has no route: %v.", cause(s.wayErr))
+	case s.running && s.way.Ours && s.askErr != nil:
+		return "By a rule of the running pinproxy, which takes the connection; only its user and root may ask by which."
+	case s.running && s.way.Ours && s.rule != nil && s.theirs == s.rule.String():
+		return fmt.Sprintf("By its rule, but no port can be had now: %s.", s.otherwise())
+	case s.running && s.way.Ours && s.theirs != "":
+		return fmt.Sprintf("By the running pinproxy's rule %s.", s.theirs)
+	}
+	local := facts.LocalPorts
+	return fmt.Sprintf("By the kernel: any port of ip_local_port_range (%d-%d) that is free towards the destination and not reserved, another one each time.", local.First, local.Last)
+}
+
+// from is the address that a connection from the pin has.
+func (s situation) from() string {
+	if addr := s.rule.Pin().Addr(); addr.IsValid() {
+		return addr.String()
+	}
+	return s.dial.Source.String()
+}
+
+// among says why this port.
+func (s situation) among() string {
+	switch n := s.rule.Pin().Ports().Len(); n {
+	case 1:
+		return ", the only one of its pin"
+	default:
+		return fmt.Sprintf(", the least recently used of the pin's %d that are free", n)
+	}
+}
+
+// otherwise is what the rule has a connection do that finds no port.
+func (s situation) otherwise() string {
+	var ways []string
+	for _, w := range s.rule.Busy() {
+		switch w.Way {
+		case rules.Wait:
+			ways = append(ways, fmt.Sprintf("it waits for one, %v at most", w.For))
+		case rules.Reclaim:
+			ways = append(ways, fmt.Sprintf("it waits for one, and has a flow that is idle for %v ended", w.For))
+		case rules.OtherAddress:
+			ways = append(ways, "it goes to another address of the name")
+		case rules.Any:
+			ways = append(ways, "it leaves from any port")
+		case rules.Fail:
+			ways = append(ways, "it fails")
+		}
+	}
+	if s.ports[0].held == nil && !s.untaken() {
+		return "it fails"
+	}
+	return strings.Join(ways, ", then ")
+}
+
+// untaken: the kernel, or a flow, has the port, so that waiting helps.
+func (s situation) untaken() bool {
+	p := s.ports[0]
+	_, found := p.inTheWay()
+	return found || p.resting > 0
+}

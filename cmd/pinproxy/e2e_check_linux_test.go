@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"pinproxy/netstack/lab"
+)
+
+// What `check` and `status` say in each situation, as transcripts on the client of the drawn network. In what they
+// print, numbers that are others each time are written in capitals: see variable.
+//
+//	start ARGS              pinproxy ARGS runs, and is ready
+//	run STATUS ARGS         pinproxy ARGS ends with STATUS; stdout and stderr are looked at afterwards
+//	run-as-user STATUS ARGS likewise, without any privilege
+//	serve ADDR...           echo servers, of the server
+//	listen ADDR             a listener, of the client
+//	connect ADDR            a program's connection, which stays
+//	waits ADDR              a program's, of which the log says that it waits
+//	fails ADDR              a program's, which fails
+//	hold LOCAL ADDR         another program's, from an address and port that it shares with nobody
+//	over LOCAL ADDR         one that has been closed on our side
+//	sysctl KEY VALUE        of the client
+//	firewall PORT           of the router, which drops TCP from any other port
+func TestCheckTranscripts(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("testdata/script/check/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no transcripts", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			w := newNetwork(t)
+			w.names()
+			s := &checkScript{network: w}
+			testscript.Run(t, testscript.Params{
+				Files:         []string{file},
+				UpdateScripts: *update,
+				Cmds: map[string]func(*testscript.TestScript, bool, []string){
+					"start":       s.start,
+					"run":         s.run,
+					"run-as-user": s.runAsUser,
+					"serve":       s.serve,
+					"listen":      s.listen,
+					"connect":     s.connect,
+					"waits":       s.waits,
+					"fails":       s.fails,
+					"hold":        s.hold,
+					"over":        s.over,
+					"sysctl":      s.sysctl,
+					"firewall":    s.firewall,
+				},
+			})
+		})
+	}
+}
+
+// checkScript is the commands of one transcript.
+type checkScript struct {
+	*network
+	pinproxy *running
+	waiting  int
+}
+
+func (s *checkScript) start(ts *testscript.TestScript, _ bool, args []string) {
+	for i, arg := range args {
+		args[i] = strings.TrimPrefix(arg, ts.Getenv("WORK")+"/")
+	}
+	cmd := s.command(append([]string{"--log-format=json"}, args...)...)
+	cmd.Dir = ts.MkAbs(".")
+	s.pinproxy = s.startCommand(cmd)
+	s.pinproxy.expect(`"msg":"ready"`)
+}
+
+func (s *checkScript) run(ts *testscript.TestScript, _ bool, args []string) { s.runWith(ts, args, nil) }
+
+// runAsUser runs it as root of a user namespace that has nothing to say about the client's network, under a user of
+// the machine that is not root.
+func (s *checkScript) runAsUser(ts *testscript.TestScript, _ bool, args []string) {
+	s.runWith(ts, args, &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 1000, HostID: 0, Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 1000, HostID: 0, Size: 1}},
+	})
+}
+
+func (s *checkScript) runWith(ts *testscript.TestScript, args []string, attr *syscall.SysProcAttr) {
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	cmd := s.command(args[1:]...)
+	cmd.Dir, cmd.SysProcAttr = ts.MkAbs("."), attr
+	p, err := s.Client.Start(cmd)
+	ts.Check(err)
+	status := exitStatus(p.Wait())
+	fmt.Fprint(ts.Stdout(), s.steady(p.Stdout()))
+	fmt.Fprint(ts.Stderr(), s.steady(p.Stderr()))
+	if status != want {
+		ts.Fatalf("pinproxy %q ended with status %d, want %d\n%s%s", args[1:], status, want, p.Stdout(), p.Stderr())
+	}
+}
+
+// variable is what differs from run to run, and what stands for it.
+var variable = []struct{ pattern, with string }{
+	{`\bin [0-9.]+[mµ]?s\b`, `in TIME`},
+	{`"took": [0-9.e-]+`, `"took": TIME`},
+	{`"left": [0-9.]+`, `"left": TIME`},
+	{`\b[0-9.]+m?s (more|ago)`, `TIME $1`},
+	{`(192\.0\.0\.8|f62c::8\]):\d+`, `$1:PORT`},
+	{`(198\.51\.100\.2|2001:db8:1::2\]):([345]\d{4})`, `$1:PORT`},
+	{`pinproxy \(devel\)[^,"]*`, `pinproxy VERSION`},
+	{`"20\d\d-[^"]*"`, `"WHEN"`},
+	{`within [0-9.]+s`, `within TIME`},
+	{`though port \d+`, `though port PORT`},
+	{` +`, ` `}, // columns
+}
+
+// steady replaces what differs from run to run.
+func (s *checkScript) steady(text string) string {
+	if s.pinproxy != nil {
+		text = regexp.MustCompile(fmt.Sprintf(`\b%d\b`, s.pinproxy.Pid())).ReplaceAllString(text, "PID")
+	}
+	name, _ := os.ReadFile("/proc/self/comm")
+	text = strings.ReplaceAll(text, strings.TrimSpace(string(name)), "PROGRAM")
+	text = regexp.MustCompile(fmt.Sprintf(`\b%d\b`, os.Getpid())).ReplaceAllString(text, "OTHER")
+	text = strings.ReplaceAll(text, s.network.run, "RUN")
+	text = regexp.MustCompile(`pinproxy\.i?\d+\.sock`).ReplaceAllString(text, "pinproxy.sock")
+	for _, v := range variable[:len(variable)-1] {
+		text = regexp.MustCompile(v.pattern).ReplaceAllString(text, v.with)
+	}
+	if strings.HasPrefix(text, "pinproxy VERSION") { // the tables of status are as wide as what stands in them
+		text = regexp.MustCompile(` {3,}`).ReplaceAllString(text, "  ")
+	}
+	return text
+}
+
+func (s *checkScript) serve(_ *testscript.TestScript, _ bool, args []string) {
+	for _, addr := range args {
+		s.Server.Serve(addr, lab.Echo)
+	}
+}
+
+func (s *checkScript) listen(ts *testscript.TestScript, _ bool, args []string) {
+	_, err := s.Client.Listen("tcp", args[0])
+	ts.Check(err)
+}
+
+func (s *checkScript) connect(ts *testscript.TestScript, _ bool, args []string) {
+	c, err := s.network.connect(args[0])
+	ts.Check(err)
+	echo(s.t, c, "hello")
+}
+
+func (s *checkScript) waits(ts *testscript.TestScript, _ bool, args []string) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { // ends with ctx
+		defer close(done)
+		if c, err := s.Client.Dial(ctx, "tcp", args[0]); err == nil {
+			_ = c.Close()
+		}
+	}()
+	ts.Defer(func() { cancel(); <-done })
+	s.waiting++
+	s.pinproxy.await("flow waits for its source port", s.waiting)
+}
+
+func (s *checkScript) fails(ts *testscript.TestScript, _ bool, args []string) {
+	if c, err := s.network.connect(args[0]); err == nil {
+		ts.Fatalf("connect to %s succeeded from %s", args[0], c.LocalAddr())
+	}
+}
+
+func (s *checkScript) hold(ts *testscript.TestScript, _ bool, args []string) {
+	local := netip.MustParseAddrPort(args[0])
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(local), Timeout: patience}
+	err := s.Client.Do(func() error {
+		c, err := d.Dial("tcp", args[1])
+		if err == nil {
+			s.t.Cleanup(func() { _ = c.Close() })
+		}
+		return err
+	})
+	ts.Check(err)
+}
+
+func (s *checkScript) over(ts *testscript.TestScript, _ bool, args []string) {
+	c, err := s.Client.DialFrom(soon(s.t), "tcp", args[0], args[1])
+	ts.Check(err)
+	tcp := c.(*net.TCPConn)
+	ts.Check(tcp.CloseWrite())
+	_ = tcp.SetReadDeadline(time.Now().Add(patience))
+	_, _ = tcp.Read(make([]byte, 1)) // until the server has closed
+	ts.Check(tcp.Close())
+}
+
+func (s *checkScript) sysctl(_ *testscript.TestScript, _ bool, args []string) {
+	s.Client.Sysctl(args[0], args[1])
+}
+
+func (s *checkScript) firewall(ts *testscript.TestScript, _ bool, args []string) {
+	port, err := strconv.ParseUint(args[0], 10, 16)
+	ts.Check(err)
+	s.Firewall(uint16(port))
+}

@@ -1,0 +1,231 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"pinproxy/netstack/host"
+	"pinproxy/rules"
+)
+
+// What `check` says: filled in here, printed as JSON as it is, and as text by check_words.go. The manual documents the
+// fields; they are added to, but neither renamed nor given another meaning. Durations are seconds.
+
+type report struct {
+	Target    string        `json:"target"`
+	Pinned    bool          `json:"pinned"`          // the exit status: every address that can be reached
+	Error     string        `json:"error,omitempty"` // the name can't be looked up
+	Rules     string        `json:"rules,omitempty"` // "command line" or "pinproxy"; none if there are none
+	Pinproxy  *pinproxyJSON `json:"pinproxy"`        // null: none is running
+	PortRange rangeReport   `json:"ip_local_port_range"`
+	Addresses []addressJSON `json:"addresses"`
+	Chosen    string        `json:"chosen"` // how the source port is chosen, in a sentence
+}
+
+type pinproxyJSON struct {
+	PID    int    `json:"pid"`
+	Socket string `json:"socket"`
+	Link   string `json:"link,omitempty"`
+	Strict bool   `json:"strict"`
+	Error  string `json:"error,omitempty"` // why the socket does not answer
+}
+
+type rangeReport struct {
+	First uint16 `json:"first"`
+	Last  uint16 `json:"last"`
+}
+
+type addressJSON struct {
+	Address  string       `json:"address"`
+	Pinned   bool         `json:"pinned"`
+	Cause    string       `json:"cause,omitempty"` // why not
+	Hint     string       `json:"hint,omitempty"`
+	Name     string       `json:"name,omitempty"` // by which the rule was found
+	Rule     *ruleJSON    `json:"rule"`
+	Lost     []lostJSON   `json:"lost"`
+	Captured bool         `json:"captured"`
+	Local    bool         `json:"local"` // this host itself
+	Route    routeJSON    `json:"route"` // of a program's connection
+	Dial     routeJSON    `json:"dial"`  // of one from the pin
+	Pin      *pinReport   `json:"pin"`
+	Connect  *connectJSON `json:"connect,omitempty"` // with --connect
+	Chosen   string       `json:"chosen"`
+}
+
+type lostJSON struct {
+	ruleJSON
+	Why string `json:"why"`
+}
+
+type routeJSON struct {
+	Link   string `json:"link,omitempty"`
+	Source string `json:"source,omitempty"`
+	Error  string `json:"error,omitempty"`
+}
+
+type pinReport struct {
+	Pin      string       `json:"pin"`
+	Free     bool         `json:"free"`     // it could be had now
+	Port     uint16       `json:"port"`     // the one that is next; 0 if none is free
+	Waiting  int          `json:"waiting"`  // flows
+	Untried  int          `json:"untried"`  // ports not looked at
+	Reserved int          `json:"reserved"` // of its ports, in ip_local_reserved_ports
+	InRange  int          `json:"in_range"` // in ip_local_port_range
+	Ports    []portReport `json:"ports"`
+}
+
+type portReport struct {
+	Port       uint16         `json:"port"`
+	Free       bool           `json:"free"`
+	Cause      string         `json:"cause,omitempty"`
+	Hint       string         `json:"hint,omitempty"`
+	Reserved   bool           `json:"reserved"`
+	InRange    bool           `json:"in_range"`
+	Privileged bool           `json:"privileged"` // and nobody there who may bind it
+	Flow       uint64         `json:"flow,omitempty"`
+	Rests      float64        `json:"rests,omitempty"`
+	Sockets    []socketReport `json:"sockets"`
+}
+
+type socketReport struct {
+	State   string  `json:"state"`
+	Local   string  `json:"local"`
+	Remote  string  `json:"remote"`
+	PID     int     `json:"pid,omitempty"`
+	Process string  `json:"process,omitempty"`
+	UID     uint32  `json:"uid"`
+	Left    float64 `json:"left,omitempty"`
+	Matters bool    `json:"matters"`
+	Why     string  `json:"why"`
+}
+
+type connectJSON struct {
+	OK    bool    `json:"ok"`
+	Local string  `json:"local,omitempty"` // read back from the socket
+	Took  float64 `json:"took,omitempty"`
+	Cause string  `json:"cause,omitempty"`
+	Hint  string  `json:"hint,omitempty"`
+}
+
+// report is what follows from the situation, with what led to it.
+func (s situation) report(facts host.Facts) addressJSON {
+	v := judge(s)
+	a := addressJSON{
+		Address: s.dst.Addr().String(), Pinned: v.pinned, Cause: v.cause, Hint: v.hint, Name: s.name,
+		Captured: s.running && s.way.Ours, Local: s.way.Local, Route: routeReport(s.way, s.wayErr), Dial: routeReport(s.dial, s.dialErr),
+		Lost: []lostJSON{}, Chosen: s.chosen(v, facts),
+	}
+	if s.rule == nil {
+		return a
+	}
+	rule := ruleInJSON(s.rule)
+	a.Rule = &rule
+	for _, r := range s.lost {
+		a.Lost = append(a.Lost, lostJSON{ruleInJSON(r), whyLost(s.rule, r)})
+	}
+	ports := s.rule.Pin().Ports()
+	a.Pin = &pinReport{
+		Pin: s.rule.Pin().String(), Free: v.free, Port: v.port, Waiting: s.waiting, Untried: s.untried, Ports: []portReport{},
+		Reserved: common(ports, facts.Reserved), InRange: common(ports, []host.PortRange{facts.LocalPorts}),
+	}
+	for _, p := range s.ports {
+		a.Pin.Ports = append(a.Pin.Ports, p.report(s))
+	}
+	return a
+}
+
+func (p portState) report(s situation) portReport {
+	o := p.obstacle(s.dst)
+	r := portReport{
+		Port: p.local.Port(), Free: o.cause == "", Cause: o.cause, Hint: o.hint, Reserved: p.reserved, InRange: p.ephemeral,
+		Privileged: p.privileged, Rests: p.resting.Seconds(), Sockets: []socketReport{},
+	}
+	if p.held != nil {
+		r.Flow = p.held.Flow
+	}
+	for _, k := range p.sockets {
+		r.Sockets = append(r.Sockets, socketReport{
+			State: k.State.String(), Local: k.Local.String(), Remote: k.Remote.String(), PID: k.owner.PID, Process: k.owner.Name, UID: k.UID,
+			Left: k.Left.Seconds(), Matters: !k.harmless(p), Why: k.why(p),
+		})
+	}
+	return r
+}
+
+func routeReport(w host.Way, err error) routeJSON {
+	if err != nil {
+		return routeJSON{Error: cause(err).Error()}
+	}
+	r := routeJSON{Link: w.Link}
+	if w.Source.IsValid() {
+		r.Source = w.Source.String()
+	}
+	return r
+}
+
+// common is how many ports are in both.
+func common(set rules.PortSet, list []host.PortRange) int {
+	n := 0
+	for _, a := range set.Ranges() {
+		for _, b := range list {
+			if first, last := max(a.First, b.First), min(a.Last, b.Last); first <= last {
+				n += int(last) - int(first) + 1
+			}
+		}
+	}
+	return n
+}
+
+func rangeJSON(r host.PortRange) rangeReport { return rangeReport(r) }
+
+// conclude decides for all addresses: those to which this host has no route are passed over, as programs do.
+func (r *report) conclude() {
+	reached := 0
+	r.Pinned = true
+	for _, a := range r.Addresses {
+		if a.Route.Error != "" {
+			continue
+		}
+		reached++
+		if !a.Pinned || a.Connect != nil && !a.Connect.OK {
+			r.Pinned = false
+		}
+	}
+	r.Pinned = r.Pinned && reached > 0
+	switch {
+	case len(r.Addresses) == 0:
+		r.Addresses = []addressJSON{}
+		r.Chosen = "Not at all: a program does not get as far as to connect, as the name has no address."
+	default:
+		r.Chosen = r.Addresses[0].Chosen
+		for _, a := range r.Addresses {
+			if a.Route.Error == "" {
+				r.Chosen = a.Chosen
+				break
+			}
+		}
+	}
+}
+
+func writeJSON(w io.Writer, what any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	if err := e.Encode(what); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}
+
+// short is a duration for people.
+func short(d time.Duration) string {
+	switch {
+	case d < 10*time.Millisecond:
+		return d.Round(10 * time.Microsecond).String()
+	case d < 10*time.Second:
+		return d.Round(time.Millisecond).String()
+	}
+	return d.Round(time.Second).String()
+}

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"pinproxy/proxy"
+	"pinproxy/rules"
+)
+
+// What the control socket answers. The manual documents the fields, and scripts rely on them: fields are added, but
+// neither renamed nor given another meaning. Times are RFC 3339, durations seconds, addresses as Go writes them.
+
+type aboutJSON struct {
+	Version string     `json:"version"`
+	PID     int        `json:"pid"`
+	Started time.Time  `json:"started"`
+	Link    string     `json:"link"`
+	Strict  bool       `json:"strict"`
+	Rules   []ruleJSON `json:"rules"`
+}
+
+type ruleJSON struct {
+	Rule   string `json:"rule"`
+	Source string `json:"source,omitempty"` // the rules file; none on the command line
+	Line   int    `json:"line,omitempty"`
+}
+
+type statusJSON struct {
+	aboutJSON
+	Now      time.Time     `json:"now"`
+	Ended    uint64        `json:"ended"`  // flows that were connected, since the start
+	Failed   uint64        `json:"failed"` // flows that were not
+	Flows    []flowJSON    `json:"flows"`
+	Failures []failureJSON `json:"failures"`
+	Names    []nameJSON    `json:"names"`
+}
+
+type flowJSON struct {
+	ID       uint64         `json:"id"`
+	Stage    string         `json:"stage"`
+	Src      netip.AddrPort `json:"src"`
+	Dst      netip.AddrPort `json:"dst"`
+	Upstream netip.AddrPort `json:"upstream"`
+	Local    string         `json:"local"` // "" until it is connected
+	Name     string         `json:"name,omitempty"`
+	Rule     string         `json:"rule,omitempty"`
+	Since    time.Time      `json:"since"`
+	Idle     float64        `json:"idle"`
+	Up       uint64         `json:"up"`
+	Down     uint64         `json:"down"`
+	Cause    string         `json:"cause,omitempty"`
+	Hint     string         `json:"hint,omitempty"`
+}
+
+type failureJSON struct {
+	Rule  string         `json:"rule,omitempty"`
+	Name  string         `json:"name,omitempty"`
+	Dst   netip.AddrPort `json:"dst"`
+	Cause string         `json:"cause"`
+	Hint  string         `json:"hint,omitempty"`
+	Times uint64         `json:"times"`
+	First time.Time      `json:"first"`
+	Last  time.Time      `json:"last"`
+}
+
+type nameJSON struct {
+	Name    string     `json:"name"`
+	Addr    netip.Addr `json:"address"`
+	Expires time.Time  `json:"expires"`
+	InUse   bool       `json:"in_use"`
+}
+
+type destinationJSON struct {
+	Rule string   `json:"rule,omitempty"` // by which a connection goes
+	Name string   `json:"name,omitempty"`
+	Pin  *pinJSON `json:"pin,omitempty"`
+}
+
+type pinJSON struct {
+	Held    []heldJSON    `json:"held"`
+	Resting []restingJSON `json:"resting"`
+	Next    []uint16      `json:"next"`
+	Waiting int           `json:"waiting"`
+}
+
+type heldJSON struct {
+	Port  uint16    `json:"port"`
+	Flow  uint64    `json:"flow"`
+	Src   string    `json:"src,omitempty"`
+	Since time.Time `json:"since"`
+}
+
+type restingJSON struct {
+	Port  uint16    `json:"port"`
+	Until time.Time `json:"until"`
+}
+
+func (c *control) about() aboutJSON {
+	a := aboutJSON{Version: strings.TrimSpace(version()), PID: os.Getpid(), Started: c.began, Link: c.link, Strict: c.strict, Rules: []ruleJSON{}}
+	for _, r := range c.set.Rules() {
+		a.Rules = append(a.Rules, ruleInJSON(r))
+	}
+	return a
+}
+
+func ruleInJSON(r *rules.Rule) ruleJSON {
+	source, line := r.Source()
+	return ruleJSON{Rule: r.String(), Source: source, Line: line}
+}
+
+func (c *control) status() statusJSON {
+	counts := c.pins.Stats()
+	s := statusJSON{
+		aboutJSON: c.about(), Now: time.Now(), Ended: counts.Ended, Failed: counts.Failed,
+		Flows: []flowJSON{}, Failures: []failureJSON{}, Names: []nameJSON{},
+	}
+	for _, f := range c.pins.Flows() {
+		s.Flows = append(s.Flows, flowInJSON(f))
+	}
+	for _, f := range c.pins.Failures() {
+		s.Failures = append(s.Failures, failureJSON(f))
+	}
+	for e := range c.names.All() {
+		if len(s.Names) == maxNamesListed {
+			break
+		}
+		s.Names = append(s.Names, nameJSON(e))
+	}
+	return s
+}
+
+func flowInJSON(f proxy.FlowInfo) flowJSON {
+	j := flowJSON{
+		ID: f.ID, Stage: f.Stage.String(), Src: f.Src, Dst: f.Dst, Upstream: f.Upstream, Name: f.Name, Rule: f.Rule,
+		Since: f.Since, Idle: f.Idle.Seconds(), Up: f.Up, Down: f.Down, Cause: f.Cause, Hint: f.Hint,
+	}
+	if f.Local.IsValid() {
+		j.Local = f.Local.String()
+	}
+	return j
+}
+
+func (c *control) pin(pin rules.Pin, dst netip.AddrPort) *pinJSON {
+	info := c.pins.Pin(pin, dst)
+	j := &pinJSON{Held: []heldJSON{}, Resting: []restingJSON{}, Next: info.Next, Waiting: info.Waiting}
+	if j.Next == nil {
+		j.Next = []uint16{}
+	}
+	src := make(map[uint64]string)
+	if len(info.Held) > 0 {
+		for _, f := range c.pins.Flows() {
+			src[f.ID] = f.Src.String()
+		}
+	}
+	for _, h := range info.Held {
+		j.Held = append(j.Held, heldJSON{Port: h.Port, Flow: h.Flow, Src: src[h.Flow], Since: h.Since})
+	}
+	for _, r := range info.Resting {
+		j.Resting = append(j.Resting, restingJSON(r))
+	}
+	return j
+}

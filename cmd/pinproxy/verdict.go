@@ -1,0 +1,324 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"pinproxy/netstack/host"
+	"pinproxy/proxy"
+	"pinproxy/proxy/sockdiag"
+	"pinproxy/rules"
+)
+
+// What `check` concludes from what it has found: pure, so that every situation can be tested by describing it.
+
+// situation is what was found out about connections to one address.
+type situation struct {
+	dst  netip.AddrPort
+	name string        // that the rules were asked for; may be empty
+	rule *rules.Rule   // the most specific; nil: none is for it
+	lost []*rules.Rule // others that match
+
+	running bool   // a pinproxy is
+	pid     int    // of it, 0 if that can't be told
+	askErr  error  // why its control socket does not answer
+	theirs  string // the rule by which it goes; "" none, if askErr is nil
+
+	way     host.Way // of a program's connection
+	wayErr  error
+	dial    host.Way // of one from the pin
+	dialErr error
+
+	ports   []portState // of the pin, as they were tried: the last one is free, or none is
+	untried int         // further ports of the pin
+	waiting int         // flows that wait for the pin
+}
+
+// portState is what is known of a source port towards the destination.
+type portState struct {
+	local      netip.AddrPort // the address unspecified where the pin has none
+	reserved   bool           // in ip_local_reserved_ports
+	ephemeral  bool           // in ip_local_port_range
+	privileged bool           // whoever would bind it may not
+	mayEnd     bool           // whoever would dial from it can end what is over (CAP_NET_ADMIN)
+	bindErr    error          // what bind said
+	held       *heldJSON      // by a flow of the running pinproxy, towards this destination
+	resting    time.Duration  // for how much longer the running pinproxy lets it rest
+	sockets    []socketState
+}
+
+// socketState is a socket on a port.
+type socketState struct {
+	sockdiag.Socket
+	owner sockdiag.Process // PID 0: none, or not to be seen
+	ours  bool             // the running pinproxy's
+	same  bool             // its other end is the destination, so that no second connection can be made
+}
+
+// obstacle is what keeps a port from being had. Empty: nothing does.
+type obstacle struct{ cause, hint string }
+
+// obstacle finds what keeps the next connection to dst from the port. What the lease table says comes before what the
+// kernel does: a flow's port has a socket, too.
+func (p portState) obstacle(dst netip.AddrPort) obstacle {
+	port := p.local.Port()
+	switch {
+	case p.held != nil && p.held.Flow == 0:
+		return obstacle{cause: fmt.Sprintf("port %d is held by a flow", port)}
+	case p.held != nil:
+		return obstacle{cause: fmt.Sprintf("port %d is held by flow %d from %s", port, p.held.Flow, p.held.Src)}
+	case p.resting > 0:
+		return obstacle{
+			fmt.Sprintf("port %d rests for %v more after its last flow to this destination", port, seconds(p.resting)),
+			"a wider range of source ports in the rule serves more",
+		}
+	case p.privileged:
+		return explained(syscall.EACCES, p.local, dst)
+	case errors.Is(p.bindErr, syscall.EADDRNOTAVAIL):
+		return explained(syscall.EADDRNOTAVAIL, p.local, dst)
+	}
+	if s, found := p.inTheWay(); found {
+		return p.takenBy(s)
+	}
+	switch {
+	case p.bindErr == nil, errors.Is(p.bindErr, syscall.EACCES): // that is ours: who would bind may
+	case errors.Is(p.bindErr, syscall.EADDRINUSE) && p.endable(): // as soon as somebody wants it
+	default:
+		return explained(p.bindErr, p.local, dst)
+	}
+	return obstacle{}
+}
+
+// endable: something on the port is over, and can be ended.
+func (p portState) endable() bool {
+	return slices.ContainsFunc(p.sockets, func(s socketState) bool { return s.over() && p.mayEnd })
+}
+
+// over: no program has it any more.
+func (s socketState) over() bool { return s.State.Over() && s.Orphan() }
+
+// explained is the cause that a flow's line in the log would have.
+func explained(err error, pin, dst netip.AddrPort) obstacle {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		err = os.NewSyscallError("bind", errno)
+	}
+	err = proxy.Explain(err, pin, dst)
+	return obstacle{err.Error(), proxy.Hint(err)}
+}
+
+// inTheWay finds the socket that matters most: the very 4-tuple, a listener, any other where bind was refused.
+func (p portState) inTheWay() (worst socketState, found bool) {
+	rank := 0
+	for _, s := range p.sockets {
+		r := 0
+		switch {
+		case s.harmless(p):
+		case s.same:
+			r = 4
+		case s.State == sockdiag.Listen:
+			r = 3
+		case !s.State.Over():
+			r = 2
+		default:
+			r = 1
+		}
+		if r > rank {
+			worst, rank = s, r
+		}
+	}
+	return worst, rank > 0
+}
+
+// harmless: a port can be shared by connections to other destinations, if bind says so; and what is over can be ended.
+func (s socketState) harmless(p portState) bool {
+	switch {
+	case s.over() && p.mayEnd:
+		return true
+	case s.same:
+		return false
+	case s.State == sockdiag.Listen:
+		return p.bindErr == nil
+	}
+	return p.bindErr == nil || s.ours
+}
+
+func (p portState) takenBy(s socketState) obstacle {
+	port := p.local.Port()
+	switch {
+	case s.over() && s.same && s.Left > 0:
+		return obstacle{
+			fmt.Sprintf("the last connection from %s to %s is in %s for %v more; connect gets past it if the destination speaks TCP timestamps, or CAP_NET_ADMIN is there", s.Local, s.Remote, s.State, seconds(s.Left)),
+			"a range of source ports in the rule goes on with the next one",
+		}
+	case s.over():
+		o := obstacle{fmt.Sprintf("the last connection from %s to %s is in %s", s.Local, s.Remote, s.State), "a range of source ports in the rule goes on with the next one"}
+		if s.Left > 0 {
+			o.cause += fmt.Sprintf(" for %v more, which can't be cut short without CAP_NET_ADMIN", seconds(s.Left))
+		}
+		return o
+	case s.owner.PID == 0:
+		return obstacle{
+			fmt.Sprintf("port %d is taken by a program of user %d, which %s", port, s.UID, s),
+			fmt.Sprintf("see which by: sudo ss -tanp sport = :%d", port),
+		}
+	}
+	return obstacle{
+		fmt.Sprintf("port %d is taken by %s, which %s", port, s.owner, s),
+		fmt.Sprintf("end that program, or let it use another port: it is pid %d", s.owner.PID),
+	}
+}
+
+// verdict is what follows from a situation.
+type verdict struct {
+	pinned bool // a program's connection would leave from its pin now
+	free   bool // the pin could be had, whoever captures the connection
+	port   uint16
+	obstacle
+}
+
+// judge says whether a connection would leave from its pin now, and what is in the way if not: what is wrong with the
+// destination, then with the capture, then with the port.
+func judge(s situation) verdict {
+	v := verdict{}
+	var taken obstacle
+	if s.rule != nil {
+		v.port, taken = s.choose()
+		v.free = taken.cause == "" && s.dialErr == nil && !s.way.Local
+	}
+	v.obstacle = s.uncaptured()
+	if v.cause == "" {
+		v.obstacle = taken
+	}
+	v.pinned = v.cause == ""
+	return v
+}
+
+// choose returns the port that a connection gets, 0 if none is free, and what is in the way of the first.
+func (s situation) choose() (uint16, obstacle) {
+	if s.dialErr != nil {
+		return 0, unroutable(s)
+	}
+	first := obstacle{cause: "the pin has no port"}
+	for i, p := range s.ports {
+		o := p.obstacle(s.dst)
+		if s.isSelf(p) {
+			o = obstacle{
+				fmt.Sprintf("source and destination are the same address and port, %s: the connection would lead back to itself", s.dst),
+				"take another source port for this destination",
+			}
+		}
+		if o.cause == "" {
+			return p.local.Port(), obstacle{}
+		}
+		if i == 0 {
+			first = o
+		}
+	}
+	if n := len(s.ports) + s.untried; n > 1 {
+		first.cause = fmt.Sprintf("none of the first %d of the pin's %d ports is free; %s", len(s.ports), n, first.cause)
+	}
+	return 0, first
+}
+
+// isSelf: the kernel gives a connection to an address of this host that very address as its source.
+func (s situation) isSelf(p portState) bool {
+	if p.local.Port() != s.dst.Port() {
+		return false
+	}
+	return p.local.Addr() == s.dst.Addr() || p.local.Addr().IsUnspecified() && s.way.Local
+}
+
+// unroutable is why a dial from the pin fails before a packet is sent.
+func unroutable(s situation) obstacle {
+	source := s.rule.Pin().Addr()
+	if !source.IsValid() {
+		return obstacle{cause: fmt.Sprintf("this host has no route to %s: %v", s.dst.Addr(), cause(s.dialErr))}
+	}
+	if len(s.ports) > 0 {
+		if o := s.ports[0].obstacle(s.dst); errors.Is(s.ports[0].bindErr, syscall.EADDRNOTAVAIL) {
+			return o
+		}
+	}
+	return obstacle{
+		fmt.Sprintf("no way to %s from source address %s: %v", s.dst.Addr(), source, cause(s.dialErr)),
+		fmt.Sprintf("ip route get %s from %s", s.dst.Addr(), source),
+	}
+}
+
+// uncaptured is why a connection does not come to the running pinproxy at all, or not by this rule.
+func (s situation) uncaptured() obstacle {
+	switch {
+	case s.way.Local && s.choiceIsSelf():
+		_, o := s.choose()
+		return o
+	case s.way.Local:
+		return obstacle{cause: fmt.Sprintf("%s is this host itself: such connections are not captured", s.dst.Addr())}
+	case s.wayErr != nil:
+		return obstacle{cause: fmt.Sprintf("this host has no route to %s: %v", s.dst.Addr(), cause(s.wayErr))}
+	case !s.running && s.rule == nil:
+		return obstacle{"no pinproxy is running, and no rule was given", "pinproxy check --rule RULE …, or start pinproxy"}
+	case !s.running:
+		return obstacle{"no pinproxy is running", fmt.Sprintf("sudo pinproxy --rule %s", quote(s.rule.String()))}
+	case s.askErr == nil && s.rule == nil:
+		return obstacle{cause: "no rule is for this destination"}
+	case s.askErr == nil && s.theirs == "":
+		return obstacle{"the running pinproxy has no rule for this destination", "start it with this rule"}
+	case s.askErr == nil && !samePin(s.theirs, s.rule):
+		return obstacle{fmt.Sprintf("the running pinproxy goes by another rule, %s", s.theirs), "start it with this rule"}
+	case !s.way.Ours:
+		return obstacle{"the running pinproxy does not capture it: the kernel's route does not lead into its device", "its log says why"}
+	case s.askErr != nil:
+		o := obstacle{cause: fmt.Sprintf("the running pinproxy captures it, but can't be asked by which rule: %v", s.askErr)}
+		var ask *askError
+		if errors.As(s.askErr, &ask) {
+			o.hint = ask.hint("check …")
+		}
+		return o
+	}
+	return obstacle{}
+}
+
+func (s situation) choiceIsSelf() bool {
+	if s.rule == nil || s.rule.Pin().Ports().Len() != 1 {
+		return false
+	}
+	for _, p := range s.ports {
+		if s.isSelf(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// samePin says whether a rule's text demands the same source as rule.
+func samePin(text string, rule *rules.Rule) bool {
+	r, err := rules.Parse(text)
+	return err == nil && r.Pin().Equal(rule.Pin())
+}
+
+// whyLost says why a rule that matches gives way to the winner.
+func whyLost(winner, loser *rules.Rule) string {
+	w, l := winner.Host(), loser.Host()
+	switch {
+	case w == l:
+		return fmt.Sprintf("it is for more ports: %d, not %d", loser.Ports().Len(), winner.Ports().Len())
+	case l.Any():
+		return "* is the least specific host"
+	case w.Name() != "" && l.Prefix().IsValid():
+		return "a name is more specific than addresses"
+	case w.Name() != "" && !w.Wildcard():
+		return "an exact name is more specific than a wildcard"
+	case w.Name() != "":
+		return fmt.Sprintf("*.%s is the longer wildcard", w.Name())
+	}
+	return fmt.Sprintf("%s is the longer prefix", w.Prefix())
+}
+
+// seconds rounds up: what waits so long is free then.
+func seconds(d time.Duration) time.Duration { return (d + time.Second - 1).Truncate(time.Second) }
