@@ -138,7 +138,12 @@ func busyHint(rule *rules.Rule, err error) string {
 	if !errors.As(err, &busy) {
 		return ""
 	}
-	if busy.Holding == 0 && rule.Cooldown() > 0 {
+	return BusyHint(rule, busy.Holding == 0)
+}
+
+// BusyHint says what would let more flows through a rule's pin than it has ports for; resting: none has a flow, all rest.
+func BusyHint(rule *rules.Rule, resting bool) string {
+	if resting && rule.Cooldown() > 0 {
 		return fmt.Sprintf("the rule's cooldown lets each port serve a destination once in %v: a wider range of source ports serves more", rule.Cooldown())
 	}
 	for _, way := range rule.Busy() {

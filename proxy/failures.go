@@ -61,7 +61,7 @@ func (l *live) failure(err error) Failure {
 		f.Cause = errGaveUp.Error()
 		if l.cause != nil {
 			f.Cause = fmt.Sprintf("%v; until then: %v", errGaveUp, l.cause)
-			f.Hint = hintOf(l.cause)
+			f.Hint = l.hint()
 		}
 	}
 	return f

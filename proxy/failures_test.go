@@ -41,7 +41,7 @@ func TestFailureOfTheImpatient(t *testing.T) {
 	f.answered(t, "drop")
 	f.ended(t)
 	list := h.Failures()
-	if len(list) != 1 || !strings.HasPrefix(list[0].Cause, errGaveUp.Error()+"; until then: lease ") || !strings.Contains(list[0].Cause, "by flow 1 from") || list[0].Hint != "" {
+	if len(list) != 1 || !strings.HasPrefix(list[0].Cause, errGaveUp.Error()+"; until then: lease ") || !strings.Contains(list[0].Cause, "by flow 1 from") || !strings.Contains(list[0].Hint, "busy=reclaim") {
 		t.Errorf("%+v", list)
 	}
 }

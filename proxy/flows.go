@@ -65,7 +65,15 @@ func (l *live) info() FlowInfo {
 		f.Idle = l.idleFor()
 	}
 	if l.cause != nil {
-		f.Cause, f.Hint = l.cause.Error(), hintOf(l.cause)
+		f.Cause, f.Hint = l.cause.Error(), l.hint()
 	}
 	return f
+}
+
+// hint says what would help the flow out of its wait. l.mu is held.
+func (l *live) hint() string {
+	if hint := hintOf(l.cause); hint != "" || l.decision.Rule == nil {
+		return hint
+	}
+	return busyHint(l.decision.Rule, l.cause)
 }

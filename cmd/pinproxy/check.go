@@ -218,7 +218,7 @@ func reason(err error) error {
 
 // look finds out about connections to dst.
 func (c *checker) look(ctx context.Context, dst netip.AddrPort) (situation, error) {
-	s := situation{dst: dst, name: c.target.name(), running: c.instance != nil}
+	s := situation{dst: dst, name: c.target.name(), running: c.instance != nil, given: c.options.set != nil}
 	var answer destinationJSON
 	if s.running {
 		s.pid, s.askErr = c.instance.PID, c.instance.err
@@ -265,7 +265,7 @@ func (c *checker) lookAtPorts(s *situation, table *pinJSON) error {
 			return err
 		}
 		s.ports = append(s.ports, p)
-		if p.obstacle(s.dst).cause == "" {
+		if s.obstacle(p).cause == "" {
 			break
 		}
 	}
@@ -366,7 +366,11 @@ func (c *checker) try(ctx context.Context, s situation) *connectJSON {
 	}
 	trial, err := sockets.Try(ctx, pin, s.dst)
 	if err != nil {
-		return &connectJSON{Cause: err.Error(), Hint: proxy.Hint(err)}
+		failed := &connectJSON{Cause: err.Error(), Hint: proxy.Hint(err)}
+		if s.ports[0].held != nil && v.port == 0 { // a program would not be told of pinproxy's socket either
+			failed.Cause, failed.Hint = fmt.Sprintf("%s: %v", v.taken.cause, cause(err)), v.taken.hint
+		}
+		return failed
 	}
 	return &connectJSON{OK: true, Local: trial.Local.String(), Took: trial.Took.Seconds()}
 }

@@ -15,7 +15,7 @@ func (r report) text() string {
 	var b strings.Builder
 	fmt.Fprintln(&b, r.Target)
 	if r.Error != "" {
-		line(&b, "name", "%s", r.Error)
+		line(&b, "error", "%s", r.Error)
 	}
 	line(&b, "pinproxy", "%s", r.who())
 	for _, a := range r.Addresses {
@@ -37,7 +37,7 @@ func (r report) who() string {
 	case p == nil:
 		return "none is running"
 	case p.Error != "":
-		return fmt.Sprintf("pid %d, but %s", p.PID, p.Error)
+		return fmt.Sprintf("pid %d, but can't %s", p.PID, p.Error)
 	case p.Strict:
 		return fmt.Sprintf("pid %d, link %s, strict", p.PID, p.Link)
 	}
@@ -46,6 +46,9 @@ func (r report) who() string {
 
 func (a addressJSON) text(b *strings.Builder, r report) {
 	fmt.Fprintln(b, a.Address)
+	if a.Name != "" && !strings.HasPrefix(r.Target, a.Name+":") {
+		line(b, "name", "%s", a.Name)
+	}
 	switch {
 	case a.Rule != nil:
 		line(b, "rule", "%s", a.Rule.text())
@@ -75,7 +78,7 @@ func (a addressJSON) text(b *strings.Builder, r report) {
 		return
 	}
 	line(b, "pinned", "no: %s", a.Cause)
-	if a.Hint != "" {
+	if a.Hint != "" && (a.Connect == nil || a.Connect.Hint != a.Hint) {
 		line(b, "hint", "%s", a.Hint)
 	}
 }
@@ -106,18 +109,21 @@ func (p *pinReport) text(b *strings.Builder, r report) {
 	for _, port := range p.Ports {
 		state := "free"
 		if !port.Free {
-			state = port.Cause
+			state = strings.TrimPrefix(port.Cause, fmt.Sprintf("port %d is ", port.Port))
 		}
 		line(b, "port", "%d: %s", port.Port, state)
 		line(b, "", "%s", port.standing(r.PortRange))
 		for _, s := range port.Sockets {
-			line(b, "", "%s", s.text())
+			line(b, "", "%s: %s", s.text, s.Why)
 		}
 	}
-	if p.Untried > 0 {
-		line(b, "ports", "%d more in the pin, of which %d are reserved in all, and %d in ip_local_port_range", p.Untried, p.Reserved, p.InRange)
+	if n := p.Untried + len(p.Ports); n > 1 {
+		line(b, "ports", "%d in the pin: %d reserved, %d inside ip_local_port_range", n, p.Reserved, p.InRange)
 	}
-	if p.Waiting > 0 {
+	switch {
+	case p.Waiting == 1:
+		line(b, "waiting", "1 flow")
+	case p.Waiting > 1:
 		line(b, "waiting", "%d flows", p.Waiting)
 	}
 }
@@ -136,27 +142,19 @@ func (p portReport) standing(r rangeReport) string {
 	return "not reserved; outside " + local
 }
 
-func (s socketReport) text() string {
+// text says whose socket it is, and what it does.
+func (s socketState) text() string {
 	who := "the kernel"
 	switch {
-	case s.Process != "":
-		who = sockdiag.Process{PID: s.PID, Name: s.Process}.String()
-	case s.Left == 0 && s.UID != 0:
-		who = fmt.Sprintf("user %d", s.UID)
-	}
-	text := fmt.Sprintf("%s has %s", who, s.State)
-	switch {
-	case s.State == sockdiag.Listen.String():
-		text += " on " + s.Local
-	case strings.HasSuffix(s.Remote, ":0"):
-		text = fmt.Sprintf("%s has bound %s", who, s.Local)
-	default:
-		text += " to " + s.Remote
+	case s.owner.PID != 0:
+		who = s.owner.String()
+	case !s.over():
+		who = fmt.Sprintf("a program of user %d", s.UID)
 	}
 	if s.Left > 0 {
-		text += fmt.Sprintf(" for %v more", seconds(time.Duration(s.Left*float64(time.Second))))
+		return fmt.Sprintf("%s %s, for %v more", who, s.Socket, seconds(s.Left))
 	}
-	return text + ": " + s.Why
+	return fmt.Sprintf("%s %s", who, s.Socket)
 }
 
 // why says whether a socket is in the way, and why.
@@ -189,8 +187,10 @@ func (s situation) chosen(v verdict, facts host.Facts) string {
 		return fmt.Sprintf("Not at all: connect fails, as this host has no route: %v.", cause(s.wayErr))
 	case s.running && s.way.Ours && s.askErr != nil:
 		return "By a rule of the running pinproxy, which takes the connection; only its user and root may ask by which."
-	case s.running && s.way.Ours && s.rule != nil && s.theirs == s.rule.String():
+	case s.running && s.way.Ours && s.rule != nil && s.theirs == s.rule.String() && s.waits():
 		return fmt.Sprintf("By its rule, but no port can be had now: %s.", s.otherwise())
+	case s.running && s.way.Ours && s.rule != nil && s.theirs == s.rule.String():
+		return "By its rule, but the pin can't be had: the connection fails."
 	case s.running && s.way.Ours && s.theirs != "":
 		return fmt.Sprintf("By the running pinproxy's rule %s.", s.theirs)
 	}
@@ -212,7 +212,7 @@ func (s situation) among() string {
 	case 1:
 		return ", the only one of its pin"
 	default:
-		return fmt.Sprintf(", the least recently used of the pin's %d that are free", n)
+		return fmt.Sprintf(", of the pin's %d the least recently used that is free", n)
 	}
 }
 
@@ -233,15 +233,12 @@ func (s situation) otherwise() string {
 			ways = append(ways, "it fails")
 		}
 	}
-	if s.ports[0].held == nil && !s.untaken() {
-		return "it fails"
-	}
 	return strings.Join(ways, ", then ")
 }
 
-// untaken: the kernel, or a flow, has the port, so that waiting helps.
-func (s situation) untaken() bool {
+// waits: the port has another user, so that the rule's busy list is gone through.
+func (s situation) waits() bool {
 	p := s.ports[0]
-	_, found := p.inTheWay()
-	return found || p.resting > 0
+	_, taken := p.inTheWay()
+	return p.held != nil || p.resting > 0 || taken
 }

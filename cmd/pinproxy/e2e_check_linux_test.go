@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -15,8 +16,6 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
-	"golang.org/x/sys/unix"
-
 	"pinproxy/netstack/lab"
 )
 
@@ -25,7 +24,7 @@ import (
 //
 //	start ARGS              pinproxy ARGS runs, and is ready
 //	run STATUS ARGS         pinproxy ARGS ends with STATUS; stdout and stderr are looked at afterwards
-//	run-as-user STATUS ARGS likewise, without any privilege
+//	run-as-user STATUS ARGS likewise, by an ordinary user; where there is one: [user]
 //	serve ADDR...           echo servers, of the server
 //	listen ADDR             a listener, of the client
 //	connect ADDR            a program's connection, which stays
@@ -49,6 +48,7 @@ func TestCheckTranscripts(t *testing.T) {
 			testscript.Run(t, testscript.Params{
 				Files:         []string{file},
 				UpdateScripts: *update,
+				Condition:     otherUsers,
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
 					"start":       s.start,
 					"run":         s.run,
@@ -85,23 +85,40 @@ func (s *checkScript) start(ts *testscript.TestScript, _ bool, args []string) {
 	s.pinproxy.expect(`"msg":"ready"`)
 }
 
-func (s *checkScript) run(ts *testscript.TestScript, _ bool, args []string) { s.runWith(ts, args, nil) }
-
-// runAsUser runs it as root of a user namespace that has nothing to say about the client's network, under a user of
-// the machine that is not root.
-func (s *checkScript) runAsUser(ts *testscript.TestScript, _ bool, args []string) {
-	s.runWith(ts, args, &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 1000, HostID: 0, Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 1000, HostID: 0, Size: 1}},
-	})
+func (s *checkScript) run(ts *testscript.TestScript, _ bool, args []string) {
+	s.runProgram(ts, "pinproxy", args)
 }
 
-func (s *checkScript) runWith(ts *testscript.TestScript, args []string, attr *syscall.SysProcAttr) {
+func (s *checkScript) runAsUser(ts *testscript.TestScript, _ bool, args []string) {
+	s.runProgram(ts, "unprivileged", args)
+}
+
+// unprivileged is pinproxy of a user without any privilege, and without a file or a process.
+func unprivileged() {
+	const nobody = 65534
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(nobody), syscall.Setuid(nobody)); err != nil {
+		fmt.Fprintln(os.Stderr, "become another user:", err)
+		os.Exit(exitFailed)
+	}
+	main()
+}
+
+// otherUsers says whether this process may become another user: not so where an ordinary user runs the tests, whose
+// namespace has one.
+func otherUsers(name string) (bool, error) {
+	if name != "user" {
+		return false, fmt.Errorf("unknown condition %q", name)
+	}
+	b, err := os.ReadFile("/proc/self/uid_map")
+	fields := strings.Fields(string(b))
+	return len(fields) > 2 && len(fields[2]) >= len("65535"), err
+}
+
+func (s *checkScript) runProgram(ts *testscript.TestScript, name string, args []string) {
 	want, err := strconv.Atoi(args[0])
 	ts.Check(err)
 	cmd := s.command(args[1:]...)
-	cmd.Dir, cmd.SysProcAttr = ts.MkAbs("."), attr
+	cmd.Args[0], cmd.Dir = name, ts.MkAbs(".")
 	p, err := s.Client.Start(cmd)
 	ts.Check(err)
 	status := exitStatus(p.Wait())
@@ -116,15 +133,17 @@ func (s *checkScript) runWith(ts *testscript.TestScript, args []string, attr *sy
 var variable = []struct{ pattern, with string }{
 	{`\bin [0-9.]+[mµ]?s\b`, `in TIME`},
 	{`"took": [0-9.e-]+`, `"took": TIME`},
-	{`"left": [0-9.]+`, `"left": TIME`},
-	{`\b[0-9.]+m?s (more|ago)`, `TIME $1`},
+	{`"(left|idle)": [0-9.e-]+`, `"$1": TIME`},
+	{`(held for|link pin0, for) [0-9.µm]+s`, `$1 TIME`},
+	{`(bank.example +\S+) +\d+s`, `$1 TTL`},
+	{` 0?[0-9]s`, ` TIME`},
+	{`\b[0-9][0-9.ms]*s (more|ago)`, `TIME $1`},
 	{`(192\.0\.0\.8|f62c::8\]):\d+`, `$1:PORT`},
 	{`(198\.51\.100\.2|2001:db8:1::2\]):([345]\d{4})`, `$1:PORT`},
 	{`pinproxy \(devel\)[^,"]*`, `pinproxy VERSION`},
 	{`"20\d\d-[^"]*"`, `"WHEN"`},
 	{`within [0-9.]+s`, `within TIME`},
 	{`though port \d+`, `though port PORT`},
-	{` +`, ` `}, // columns
 }
 
 // steady replaces what differs from run to run.
@@ -137,7 +156,7 @@ func (s *checkScript) steady(text string) string {
 	text = regexp.MustCompile(fmt.Sprintf(`\b%d\b`, os.Getpid())).ReplaceAllString(text, "OTHER")
 	text = strings.ReplaceAll(text, s.network.run, "RUN")
 	text = regexp.MustCompile(`pinproxy\.i?\d+\.sock`).ReplaceAllString(text, "pinproxy.sock")
-	for _, v := range variable[:len(variable)-1] {
+	for _, v := range variable {
 		text = regexp.MustCompile(v.pattern).ReplaceAllString(text, v.with)
 	}
 	if strings.HasPrefix(text, "pinproxy VERSION") { // the tables of status are as wide as what stands in them

@@ -50,6 +50,8 @@ var programs = map[string]func(){
 	"visit":    visit,
 	"apart":    apart,
 	"occupy":   occupyPort,
+
+	"unprivileged": unprivileged,
 }
 
 func TestMain(m *testing.M) {

@@ -99,6 +99,8 @@ type socketReport struct {
 	Left    float64 `json:"left,omitempty"`
 	Matters bool    `json:"matters"`
 	Why     string  `json:"why"`
+
+	text string
 }
 
 type connectJSON struct {
@@ -137,7 +139,7 @@ func (s situation) report(facts host.Facts) addressJSON {
 }
 
 func (p portState) report(s situation) portReport {
-	o := p.obstacle(s.dst)
+	o := s.obstacle(p)
 	r := portReport{
 		Port: p.local.Port(), Free: o.cause == "", Cause: o.cause, Hint: o.hint, Reserved: p.reserved, InRange: p.ephemeral,
 		Privileged: p.privileged, Rests: p.resting.Seconds(), Sockets: []socketReport{},
@@ -148,7 +150,7 @@ func (p portState) report(s situation) portReport {
 	for _, k := range p.sockets {
 		r.Sockets = append(r.Sockets, socketReport{
 			State: k.State.String(), Local: k.Local.String(), Remote: k.Remote.String(), PID: k.owner.PID, Process: k.owner.Name, UID: k.UID,
-			Left: k.Left.Seconds(), Matters: !k.harmless(p), Why: k.why(p),
+			Left: k.Left.Seconds(), Matters: !k.harmless(p), Why: k.why(p), text: k.text(),
 		})
 	}
 	return r

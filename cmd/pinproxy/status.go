@@ -46,7 +46,7 @@ func (s statusJSON) text() string {
 
 // ruleTable lists the rules with their flows as of now, and the failures that are remembered.
 func (s statusJSON) ruleTable(b *strings.Builder) {
-	type counts struct{ open, waiting, failed uint64 }
+	type counts struct{ open, waiting, dialing, failed uint64 }
 	of := make(map[string]*counts)
 	for _, r := range s.Rules {
 		of[r.Rule] = &counts{}
@@ -56,6 +56,8 @@ func (s statusJSON) ruleTable(b *strings.Builder) {
 		case n == nil:
 		case f.Stage == "open":
 			n.open++
+		case f.Stage == "dialing":
+			n.dialing++
 		default:
 			n.waiting++
 		}
@@ -65,9 +67,9 @@ func (s statusJSON) ruleTable(b *strings.Builder) {
 			n.failed += f.Times
 		}
 	}
-	t := table(b, "RULE", "OPEN", "WAITING", "FAILED")
+	t := table(b, "RULE", "OPEN", "WAITING", "DIALING", "FAILED")
 	for _, r := range s.Rules {
-		row(t, r.text(), of[r.Rule].open, of[r.Rule].waiting, of[r.Rule].failed)
+		row(t, r.text(), of[r.Rule].open, of[r.Rule].waiting, of[r.Rule].dialing, of[r.Rule].failed)
 	}
 	_ = t.Flush()
 }

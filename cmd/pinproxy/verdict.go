@@ -19,10 +19,11 @@ import (
 
 // situation is what was found out about connections to one address.
 type situation struct {
-	dst  netip.AddrPort
-	name string        // that the rules were asked for; may be empty
-	rule *rules.Rule   // the most specific; nil: none is for it
-	lost []*rules.Rule // others that match
+	dst   netip.AddrPort
+	name  string        // that the rules were asked for; may be empty
+	rule  *rules.Rule   // the most specific; nil: none is for it
+	lost  []*rules.Rule // others that match
+	given bool          // the rules are those of the command line
 
 	running bool   // a pinproxy is
 	pid     int    // of it, 0 if that can't be told
@@ -63,33 +64,36 @@ type socketState struct {
 // obstacle is what keeps a port from being had. Empty: nothing does.
 type obstacle struct{ cause, hint string }
 
-// obstacle finds what keeps the next connection to dst from the port. What the lease table says comes before what the
-// kernel does: a flow's port has a socket, too.
-func (p portState) obstacle(dst netip.AddrPort) obstacle {
+// obstacle finds what keeps the next connection from a port of the pin. What the lease table says comes before what
+// the kernel does: a flow's port has a socket, too.
+func (s situation) obstacle(p portState) obstacle {
 	port := p.local.Port()
 	switch {
-	case p.held != nil && p.held.Flow == 0:
-		return obstacle{cause: fmt.Sprintf("port %d is held by a flow", port)}
+	case s.isSelf(p):
+		return obstacle{
+			fmt.Sprintf("source and destination are the same address and port, %s: the connection would lead back to itself", s.dst),
+			"take another source port for this destination",
+		}
 	case p.held != nil:
-		return obstacle{cause: fmt.Sprintf("port %d is held by flow %d from %s", port, p.held.Flow, p.held.Src)}
+		return obstacle{fmt.Sprintf("port %d is held by flow %d from %s", port, p.held.Flow, p.held.Src), proxy.BusyHint(s.rule, false)}
 	case p.resting > 0:
 		return obstacle{
 			fmt.Sprintf("port %d rests for %v more after its last flow to this destination", port, seconds(p.resting)),
-			"a wider range of source ports in the rule serves more",
+			proxy.BusyHint(s.rule, true),
 		}
 	case p.privileged:
-		return explained(syscall.EACCES, p.local, dst)
+		return explained(syscall.EACCES, p.local, s.dst)
 	case errors.Is(p.bindErr, syscall.EADDRNOTAVAIL):
-		return explained(syscall.EADDRNOTAVAIL, p.local, dst)
+		return explained(syscall.EADDRNOTAVAIL, p.local, s.dst)
 	}
-	if s, found := p.inTheWay(); found {
-		return p.takenBy(s)
+	if socket, found := p.inTheWay(); found {
+		return p.takenBy(socket)
 	}
 	switch {
 	case p.bindErr == nil, errors.Is(p.bindErr, syscall.EACCES): // that is ours: who would bind may
 	case errors.Is(p.bindErr, syscall.EADDRINUSE) && p.endable(): // as soon as somebody wants it
 	default:
-		return explained(p.bindErr, p.local, dst)
+		return explained(p.bindErr, p.local, s.dst)
 	}
 	return obstacle{}
 }
@@ -179,6 +183,7 @@ type verdict struct {
 	pinned bool // a program's connection would leave from its pin now
 	free   bool // the pin could be had, whoever captures the connection
 	port   uint16
+	taken  obstacle // what is in the way of the pin
 	obstacle
 }
 
@@ -186,14 +191,13 @@ type verdict struct {
 // destination, then with the capture, then with the port.
 func judge(s situation) verdict {
 	v := verdict{}
-	var taken obstacle
 	if s.rule != nil {
-		v.port, taken = s.choose()
-		v.free = taken.cause == "" && s.dialErr == nil && !s.way.Local
+		v.port, v.taken = s.choose()
+		v.free = v.taken.cause == "" && !s.way.Local
 	}
 	v.obstacle = s.uncaptured()
 	if v.cause == "" {
-		v.obstacle = taken
+		v.obstacle = v.taken
 	}
 	v.pinned = v.cause == ""
 	return v
@@ -206,13 +210,7 @@ func (s situation) choose() (uint16, obstacle) {
 	}
 	first := obstacle{cause: "the pin has no port"}
 	for i, p := range s.ports {
-		o := p.obstacle(s.dst)
-		if s.isSelf(p) {
-			o = obstacle{
-				fmt.Sprintf("source and destination are the same address and port, %s: the connection would lead back to itself", s.dst),
-				"take another source port for this destination",
-			}
-		}
+		o := s.obstacle(p)
 		if o.cause == "" {
 			return p.local.Port(), obstacle{}
 		}
@@ -241,7 +239,7 @@ func unroutable(s situation) obstacle {
 		return obstacle{cause: fmt.Sprintf("this host has no route to %s: %v", s.dst.Addr(), cause(s.dialErr))}
 	}
 	if len(s.ports) > 0 {
-		if o := s.ports[0].obstacle(s.dst); errors.Is(s.ports[0].bindErr, syscall.EADDRNOTAVAIL) {
+		if o := s.obstacle(s.ports[0]); errors.Is(s.ports[0].bindErr, syscall.EADDRNOTAVAIL) {
 			return o
 		}
 	}
@@ -254,13 +252,14 @@ func unroutable(s situation) obstacle {
 // uncaptured is why a connection does not come to the running pinproxy at all, or not by this rule.
 func (s situation) uncaptured() obstacle {
 	switch {
-	case s.way.Local && s.choiceIsSelf():
-		_, o := s.choose()
-		return o
+	case s.way.Local && len(s.ports) == 1 && s.untried == 0 && s.isSelf(s.ports[0]):
+		return s.obstacle(s.ports[0])
 	case s.way.Local:
 		return obstacle{cause: fmt.Sprintf("%s is this host itself: such connections are not captured", s.dst.Addr())}
 	case s.wayErr != nil:
 		return obstacle{cause: fmt.Sprintf("this host has no route to %s: %v", s.dst.Addr(), cause(s.wayErr))}
+	case s.rule == nil && s.given:
+		return obstacle{cause: "none of the rules that were given is for this destination"}
 	case !s.running && s.rule == nil:
 		return obstacle{"no pinproxy is running, and no rule was given", "pinproxy check --rule RULE …, or start pinproxy"}
 	case !s.running:
@@ -268,9 +267,9 @@ func (s situation) uncaptured() obstacle {
 	case s.askErr == nil && s.rule == nil:
 		return obstacle{cause: "no rule is for this destination"}
 	case s.askErr == nil && s.theirs == "":
-		return obstacle{"the running pinproxy has no rule for this destination", "start it with this rule"}
+		return obstacle{"the running pinproxy has no rule for this destination", "restart it with this rule"}
 	case s.askErr == nil && !samePin(s.theirs, s.rule):
-		return obstacle{fmt.Sprintf("the running pinproxy goes by another rule, %s", s.theirs), "start it with this rule"}
+		return obstacle{fmt.Sprintf("the running pinproxy goes by another rule, %s", s.theirs), "restart it with this rule"}
 	case !s.way.Ours:
 		return obstacle{"the running pinproxy does not capture it: the kernel's route does not lead into its device", "its log says why"}
 	case s.askErr != nil:
@@ -282,18 +281,6 @@ func (s situation) uncaptured() obstacle {
 		return o
 	}
 	return obstacle{}
-}
-
-func (s situation) choiceIsSelf() bool {
-	if s.rule == nil || s.rule.Pin().Ports().Len() != 1 {
-		return false
-	}
-	for _, p := range s.ports {
-		if s.isSelf(p) {
-			return true
-		}
-	}
-	return false
 }
 
 // samePin says whether a rule's text demands the same source as rule.

@@ -1,0 +1,248 @@
+package main
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"pinproxy/netstack/host"
+	"pinproxy/proxy/sockdiag"
+	"pinproxy/rules"
+)
+
+// bank is a destination that is captured, by a rule whose pin is 63998 and 63999, both of them free.
+func bank(t *testing.T) situation {
+	t.Helper()
+	r, err := rules.Parse("203.0.113.2:443=63998-63999 busy=wait:10s,any")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return situation{
+		dst: netip.MustParseAddrPort("203.0.113.2:443"), rule: r, running: true, pid: 812, theirs: r.String(),
+		way:   host.Way{Ours: true, Link: "pin0", Source: host.Addr4},
+		dial:  host.Way{Link: "eth0", Source: netip.MustParseAddr("198.51.100.2")},
+		ports: []portState{port(63998), port(63999)},
+	}
+}
+
+func port(p uint16) portState {
+	return portState{local: netip.AddrPortFrom(netip.IPv4Unspecified(), p), mayEnd: true}
+}
+
+// socket is one of the pid, 0 for one that nobody has any more.
+func socket(state sockdiag.State, local, remote string, pid int) socketState {
+	s := socketState{Socket: sockdiag.Socket{State: state, Local: netip.MustParseAddrPort(local), Remote: netip.MustParseAddrPort(remote), UID: 1000}}
+	if pid != 0 {
+		s.owner = sockdiag.Process{PID: pid, Name: "nginx"}
+	}
+	s.ours, s.same = pid == 812, s.Remote.String() == "203.0.113.2:443"
+	return s
+}
+
+func errno(call string, e syscall.Errno) error { return os.NewSyscallError(call, e) }
+
+func TestVerdict(t *testing.T) {
+	const local, dst, other = "198.51.100.2:63998", "203.0.113.2:443", "203.0.113.9:443"
+	for _, test := range []struct {
+		name    string
+		is      func(s *situation)
+		pinned  bool
+		port    uint16
+		cause   string // part of it
+		chosen  string
+		taken   string // of the first port, where it is not the cause
+		hintHas string
+	}{
+		{name: "free", is: func(*situation) {}, pinned: true, port: 63998, chosen: "port 63998 of 198.51.100.2, of the pin's 2 the least recently used"},
+		{name: "held by a flow", is: func(s *situation) {
+			s.ports[0].held = &heldJSON{Port: 63998, Flow: 7, Src: "192.0.0.8:40000"}
+			s.ports[0].sockets = []socketState{socket(sockdiag.Established, local, dst, 812)}
+		}, pinned: true, port: 63999, taken: "port 63998 is held by flow 7 from 192.0.0.8:40000", chosen: "port 63999"},
+		{name: "all held", is: func(s *situation) {
+			for i := range s.ports {
+				s.ports[i].held = &heldJSON{Flow: 7, Src: "192.0.0.8:40000"}
+			}
+		}, cause: "none of the first 2 of the pin's 2 ports is free; port 63998 is held by flow 7", chosen: "it waits for one, 10s at most, then it leaves from any port", hintHas: "busy=reclaim"},
+		{name: "resting", is: func(s *situation) {
+			s.ports = s.ports[:1]
+			s.ports[0].resting = 1500 * time.Millisecond
+		}, cause: "port 63998 rests for 2s more", chosen: "it waits for one"},
+		{name: "privileged", is: func(s *situation) {
+			s.ports = s.ports[:1]
+			s.ports[0].privileged, s.ports[0].bindErr = true, errno("bind", syscall.EACCES)
+		}, cause: "source port 63998 is privileged", chosen: "can't be had: the connection fails", hintHas: "CAP_NET_BIND_SERVICE"},
+		{name: "privileged for us alone", is: func(s *situation) {
+			s.ports[0].bindErr = errno("bind", syscall.EACCES)
+		}, pinned: true, port: 63998, chosen: "port 63998"},
+		{name: "address not here", is: func(s *situation) {
+			s.ports = s.ports[:1]
+			s.ports[0].bindErr = errno("bind", syscall.EADDRNOTAVAIL)
+		}, cause: "is not on this host", chosen: "can't be had", hintHas: "ip address add"},
+		{name: "listener", is: func(s *situation) {
+			s.ports = s.ports[:1]
+			s.ports[0].bindErr = errno("bind", syscall.EADDRINUSE)
+			s.ports[0].sockets = []socketState{
+				socket(sockdiag.Established, local, other, 812),
+				socket(sockdiag.Established, local, other, 99),
+				socket(sockdiag.Listen, "0.0.0.0:63998", "0.0.0.0:0", 99),
+			}
+		}, cause: "port 63998 is taken by nginx (pid 99), which listens on 0.0.0.0:63998", chosen: "it waits", hintHas: "pid 99"},
+		{name: "listener on another address", is: func(s *situation) {
+			s.ports[0].sockets = []socketState{socket(sockdiag.Listen, "127.0.0.1:63998", "0.0.0.0:0", 99)}
+		}, pinned: true, port: 63998, chosen: "port 63998"},
+		{name: "another program, another destination", is: func(s *situation) {
+			s.ports = s.ports[:1]
+			s.ports[0].bindErr = errno("bind", syscall.EADDRINUSE)
+			s.ports[0].sockets = []socketState{socket(sockdiag.Established, local, other, 99)}
+		}, cause: "which is connected from " + local + " to " + other, chosen: "it waits"},
+		{name: "another program that shares", is: func(s *situation) {
+			s.ports[0].sockets = []socketState{socket(sockdiag.Established, local, other, 99)}
+		}, pinned: true, port: 63998, chosen: "port 63998"},
+		{name: "another program, the very destination", is: func(s *situation) {
+			s.ports[0].sockets = []socketState{socket(sockdiag.Established, local, dst, 99)}
+		}, pinned: true, port: 63999, taken: "port 63998 is taken by nginx", chosen: "port 63999"},
+		{name: "a program that can't be seen", is: func(s *situation) {
+			s.ports = s.ports[:1]
+			s.ports[0].sockets = []socketState{socket(sockdiag.Established, local, dst, 0)}
+		}, cause: "by a program of user 1000, which is connected", chosen: "it waits", hintHas: "sudo ss -tanp sport = :63998"},
+		{name: "TIME_WAIT that can be ended", is: func(s *situation) {
+			s.ports[0].sockets = []socketState{socket(sockdiag.TimeWait, local, dst, 0)}
+		}, pinned: true, port: 63998, chosen: "port 63998"},
+		{name: "TIME_WAIT of a program without SO_REUSEADDR", is: func(s *situation) {
+			s.ports[0].bindErr = errno("bind", syscall.EADDRINUSE)
+			s.ports[0].sockets = []socketState{socket(sockdiag.TimeWait, local, other, 0)}
+		}, pinned: true, port: 63998, chosen: "port 63998"},
+		{name: "TIME_WAIT that can't", is: func(s *situation) {
+			s.ports = s.ports[:1]
+			s.ports[0].mayEnd = false
+			s.ports[0].sockets = []socketState{socket(sockdiag.TimeWait, local, dst, 0)}
+			s.ports[0].sockets[0].Left = 41500 * time.Millisecond
+		}, cause: "is in TIME_WAIT for 42s more; connect gets past it if the destination speaks TCP timestamps", chosen: "it waits"},
+		{name: "bind fails for nothing that can be seen", is: func(s *situation) {
+			s.ports = s.ports[:1]
+			s.ports[0].bindErr = errno("bind", syscall.EADDRINUSE)
+		}, cause: "bind: address already in use", chosen: "can't be had"},
+		{name: "itself", is: func(s *situation) {
+			s.way, s.ports = host.Way{Local: true}, s.ports[:1]
+			s.dst = netip.MustParseAddrPort("198.51.100.2:63998")
+		}, cause: "source and destination are the same address and port", chosen: "By the kernel: any port of ip_local_port_range (32768-60999)"},
+		{name: "this host", is: func(s *situation) { s.way = host.Way{Local: true} }, port: 63998, cause: "203.0.113.2 is this host itself", chosen: "By the kernel"},
+		{name: "no route", is: func(s *situation) {
+			s.wayErr, s.dialErr = syscall.ENETUNREACH, syscall.ENETUNREACH
+		}, cause: "this host has no route to 203.0.113.2: network is unreachable", chosen: "Not at all"},
+		{name: "no route from the pin", is: func(s *situation) { s.dialErr = syscall.EHOSTUNREACH }, cause: "no route to 203.0.113.2: no route to host", chosen: "can't be had"},
+		{name: "not running", is: func(s *situation) { s.running, s.way.Ours = false, false }, port: 63998, cause: "no pinproxy is running", chosen: "By the kernel", hintHas: "sudo pinproxy --rule '203.0.113.2:443="},
+		{name: "no rule known", is: func(s *situation) { s.running, s.rule, s.way.Ours = false, nil, false }, cause: "no rule was given", chosen: "By the kernel"},
+		{name: "no rule for it", is: func(s *situation) { s.rule, s.theirs, s.way.Ours = nil, "", false }, cause: "no rule is for this destination", chosen: "By the kernel"},
+		{name: "no given rule for it", is: func(s *situation) { s.rule, s.given = nil, true }, cause: "none of the rules that were given", chosen: "By the running pinproxy's rule"},
+		{name: "not in theirs", is: func(s *situation) { s.theirs, s.way.Ours = "", false }, port: 63998, cause: "the running pinproxy has no rule", chosen: "By the kernel"},
+		{name: "another of theirs", is: func(s *situation) { s.theirs = "*:443=1" }, port: 63998, cause: "goes by another rule, *:443=1", chosen: "By the running pinproxy's rule *:443=1"},
+		{name: "theirs has the same pin", is: func(s *situation) { s.theirs = "*:443=63998-63999" }, pinned: true, port: 63998, chosen: "port 63998"},
+		{name: "not captured", is: func(s *situation) { s.way.Ours = false }, port: 63998, cause: "does not capture it", chosen: "By the kernel"},
+		{name: "does not answer", is: func(s *situation) { s.askErr, s.theirs = &askError{"/run/x", syscall.EACCES}, "" }, port: 63998, cause: "can't be asked by which rule: ask /run/x: permission denied", chosen: "only its user and root", hintHas: "sudo pinproxy check"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := bank(t)
+			test.is(&s)
+			v := judge(s)
+			if v.pinned != test.pinned || v.port != test.port || !strings.Contains(v.cause, test.cause) || v.pinned != (v.cause == "") || !strings.Contains(v.hint, test.hintHas) {
+				t.Errorf("%+v, want pinned %v, port %d, cause %q, hint %q", v, test.pinned, test.port, test.cause, test.hintHas)
+			}
+			if v.pinned && !v.free {
+				t.Error("it leaves from a pin that can't be had")
+			}
+			if test.taken != "" && !strings.HasPrefix(s.obstacle(s.ports[0]).cause, test.taken) {
+				t.Errorf("the first port: %+v", s.obstacle(s.ports[0]))
+			}
+			if got := s.chosen(v, host.Facts{LocalPorts: host.PortRange{First: 32768, Last: 60999}}); !strings.Contains(got, test.chosen) {
+				t.Errorf("chosen: %q, want %q", got, test.chosen)
+			}
+		})
+	}
+}
+
+// The exit status is about the addresses that can be reached, as programs go on to the next.
+func TestConclusion(t *testing.T) {
+	yes, no := addressJSON{Pinned: true, Chosen: "yes"}, addressJSON{Chosen: "no"}
+	away := addressJSON{Route: routeJSON{Error: "network is unreachable"}, Chosen: "away"}
+	refused := yes
+	refused.Connect = &connectJSON{}
+	for _, test := range []struct {
+		addrs  []addressJSON
+		pinned bool
+		chosen string
+	}{
+		{[]addressJSON{yes}, true, "yes"},
+		{[]addressJSON{yes, no}, false, "yes"},
+		{[]addressJSON{away, yes}, true, "yes"},
+		{[]addressJSON{away}, false, "away"},
+		{[]addressJSON{refused}, false, "yes"},
+		{nil, false, "Not at all: a program does not get as far as to connect, as the name has no address."},
+	} {
+		r := report{Addresses: test.addrs}
+		if r.conclude(); r.Pinned != test.pinned || r.Chosen != test.chosen || r.Addresses == nil {
+			t.Errorf("%+v: pinned %v, chosen %q", test.addrs, r.Pinned, r.Chosen)
+		}
+	}
+}
+
+func TestWhyLost(t *testing.T) {
+	for _, test := range []struct{ winner, loser, want string }{
+		{"a.b.example:443=1", "a.b.example:443,80=1", "it is for more ports: 2, not 1"},
+		{"a.b.example:443=1", "*.b.example:443=1", "an exact name is more specific than a wildcard"},
+		{"*.b.example:443=1", "*.example:443=1", "*.b.example is the longer wildcard"},
+		{"*.b.example:443=1", "203.0.113.2:443=1", "a name is more specific than addresses"},
+		{"203.0.113.2:443=1", "203.0.113.0/24:443=1", "203.0.113.2/32 is the longer prefix"},
+		{"0.0.0.0/0:443=1", "*:443=1", "* is the least specific host"},
+	} {
+		var list []*rules.Rule
+		for _, text := range []string{test.winner, test.loser} {
+			r, err := rules.Parse(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, r)
+		}
+		if got := whyLost(list[0], list[1]); got != test.want {
+			t.Errorf("%s before %s: %q, want %q", test.winner, test.loser, got, test.want)
+		}
+	}
+}
+
+func TestParseTarget(t *testing.T) {
+	for text, want := range map[string]string{
+		"www.bank.example:443":  "www.bank.example:443",
+		"WWW.Bank.Example.:443": "www.bank.example:443",
+		"bücher.example:443":    "xn--bcher-kva.example:443",
+		"203.0.113.2:1":         "203.0.113.2:1",
+		"[2001:DB8::2]:65535":   "[2001:db8::2]:65535",
+		"[::ffff:192.0.2.1]:80": "192.0.2.1:80",
+	} {
+		got, err := parseTarget(text)
+		if err != nil || got.String() != want || got.addr.IsValid() == (got.name() != "") {
+			t.Errorf("%s: %v, %v, want %s", text, got, err, want)
+		}
+	}
+	for text, want := range map[string]string{
+		"www.bank.example":      "the port is missing",
+		"2001:db8::2:443":       "an IPv6 address stands in brackets",
+		"www.bank.example:0":    "is not a port",
+		"www.bank.example:http": "is not a port",
+		"*.bank.example:443":    "a name or an address is needed",
+		"*:443":                 "a name or an address is needed",
+		"10.0.0.0/8:443":        "a name or an address is needed",
+		"goo$gle:443":           "a name can't contain '$'",
+		":443":                  "the host is missing",
+		"0.0.0.0:443":           "no connection can be captured",
+		"224.0.0.1:443":         "no connection can be captured",
+	} {
+		_, err := parseTarget(text)
+		if _, ok := errors.AsType[*usageError](err); !ok || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+}
