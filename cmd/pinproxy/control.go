@@ -174,7 +174,8 @@ func listenControl(ctx context.Context, path string) (net.Listener, func() error
 		return nil, nil, fmt.Errorf("listen on %s: %w", path, cause(err))
 	}
 	remove := func() error {
-		if now, err := os.Lstat(path); err != nil || !os.SameFile(now, mine) {
+		// An inode's number is soon used again, so its time is looked at, too.
+		if now, err := os.Lstat(path); err != nil || !os.SameFile(now, mine) || !now.ModTime().Equal(mine.ModTime()) {
 			return nil // gone, or no longer ours
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

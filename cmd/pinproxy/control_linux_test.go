@@ -1,0 +1,249 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"pinproxy/proxy"
+	"pinproxy/rules"
+)
+
+// serveControl serves a control socket without a network behind it.
+func serveControl(t *testing.T) *instance {
+	t.Helper()
+	r, err := rules.ParseAt("partners.rules", 3, "www.bank.example:443=63999")
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := rules.NewSet([]*rules.Rule{r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := rules.NewNames(set, rules.Limits{})
+	if _, err := names.Observe("www.bank.example", []netip.Addr{netip.MustParseAddr("203.0.113.2")}, time.Minute, true, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	pins := proxy.New(proxy.Config{Names: names, Dialer: proxy.Sockets{}, Log: slog.New(slog.DiscardHandler)})
+	c := &control{link: "pin0", began: time.Now(), set: set, names: names, pins: pins}
+	path := filepath.Join(t.TempDir(), "pinproxy.sock")
+	l, remove, err := listenControl(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := runtime.NumGoroutine()
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- c.serve(ctx, l) }() // ends with ctx
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-served:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(patience):
+			t.Error("it does not end")
+		}
+		if err := remove(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Error("the socket is still there", err)
+		}
+		poll(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
+	})
+	return &instance{path: path}
+}
+
+func TestControl(t *testing.T) {
+	i := serveControl(t)
+	var about aboutJSON
+	if err := i.ask(t.Context(), "/about", nil, &about); err != nil {
+		t.Fatal(err)
+	}
+	if about.PID != os.Getpid() || about.Link != "pin0" || len(about.Rules) != 1 || about.Rules[0] != (ruleJSON{"www.bank.example:443=63999", "partners.rules", 3}) {
+		t.Errorf("%+v", about)
+	}
+	if set, err := rulesOf(about); err != nil || set.Rules()[0].String() != about.Rules[0].Rule {
+		t.Error(err)
+	}
+	var s statusJSON
+	if err := i.ask(t.Context(), "/status", nil, &s); err != nil || len(s.Names) != 1 || s.PID != about.PID || s.Flows == nil || s.Failures == nil {
+		t.Errorf("%+v, %v", s, err)
+	}
+	dst := netip.MustParseAddrPort("203.0.113.2:443")
+	for _, test := range []struct {
+		dst              netip.AddrPort
+		name, rule, want string
+		next             uint16
+	}{
+		{dst, "", "", "www.bank.example:443=63999", 63999},
+		{dst, "other.example", "", "", 0},
+		{netip.MustParseAddrPort("203.0.113.3:443"), "www.bank.example", "", "www.bank.example:443=63999", 63999},
+		{netip.MustParseAddrPort("203.0.113.3:443"), "", "*:443=7000-7001", "", 7000},
+	} {
+		d, err := i.destination(t.Context(), test.dst, test.name, test.rule)
+		if err != nil || d.Rule != test.want || (d.Pin == nil) != (test.next == 0) || d.Pin != nil && d.Pin.Next[0] != test.next {
+			t.Errorf("%+v: %+v, %v", test, d, err)
+		}
+	}
+}
+
+// What nobody would ask is answered, too.
+func TestControlRefuses(t *testing.T) {
+	i := serveControl(t)
+	for resource, want := range map[string]string{
+		"/nowhere":     "404",
+		"/destination": "400 Bad Request: dst: ",
+	} {
+		if err := i.ask(t.Context(), resource, nil, &struct{}{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", resource, err, want)
+		}
+	}
+	err := i.ask(t.Context(), "/destination", url.Values{"dst": {"203.0.113.2:443"}, "rule": {"nonsense"}}, &struct{}{})
+	if err == nil || !strings.Contains(err.Error(), `rule "nonsense", column 9`) {
+		t.Error(err)
+	}
+	for request, want := range map[string]int{
+		"POST /about HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n":                    http.StatusMethodNotAllowed,
+		"GET /about HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 1<<16) + "\r\n\r\n": http.StatusRequestHeaderFieldsTooLarge,
+		"nonsense\r\n\r\n": http.StatusBadRequest,
+		"GET /about HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\nConnection: close\r\n\r\n": http.StatusOK,
+	} {
+		c, err := net.Dial("unix", i.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(patience))
+		_, _ = io.WriteString(c, request) // it may be hung up on before its end
+		r, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil || r.StatusCode != want {
+			t.Errorf("%.40q: %+v, %v, want %d", request, r, err, want)
+		}
+		_ = c.Close()
+	}
+}
+
+// Those who connect and say nothing, or read nothing, hold up the others for two seconds at most.
+func TestControlOutlastsTheSlow(t *testing.T) {
+	i := serveControl(t)
+	for n := range controlConns {
+		c, err := net.Dial("unix", i.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if n%2 == 0 {
+			_, _ = io.WriteString(c, "GET /status HTTP/1.1\r\nHost: x\r\n") // and no more
+		}
+	}
+	begun := time.Now()
+	if err := i.ask(t.Context(), "/about", nil, &aboutJSON{}); err != nil {
+		t.Errorf("after %v: %v", time.Since(begun), err)
+	}
+	if took := time.Since(begun); took > 4*controlRead {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func TestControlSocketFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pinproxy.sock")
+	listen := func() (net.Listener, func() error) {
+		t.Helper()
+		l, remove, err := listenControl(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l, remove
+	}
+	refused := func(want string) {
+		t.Helper()
+		before, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := listenControl(t.Context(), path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+		if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) {
+			t.Error("what was there is not there any more", err)
+		}
+	}
+	l, remove := listen()
+	if info, err := os.Lstat(path); err != nil || info.Mode() != fs.ModeSocket|0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	refused("another process listens there")
+	_ = l.Close() // as if killed: the file stays
+	second, removeSecond := listen()
+	if err := remove(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Error("the first has removed the second's socket")
+	}
+	_ = second.Close()
+	for range 2 {
+		if err := removeSecond(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused("a file that is no socket")
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/dev/null", path); err != nil {
+		t.Fatal(err)
+	}
+	refused("a file that is no socket")
+}
+
+// Without a control socket everything else works.
+func TestControlSocketIsNotNeeded(t *testing.T) {
+	w := newNetwork(t)
+	p := w.pinproxy("--rule", "203.0.113.2:443=63999", "--socket", "/nowhere/at/all.sock")
+	if e := p.await("no control socket: check and status can't ask this pinproxy", 1)[0]; e.Level != "WARN" || e.Err != "listen on /nowhere/at/all.sock: no such file or directory" {
+		t.Errorf("%+v", e)
+	}
+	out, _, err := w.Client.Run(w.command("check", "203.0.113.2:443"))
+	if exitStatus(err) != exitFailed || !strings.Contains(out, "but can't be asked by which rule: it has no control socket") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// check and status find the socket wherever it is, and --socket finds it as well; it goes with the process.
+func TestControlSocketElsewhere(t *testing.T) {
+	w := newNetwork(t)
+	path := filepath.Join(t.TempDir(), "s")
+	p := w.pinproxy("--rule", "203.0.113.2:443=63999", "--socket", path)
+	for _, args := range [][]string{{"status"}, {"status", "--socket", path}, {"check", "203.0.113.2:443"}} {
+		cmd := program("pinproxy", args...) // without our RUNTIME_DIRECTORY
+		if _, _, err := w.Client.Run(cmd); err != nil {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+	if _, _, err := w.Client.Run(w.command("status", "--socket", "/nowhere")); exitStatus(err) != exitFailed || !strings.Contains(err.Error(), "ask /nowhere: no such file or directory") {
+		t.Error(err)
+	}
+	p.stop()
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("the socket is still there", err)
+	}
+}
