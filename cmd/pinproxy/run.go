@@ -136,7 +136,12 @@ func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lo
 	}
 	if l, path, remove := openControl(ctx, o, log); l != nil {
 		c := &control{link: dev.Name(), strict: o.strict, began: began, set: o.set, names: names, pins: pins}
-		parts.Go(func() error { return c.serve(ctx, l) })
+		parts.Go(func() error {
+			if err := c.serve(ctx, l); err != nil {
+				log.Warn("the control socket has failed", "err", err.Error())
+			}
+			return nil // nothing else needs it
+		})
 		lock.Announce(path)
 		defer func() { err = errors.Join(err, remove()) }()
 	}
