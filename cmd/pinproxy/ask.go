@@ -49,8 +49,12 @@ func findInstance(ctx context.Context, o options) (*instance, error) {
 	if i.path == "" {
 		i.path = running.Socket
 	}
-	if i.path == "" {
-		i.err = errors.New("it has no control socket")
+	switch {
+	case i.path == "" && i.Silent:
+		i.err = errors.New("ask for its control socket: it does not answer")
+		return i, nil
+	case i.path == "":
+		i.err = errors.New("ask it: it has no control socket")
 		return i, nil
 	}
 	if i.err = i.ask(ctx, "/about", nil, &i.about); i.err == nil && i.PID == 0 {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -183,8 +184,8 @@ func (s situation) chosen(v verdict, facts host.Facts) string {
 	switch {
 	case v.pinned:
 		return fmt.Sprintf("By its rule: pinproxy takes the connection and makes it anew from port %d of %s%s.", v.port, s.from(), s.among())
-	case s.wayErr != nil:
-		return fmt.Sprintf("Not at all: connect fails, as this host has no route: %v.", cause(s.wayErr))
+	case s.away():
+		return fmt.Sprintf("Not at all: connect fails, as this host has no route: %v.", cause(cmp.Or(s.wayErr, s.dialErr)))
 	case s.running && s.way.Ours && s.askErr != nil:
 		return "By a rule of the running pinproxy, which takes the connection; only its user and root may ask by which."
 	case s.running && s.way.Ours && s.rule != nil && s.theirs == s.rule.String() && s.waits():

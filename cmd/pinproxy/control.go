@@ -211,22 +211,18 @@ func removeStale(path string) error {
 	return nil
 }
 
-// cause takes away what repeats the call and the path.
+// cause takes away what repeats the call and what it was about: an errno is enough.
 func cause(err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
 	for {
-		var path *fs.PathError
 		var op *net.OpError
-		var call *os.SyscallError
-		switch {
-		case errors.As(err, &op):
-			err = op.Err
-		case errors.As(err, &path):
-			err = path.Err
-		case errors.As(err, &call):
-			err = call.Err
-		default:
+		if !errors.As(err, &op) {
 			return err
 		}
+		err = op.Err
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -17,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"pinproxy/proxy"
 	"pinproxy/rules"
@@ -223,7 +226,7 @@ func TestControlSocketIsNotNeeded(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 	out, _, err := w.Client.Run(w.command("check", "203.0.113.2:443"))
-	if exitStatus(err) != exitFailed || !strings.Contains(out, "but can't be asked by which rule: it has no control socket") {
+	if exitStatus(err) != exitFailed || !strings.Contains(out, "but can't be asked by which rule: ask it: it has no control socket") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
@@ -245,5 +248,22 @@ func TestControlSocketElsewhere(t *testing.T) {
 	p.stop()
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("the socket is still there", err)
+	}
+}
+
+// A pinproxy that is stopped is there, and what the kernel tells of connections is true still.
+func TestCheckOfStoppedPinproxy(t *testing.T) {
+	w := newNetwork(t)
+	p := w.pinproxy("--rule", "203.0.113.2:443=63999")
+	if err := p.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	out, _, err := w.Client.Run(w.command("check", "203.0.113.2:443"))
+	if err := p.Signal(unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("pid %d, but can't ask for its control socket: it does not answer", p.Pid())
+	if exitStatus(err) != exitFailed || !strings.Contains(out, want) || !strings.Contains(out, "captured  yes, into pin0") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/vishvananda/netlink"
 	"pinproxy/netstack/lab"
 )
 
@@ -33,7 +34,8 @@ import (
 //	hold LOCAL ADDR         another program's, from an address and port that it shares with nobody
 //	over LOCAL ADDR         one that has been closed on our side
 //	sysctl KEY VALUE        of the client
-//	firewall PORT           of the router, which drops TCP from any other port
+//	firewall RANGE...       of the router, which drops TCP from any other port
+//	no-route IPv4|IPv6      of the client: nothing but its own link can be reached
 func TestCheckTranscripts(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("testdata/script/check/*.txt")
@@ -62,6 +64,7 @@ func TestCheckTranscripts(t *testing.T) {
 					"over":        s.over,
 					"sysctl":      s.sysctl,
 					"firewall":    s.firewall,
+					"no-route":    s.noRoute,
 				},
 			})
 		})
@@ -76,13 +79,10 @@ type checkScript struct {
 }
 
 func (s *checkScript) start(ts *testscript.TestScript, _ bool, args []string) {
-	for i, arg := range args {
-		args[i] = strings.TrimPrefix(arg, ts.Getenv("WORK")+"/")
-	}
 	cmd := s.command(append([]string{"--log-format=json"}, args...)...)
 	cmd.Dir = ts.MkAbs(".")
 	s.pinproxy = s.startCommand(cmd)
-	s.pinproxy.expect(`"msg":"ready"`)
+	ts.Check(s.pinproxy.Expect(soon(s.t), `"msg":"ready"`))
 }
 
 func (s *checkScript) run(ts *testscript.TestScript, _ bool, args []string) {
@@ -230,7 +230,21 @@ func (s *checkScript) sysctl(_ *testscript.TestScript, _ bool, args []string) {
 }
 
 func (s *checkScript) firewall(ts *testscript.TestScript, _ bool, args []string) {
-	port, err := strconv.ParseUint(args[0], 10, 16)
-	ts.Check(err)
-	s.Firewall(uint16(port))
+	var f lab.Filter
+	for _, arg := range args {
+		var r lab.PortRange
+		_, err := fmt.Sscanf(arg, "%d-%d", &r.First, &r.Last)
+		ts.Check(err)
+		f.Ports = append(f.Ports, r)
+	}
+	s.Router.Firewall(f)
+}
+
+func (s *checkScript) noRoute(ts *testscript.TestScript, _ bool, args []string) {
+	for _, f := range families {
+		if f.name == args[0] {
+			all := netip.PrefixFrom(netip.MustParseAddr(f.client), 0).Masked()
+			ts.Check(s.Client.Netlink().RouteDel(&netlink.Route{Dst: network4or6(all), Gw: net.ParseIP(f.near)}))
+		}
+	}
 }

@@ -52,6 +52,8 @@ type addressJSON struct {
 	Pin      *pinReport   `json:"pin"`
 	Connect  *connectJSON `json:"connect,omitempty"` // with --connect
 	Chosen   string       `json:"chosen"`
+
+	away bool // this host has no route to it
 }
 
 type lostJSON struct {
@@ -117,7 +119,7 @@ func (s situation) report(facts host.Facts) addressJSON {
 	a := addressJSON{
 		Address: s.dst.Addr().String(), Pinned: v.pinned, Cause: v.cause, Hint: v.hint, Name: s.name,
 		Captured: s.running && s.way.Ours, Local: s.way.Local, Route: routeReport(s.way, s.wayErr), Dial: routeReport(s.dial, s.dialErr),
-		Lost: []lostJSON{}, Chosen: s.chosen(v, facts),
+		Lost: []lostJSON{}, Chosen: s.chosen(v, facts), away: s.away(),
 	}
 	if s.rule == nil {
 		return a
@@ -187,7 +189,7 @@ func (r *report) conclude() {
 	reached := 0
 	r.Pinned = true
 	for _, a := range r.Addresses {
-		if a.Route.Error != "" {
+		if a.away {
 			continue
 		}
 		reached++
@@ -203,7 +205,7 @@ func (r *report) conclude() {
 	default:
 		r.Chosen = r.Addresses[0].Chosen
 		for _, a := range r.Addresses {
-			if a.Route.Error == "" {
+			if !a.away {
 				r.Chosen = a.Chosen
 				break
 			}

@@ -232,6 +232,11 @@ func (s situation) isSelf(p portState) bool {
 	return p.local.Addr() == s.dst.Addr() || p.local.Addr().IsUnspecified() && s.way.Local
 }
 
+// away: this host has no route to the address, whoever connects.
+func (s situation) away() bool {
+	return s.wayErr != nil || s.dialErr != nil && (s.rule == nil || !s.rule.Pin().Addr().IsValid())
+}
+
 // unroutable is why a dial from the pin fails before a packet is sent.
 func unroutable(s situation) obstacle {
 	source := s.rule.Pin().Addr()

@@ -134,7 +134,7 @@ func TestVerdict(t *testing.T) {
 		{name: "no route", is: func(s *situation) {
 			s.wayErr, s.dialErr = syscall.ENETUNREACH, syscall.ENETUNREACH
 		}, cause: "this host has no route to 203.0.113.2: network is unreachable", chosen: "Not at all"},
-		{name: "no route from the pin", is: func(s *situation) { s.dialErr = syscall.EHOSTUNREACH }, cause: "no route to 203.0.113.2: no route to host", chosen: "can't be had"},
+		{name: "no route from the pin", is: func(s *situation) { s.dialErr = syscall.EHOSTUNREACH }, cause: "no route to 203.0.113.2: no route to host", chosen: "Not at all"},
 		{name: "not running", is: func(s *situation) { s.running, s.way.Ours = false, false }, port: 63998, cause: "no pinproxy is running", chosen: "By the kernel", hintHas: "sudo pinproxy --rule '203.0.113.2:443="},
 		{name: "no rule known", is: func(s *situation) { s.running, s.rule, s.way.Ours = false, nil, false }, cause: "no rule was given", chosen: "By the kernel"},
 		{name: "no rule for it", is: func(s *situation) { s.rule, s.theirs, s.way.Ours = nil, "", false }, cause: "no rule is for this destination", chosen: "By the kernel"},
@@ -168,7 +168,7 @@ func TestVerdict(t *testing.T) {
 // The exit status is about the addresses that can be reached, as programs go on to the next.
 func TestConclusion(t *testing.T) {
 	yes, no := addressJSON{Pinned: true, Chosen: "yes"}, addressJSON{Chosen: "no"}
-	away := addressJSON{Route: routeJSON{Error: "network is unreachable"}, Chosen: "away"}
+	away := addressJSON{away: true, Chosen: "away"}
 	refused := yes
 	refused.Connect = &connectJSON{}
 	for _, test := range []struct {

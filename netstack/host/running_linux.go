@@ -27,7 +27,7 @@ func FindRunning() (r Running, ok bool, err error) {
 	case errors.Is(err, unix.ECONNREFUSED):
 		return Running{}, false, nil
 	case errors.Is(err, unix.EAGAIN):
-		return Running{}, true, nil // somebody is there but does not accept: stopped
+		return Running{Silent: true}, true, nil // its queue is full
 	case err != nil:
 		return Running{}, false, fmt.Errorf("ask who has the lock: %w", err)
 	}
@@ -37,9 +37,11 @@ func FindRunning() (r Running, ok bool, err error) {
 	}
 	_ = c.SetReadDeadline(time.Now().Add(askTimeout))
 	path, err := io.ReadAll(io.LimitReader(c, longestPath))
-	if err == nil {
-		r.Socket = string(path)
+	if err != nil {
+		r.Silent = true
+		return r, true, nil
 	}
+	r.Socket = string(path)
 	return r, true, nil
 }
 
