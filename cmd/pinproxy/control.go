@@ -5,18 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 
-	"pinproxy/netstack/host"
 	"pinproxy/proxy"
 	"pinproxy/rules"
 )
@@ -142,101 +137,6 @@ type boundedConn struct {
 func (c *boundedConn) Close() error {
 	defer c.leave()
 	return c.Conn.Close()
-}
-
-// controlSocket is the path of the control socket: of --socket, or beside the state file.
-func controlSocket(o options) (string, error) {
-	if o.socket != "" {
-		return o.socket, nil
-	}
-	namespace, err := host.Namespace()
-	if err != nil {
-		return "", err
-	}
-	return host.SocketFile(stateDir(), namespace), nil
-}
-
-// listenControl listens on path for the same user and root alone. A socket that nobody listens on any more is
-// replaced; anything else at path stays, and is an error.
-func listenControl(ctx context.Context, path string) (net.Listener, func() error, error) {
-	if err := removeStale(path); err != nil {
-		return nil, nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	lc := net.ListenConfig{Control: onlyOwner}
-	l, err := lc.Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, nil, fmt.Errorf("listen on %s: %w", path, cause(err))
-	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false) // it would remove another's, too
-	mine, err := os.Lstat(path)
-	if err != nil {
-		_ = l.Close()
-		return nil, nil, fmt.Errorf("listen on %s: %w", path, cause(err))
-	}
-	remove := func() error {
-		// An inode's number is soon used again, so its time is looked at, too.
-		if now, err := os.Lstat(path); err != nil || !os.SameFile(now, mine) || !now.ModTime().Equal(mine.ModTime()) {
-			return nil // gone, or no longer ours
-		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove control socket: %w", err)
-		}
-		return nil
-	}
-	return l, remove, nil
-}
-
-func removeStale(path string) error {
-	info, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return cause(err)
-	}
-	if info.Mode().Type() != fs.ModeSocket {
-		return errors.New("there is a file that is no socket")
-	}
-	c, err := net.DialTimeout("unix", path, controlRead)
-	if err == nil {
-		_ = c.Close()
-		return errors.New("another process listens there")
-	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return cause(err)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return cause(err)
-	}
-	return nil
-}
-
-// cause takes away what repeats the call and what it was about: an errno is enough.
-func cause(err error) error {
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
-		return errno
-	}
-	for {
-		var op *net.OpError
-		if !errors.As(err, &op) {
-			return err
-		}
-		err = op.Err
-	}
-}
-
-// openControl opens the control socket, if it can: without it everything else works.
-func openControl(ctx context.Context, o options, log *slog.Logger) (l net.Listener, path string, remove func() error) {
-	path, err := controlSocket(o)
-	if err == nil {
-		l, remove, err = listenControl(ctx, path)
-	}
-	if err != nil {
-		log.Warn("no control socket: check and status can't ask this pinproxy", "err", err.Error())
-		return nil, "", nil
-	}
-	return l, path, remove
 }
 
 // destination is what the rules and the lease table say of a connection to dst: by name if that is given, else by what

@@ -6,9 +6,9 @@
 // is said to the user, run.go the only place where the packages meet, learn.go
 // the way from a DNS answer to a route, control.go the socket that tells others of
 // the running pinproxy, snapshot.go what is told, ask.go the asking; check.go finds
-// out what becomes of a connection, verdict.go concludes, report.go and
-// check_words.go say it; status.go, cleanup.go, notify.go and cpus.go are
-// what their names say.
+// out what becomes of a connection to a target, verdict.go concludes, report.go and
+// check_words.go say it; status.go, cleanup.go, notify.go and cpus.go
+// are what their names say.
 package main
 
 import (
