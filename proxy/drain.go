@@ -11,6 +11,10 @@ const (
 	// two requests, and is ended at once.
 	drainIdle = time.Second
 	drainTick = 50 * time.Millisecond
+	// finishIdle is drainIdle where the application has ended: its kernel hands over
+	// what is left without a pause.
+	finishIdle = 100 * time.Millisecond
+	finishTick = 5 * time.Millisecond
 )
 
 // Drain ends all flows and returns when none is left. New flows are dropped from
@@ -19,11 +23,25 @@ const (
 // reset: a FIN in the middle of a transfer would say that it is complete. If ctx
 // ends, some may still be on their way out.
 func (p *Proxy) Drain(ctx context.Context, grace time.Duration) {
+	p.drain(ctx, grace, drainTick, func(l *live, _ time.Duration) bool { return l.idleFor() >= drainIdle })
+}
+
+// Finish is Drain when the application has ended, whose last bytes may be under way:
+// it takes a shorter silence for their end. Flows that are not answered by then are given up.
+func (p *Proxy) Finish(ctx context.Context, grace time.Duration) {
+	p.drain(ctx, grace, finishTick, func(l *live, since time.Duration) bool {
+		return l.idleFor() >= finishIdle || since >= finishIdle && !l.spliced()
+	})
+}
+
+// drain ends the flows that are over, and in the end the others. over is told how
+// long it has been going on.
+func (p *Proxy) drain(ctx context.Context, grace, every time.Duration, over func(*live, time.Duration) bool) {
 	p.mu.Lock()
 	p.draining = true
 	p.mu.Unlock()
 	start := time.Now()
-	tick := time.NewTicker(drainTick)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		stopped := ctx.Err() != nil
@@ -32,7 +50,7 @@ func (p *Proxy) Drain(ctx context.Context, grace time.Duration) {
 			switch {
 			case abort:
 				l.abort()
-			case l.idleFor() >= drainIdle:
+			case over(l, time.Since(start)):
 				l.end("stopped")
 			}
 		})
