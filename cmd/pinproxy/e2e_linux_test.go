@@ -49,6 +49,9 @@ var programs = map[string]func(){
 	"pinproxy": main,
 	"visit":    visit,
 	"apart":    apart,
+	"reach":    reach,
+	"blurt":    blurt,
+	"guarded":  guarded,
 }
 
 func TestMain(m *testing.M) {
@@ -68,6 +71,10 @@ type asking struct{ m *testing.M }
 func (a asking) Run() (status int) {
 	err := lab.Run(func(n *lab.Net) error {
 		n.ResolvConf(lab.Server4, lab.Server6)
+		if f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err == nil { // else needTUN has its say
+			_ = f.Close()
+			n.ShareTUN()
+		}
 		status = a.m.Run()
 		return nil
 	})

@@ -27,6 +27,9 @@ func LookPath(name, path string) (string, error) {
 			dir = "."
 		}
 		file := strings.TrimSuffix(dir, "/") + "/" + name
+		if _, err := os.Stat(file); err != nil {
+			continue // also a directory that is not ours to look into
+		}
 		err := executable(file)
 		if err == nil {
 			return file, nil
