@@ -51,6 +51,7 @@ var programs = map[string]func(){
 	"apart":    apart,
 	"reach":    reach,
 	"blurt":    blurt,
+	"trap":     trap,
 	"guarded":  guarded,
 }
 

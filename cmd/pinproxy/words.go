@@ -87,8 +87,12 @@ func (words) print(w io.Writer, text string) int {
 
 // commandError says why a command was not run, and returns the exit status a shell would give.
 func (s words) commandError(err error) int {
-	status := s.error(err)
+	var ended *netns.EndedError
 	var exec *netns.ExecError
+	if errors.As(err, &ended) && ended.Status > 128 {
+		return ended.Status // somebody ended it, and knows
+	}
+	status := s.error(err)
 	switch {
 	case errors.Is(err, netns.ErrNotFound):
 		return exitUnknown

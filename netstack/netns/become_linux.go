@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -31,6 +32,13 @@ const scratch = "/proc"
 // become turns this process into the command, or ends it. fd is the socket's number.
 func become(fd, path string, argv []string) {
 	runtime.LockOSThread() // capabilities are a thread's
+	// As the command will have them. A handler of the Go runtime may have taken a signal on a thread that
+	// exec then ends, and the signal with it.
+	for _, s := range passedOn() {
+		if !signal.Ignored(s) {
+			dispose(s, sigDfl)
+		}
+	}
 	sock, err := strconv.Atoi(fd)
 	if err == nil {
 		unix.CloseOnExec(sock)

@@ -66,7 +66,7 @@
 //	HUP                likewise if the terminal is gone; else sent on
 //	TERM, USR1, USR2,  sent on: no terminal sends them
 //	 ALRM, real-time
-//	CONT               sent on if CMD is stopped
+//	CONT               sent on if CMD is stopped and there is no terminal
 //	TSTP, TTIN, TTOU   ignored: we stop when CMD does
 //
 // So who signals the whole group by hand (`kill %1` of a shell, systemd's KillMode=control-group) has CMD
@@ -89,7 +89,7 @@
 //	the parent is killed before CMD runs      the child reads the end of the socket, and ends
 //	CMD not found, not executable             [ErrNotFound], *[ExecError], before anything is made
 //	                                          if that can be known
-//	the child is killed before CMD runs       Start, or Exec: [ErrChildEnded]; Wait has its status
+//	the child is killed before CMD runs       Start: *[EndedError]; after Start, Wait has its status
 //	the parent is killed                      CMD goes on; its connections get no answer any more,
 //	                                          new ones ENETUNREACH
 //	CMD is killed, or ends                    Wait returns; what CMD left running has its network until

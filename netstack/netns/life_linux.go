@@ -5,9 +5,11 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -23,6 +25,7 @@ import (
 type life struct {
 	pid     int
 	hadTTY  bool
+	runs    atomic.Bool // the process is the command by now
 	arrived chan os.Signal
 
 	ended  chan struct{} // closed when the command has ended
@@ -68,9 +71,9 @@ func (l *life) watch(pid int) {
 		l.hadTTY = true
 		_ = unix.Close(tty)
 	}
-	states := make(chan unix.WaitStatus)
-	l.wg.Go(func() { l.waiter(states) })
-	l.wg.Go(func() { l.attend(states) })
+	states, seen := make(chan unix.WaitStatus), make(chan struct{})
+	l.wg.Go(func() { l.waiter(states, seen) })
+	l.wg.Go(func() { l.attend(states, seen) })
 }
 
 // close ends the goroutines. The process has ended, or is about to, or was never there.
@@ -80,40 +83,56 @@ func (l *life) close() {
 	l.rush()
 }
 
-// waiter tells how the process fares, until it has ended.
-func (l *life) waiter(states chan<- unix.WaitStatus) {
+// waiter tells how the process fares, until it has ended. It does not wait again before what it told was seen.
+func (l *life) waiter(states chan<- unix.WaitStatus, seen <-chan struct{}) {
 	for {
-		var s unix.WaitStatus
-		_, err := unix.Wait4(l.pid, &s, unix.WUNTRACED, nil)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil:
-			s = 1 << 8 // it can't be waited for: exited with status 1
-		}
+		s, _ := l.wait(0)
 		select {
 		case states <- s:
 		case <-l.quit:
 			return
 		}
-		if s.Exited() || s.Signaled() {
+		if !s.Stopped() {
+			return
+		}
+		select {
+		case <-seen:
+		case <-l.quit:
 			return
 		}
 	}
 }
 
+// wait waits for the process to stop or end; with WNOHANG there may be no news.
+func (l *life) wait(options int) (s unix.WaitStatus, news bool) {
+	for {
+		pid, err := unix.Wait4(l.pid, &s, unix.WUNTRACED|options, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return 1 << 8, true // it can't be waited for: as if it had exited with status 1
+		default:
+			return s, pid == l.pid
+		}
+	}
+}
+
 // attend brings both together.
-func (l *life) attend(states <-chan unix.WaitStatus) {
+func (l *life) attend(states <-chan unix.WaitStatus, seen chan<- struct{}) {
 	running := true
 	for {
 		select {
 		case s := <-states:
-			if s.Stopped() {
-				l.stopAlong(s.StopSignal())
+			news := true
+			for news && s.Stopped() {
+				s, news = l.stopAlong(s.StopSignal())
+			}
+			if news {
+				l.status, running = s, false
+				close(l.ended)
 				continue
 			}
-			l.status, running = s, false
-			close(l.ended)
+			seen <- struct{}{}
 		case s := <-l.arrived:
 			if running {
 				l.pass(s.(syscall.Signal))
@@ -134,7 +153,11 @@ func ends(s unix.Signal) bool {
 // pass sends a signal on to the command, unless the command has it already.
 func (l *life) pass(s unix.Signal) {
 	switch {
-	case s == unix.SIGCONT && !isStopped(l.pid):
+	case !l.runs.Load():
+		// It may have come before there was a process; and what is no command yet only ends by it.
+		_ = unix.Kill(l.pid, s)
+	case s == unix.SIGCONT && (l.hadTTY || !isStopped(l.pid)):
+		// With a terminal this is what stopAlong has seen, and may come when the command has stopped again.
 	case l.fromTerminal(s):
 	default:
 		_ = unix.Kill(l.pid, s) // it may have ended
@@ -179,33 +202,45 @@ func isStopped(pid int) bool {
 }
 
 // stopAlong stops this process as the command has stopped, for the shell to see, and returns when both go
-// on. Without a terminal there is no job control: who stops the command then continues it as well, and
-// must not have to know of us.
-func (l *life) stopAlong(s unix.Signal) {
+// on, with what has become of the command meanwhile. Without a terminal there is no job control: who
+// stops the command then continues it as well, and must not have to know of us.
+func (l *life) stopAlong(s unix.Signal) (next unix.WaitStatus, news bool) {
 	tty, err := openTTY()
 	if err != nil {
-		return
+		return 0, false
 	}
 	defer unix.Close(tty)
 	before, err := unix.IoctlGetInt(tty, unix.TIOCGPGRP)
 	theirs := group(l.pid)
-	dispose(s, sigDfl)
-	_ = unix.Kill(unix.Getpid(), s) // returns when we are continued
-	dispose(s, sigIgn)
+	stopSelf(s)
 	// Continued. A command with process groups of its own, a shell, had the terminal; whoever continues us
 	// has given it to our group.
 	if now, nerr := unix.IoctlGetInt(tty, unix.TIOCGPGRP); err == nil && nerr == nil &&
 		before == theirs && theirs > 0 && now == unix.Getpgrp() && now != theirs {
 		_ = unix.IoctlSetPointerInt(tty, unix.TIOCSPGRP, theirs) // SIGTTOU is ignored
 	}
-	if !isStopped(l.pid) {
-		return
+	// The shell continues our group. It may have done so long before we run again, and the command be
+	// stopped anew: that is news, and no reason to continue it.
+	stopped := isStopped(l.pid)
+	if next, news = l.wait(unix.WNOHANG); news || !stopped {
+		return next, news
 	}
 	if theirs != unix.Getpgrp() && theirs > 0 {
 		_ = unix.Kill(-theirs, unix.SIGCONT)
-		return
+	} else {
+		_ = unix.Kill(l.pid, unix.SIGCONT)
 	}
-	_ = unix.Kill(l.pid, unix.SIGCONT)
+	return 0, false
+}
+
+// stopSelf stops this process by s, and returns when it is continued. The signal goes to this thread, which
+// acts on it before it returns from the call; another one might be late, and find the signal ignored again.
+func stopSelf(s unix.Signal) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	dispose(s, sigDfl)
+	_ = unix.Tgkill(unix.Getpid(), unix.Gettid(), s)
+	dispose(s, sigIgn)
 }
 
 // Dispositions of a signal.
@@ -214,8 +249,8 @@ const (
 	sigIgn = 1
 )
 
-// dispose sets what becomes of a signal that stops programs; SIGSTOP can't be. os/signal does not give
-// such a signal back: signal.Reset leaves a handler behind.
+// dispose sets what becomes of a signal, if that can be. os/signal knows no way to have the default of one
+// that stops programs, or of one that ends them without a handler.
 func dispose(s unix.Signal, to uintptr) {
 	action := [8]uintptr{to} // struct sigaction of the kernel begins with the handler; no flags, no mask
 	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(s), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)

@@ -28,8 +28,14 @@ type File struct {
 // ErrDevice says that /dev/net/tun may not be opened.
 var ErrDevice = errors.New("not allowed to use the TUN device")
 
-// ErrChildEnded says that the child ended before the command ran: it was killed.
-var ErrChildEnded = errors.New("the child ended before the command ran")
+// EndedError says that the child ended before the command ran: it was killed, by Ctrl-C for example.
+type EndedError struct {
+	Status int // as [Child.Wait] returns it
+}
+
+func (e *EndedError) Error() string {
+	return fmt.Sprintf("the process that becomes the command ended with status %d", e.Status)
+}
 
 // ErrNotFound says that there is no such command: a shell's status 127.
 var ErrNotFound = errors.New("command not found")

@@ -67,7 +67,7 @@ func idMap(path string) (list []syscall.SysProcIDMap) {
 // explain finds out who forbids namespaces, if that is what err is about. Ubuntu's AppArmor lets them be
 // made, and then nothing be done in them: so steps of the child are looked at as well.
 func explain(err error, p privilege) error {
-	if errors.Is(err, ErrDevice) || errors.Is(err, ErrChildEnded) {
+	if errors.Is(err, ErrDevice) {
 		return err
 	}
 	return explainBy(err, p, func(path string) string {

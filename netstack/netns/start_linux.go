@@ -28,6 +28,9 @@ const (
 // overloaded.
 const startTimeout = 30 * time.Second
 
+// errEnded is the end of the socket's other end.
+var errEnded = errors.New("the child has ended")
+
 // Child is a command in namespaces of its own. Its methods are safe for concurrent use, but for Exec
 // and Close, which are called once, in this order.
 type Child struct {
@@ -68,7 +71,10 @@ func Start(ctx context.Context, c Config) (*Child, error) {
 	if err := child.order(ctx, o); err != nil {
 		// Without the socket the child ends by itself, but it may hang.
 		_ = unix.Kill(pid, unix.SIGKILL)
-		<-l.ended
+		status := child.Wait()
+		if errors.Is(err, errEnded) {
+			err = &EndedError{status}
+		}
 		return nil, errors.Join(explain(err, p), child.Close())
 	}
 	return child, nil
@@ -106,7 +112,9 @@ func (c *Child) order(ctx context.Context, o order) error {
 	if err == nil {
 		_, err = c.sock.Write(b)
 	}
-	if err != nil {
+	if errors.Is(err, unix.EPIPE) {
+		return errEnded
+	} else if err != nil {
 		return fmt.Errorf("tell the child: %w", err)
 	}
 	r, err := c.hear()
@@ -132,8 +140,8 @@ func (c *Child) order(ctx context.Context, o order) error {
 func (c *Child) hear() (r report, err error) {
 	b, rights := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4))
 	n, nr, _, _, err := c.sock.ReadMsgUnix(b, rights)
-	if errors.Is(err, io.EOF) {
-		return r, ErrChildEnded
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) { // reset if it has left something unread
+		return r, errEnded
 	} else if err != nil {
 		return r, fmt.Errorf("hear from the child: %w", err)
 	}
@@ -167,12 +175,13 @@ func (c *Child) Exec() error {
 	if err := c.sock.SetDeadline(time.Time{}); err != nil { // a terminal may stop the child
 		return err
 	}
-	if _, err := c.sock.Write([]byte{1}); err != nil {
-		return fmt.Errorf("%w: %w", ErrChildEnded, err)
+	if _, err := c.sock.Write([]byte{1}); err != nil && !errors.Is(err, unix.EPIPE) {
+		return fmt.Errorf("tell the child: %w", err)
 	}
 	r, err := c.hear()
+	c.life.runs.Store(true)
 	switch {
-	case errors.Is(err, ErrChildEnded): // end of file: exec closed the other end, or the child was killed
+	case errors.Is(err, errEnded): // exec closed the other end, or the child was killed, which Wait tells
 		return nil
 	case err != nil:
 		return err
