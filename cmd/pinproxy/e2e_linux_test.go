@@ -52,6 +52,7 @@ var programs = map[string]func(){
 	"reach":    reach,
 	"blurt":    blurt,
 	"trap":     trap,
+	"shuttle":  shuttle,
 	"guarded":  guarded,
 }
 

@@ -38,7 +38,9 @@ func (p privilege) attr() *syscall.SysProcAttr {
 	if p.every {
 		uids, gids := idMap("/proc/self/uid_map"), idMap("/proc/self/gid_map")
 		if uids != nil && gids != nil {
-			a.UidMappings, a.GidMappings, a.GidMappingsEnableSetgroups = uids, gids, true
+			a.UidMappings, a.GidMappings = uids, gids
+			allowed, _ := os.ReadFile("/proc/self/setgroups") // where we may not, the command can't be let
+			a.GidMappingsEnableSetgroups = strings.TrimSpace(string(allowed)) == "allow"
 		}
 	}
 	if !p.root {
