@@ -38,6 +38,11 @@ var guards = map[string]func() error{
 		return errors.Join(unix.Mount("none", "/mnt", "tmpfs", 0, "mode=755"), os.Symlink("/mnt/none", "/mnt/resolv.conf"),
 			unix.Mount("/mnt", "/etc", "", unix.MS_BIND, ""), become(nobody))
 	},
+	"hosts file": func() error {
+		return errors.Join(unix.Mount("none", "/mnt", "tmpfs", 0, "mode=755"),
+			os.WriteFile("/mnt/hosts", []byte("127.0.0.1 localhost\n203.0.113.2 www.bank.example\n"), 0o644),
+			unix.Mount("/mnt/hosts", "/etc/hosts", "", unix.MS_BIND, ""), become(nobody))
+	},
 	"linked resolv.conf": func() error {
 		return errors.Join(unix.Mount("none", "/mnt", "tmpfs", 0, "mode=755"), os.Symlink("../mnt/stub", "/mnt/resolv.conf"),
 			os.WriteFile("/mnt/stub", []byte("search bank.example\nnameserver 203.0.113.2\n"), 0o644),

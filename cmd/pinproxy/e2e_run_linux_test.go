@@ -53,6 +53,7 @@ func (w *network) by(u user, args ...string) *exec.Cmd {
 	if u.attr != nil {
 		attr := *u.attr
 		cmd.SysProcAttr = &attr
+		cmd.Env = append(cmd.Env, "HOME=/") // not root's
 	}
 	cmd.Dir = "/"
 	return cmd
