@@ -20,6 +20,8 @@ import (
 	"pinproxy/netstack/host"
 	"pinproxy/netstack/netns"
 	"pinproxy/proxy"
+	"pinproxy/proxy/ping"
+	"pinproxy/proxy/udp"
 	"pinproxy/rules"
 )
 
@@ -99,6 +101,8 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 	sockets := proxy.Sockets{}
 	relay := dns.NewRelay(out.dial, learn, log, dns.Limits{})
 	resolver := dns.NewResolver(sockets.DialPlain, learn.refresh, quiet(log))
+	datagrams := udp.New(out.dialUDP, log, udp.Limits{})
+	pings := ping.NewRelay(out.dialPing, log, udp.Limits{})
 	c := &command{out: out, names: names, tried: make(chan struct{})}
 	c.pins = proxy.New(proxy.Config{
 		Names:       names,
@@ -114,13 +118,18 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 			return c
 		},
 	})
-	stack, err := netstack.New(dev, netstack.Config{Datagrams: func(d *netstack.Datagram) {
-		if d.Dst().Port() == dnsPort {
-			relay.Handle(d)
-		} else {
-			d.Unreachable()
-		}
-	}})
+	stack, err := netstack.New(dev, netstack.Config{
+		Datagrams: func(d *netstack.Datagram) {
+			if _, ok := out.of(d.Dst()); !ok {
+				d.Unreachable(syscall.ECONNREFUSED)
+			} else if d.Dst().Port() == dnsPort {
+				relay.Handle(d)
+			} else {
+				datagrams.Handle(d)
+			}
+		},
+		Echoes: func(e *netstack.Echo) { pings.Handle(e) },
+	})
 	if err != nil {
 		return 0, err
 	}
@@ -129,6 +138,8 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 	defer cancel()
 	parts, ctx := errgroup.WithContext(ctx)
 	parts.Go(func() error { return relay.Serve(ctx) })
+	parts.Go(func() error { return datagrams.Serve(ctx) })
+	parts.Go(func() error { return pings.Serve(ctx) })
 	parts.Go(func() error { return logged(log, stack.Serve(ctx, c.handle)) })
 	select {
 	case <-stack.Ready():
@@ -143,10 +154,27 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 	}
 	log.Info("ready", "link", dev.Name(), "offload", dev.Offload(), "rules", len(o.set.Rules()))
 	status := child.Wait()
+	child.Drain(child.Hurry())
+	if datagrams.Stats().Total > 0 {
+		lastDatagrams(child.Hurry())
+	}
 	c.pins.Finish(child.Hurry(), drainGrace)
 	cancel()
 	_ = parts.Wait() // logged, and the status is the command's
 	return status, nil
+}
+
+// lastDatagram is how long what a command sent without a connection, just before its
+// end, may be under way inside pinproxy.
+const lastDatagram = 50 * time.Millisecond
+
+func lastDatagrams(ctx context.Context) {
+	timer := time.NewTimer(lastDatagram)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // quiet is for lookups that the command will hear of when it makes its own: nil
@@ -238,6 +266,17 @@ func (o *outward) dial(ctx context.Context, network string, dst netip.AddrPort) 
 		return nil, fmt.Errorf("dial %s: %w", dst, syscall.ECONNREFUSED)
 	}
 	return proxy.Sockets{}.DialPlain(ctx, network, real)
+}
+
+// dialUDP is for what is no DNS.
+func (o *outward) dialUDP(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
+	return o.dial(ctx, "udp", dst)
+}
+
+// dialPing pings what an address stands for.
+func (o *outward) dialPing(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
+	real, _ := o.of(dst)
+	return ping.Dial(ctx, real)
 }
 
 // outwardFlow is a flow that goes to dst in truth.

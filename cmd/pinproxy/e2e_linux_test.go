@@ -53,6 +53,8 @@ var programs = map[string]func(){
 	"blurt":    blurt,
 	"trap":     trap,
 	"shuttle":  shuttle,
+	"ask":      ask,
+	"pinging":  pinging,
 	"guarded":  guarded,
 }
 

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -264,6 +265,17 @@ func (c *Child) Wait() int {
 		return 128 + int(c.life.status.Signal())
 	}
 	return c.life.status.ExitStatus()
+}
+
+// Drain returns when nothing is left in the device that the command has sent and that has not been read,
+// when ctx ends, or after a second.
+func (c *Child) Drain(ctx context.Context) {
+	fds := []unix.PollFd{{Fd: int32(c.device.FD), Events: unix.POLLIN}}
+	for end := time.Now().Add(time.Second); ctx.Err() == nil && time.Now().Before(end); time.Sleep(50 * time.Microsecond) {
+		if n, err := unix.Poll(fds, 0); n == 0 && !errors.Is(err, unix.EINTR) {
+			return // no event tells of a queue that is empty
+		}
+	}
 }
 
 // Hurry ends when the command has ended and then a signal comes that is meant to end programs.

@@ -34,6 +34,9 @@ func (*Child) Exec() error { return errors.ErrUnsupported }
 // Wait returns 1.
 func (*Child) Wait() int { return 1 }
 
+// Drain does nothing.
+func (*Child) Drain(context.Context) {}
+
 // Hurry returns a context without end.
 func (*Child) Hurry() context.Context { return context.Background() }
 
