@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,7 +14,7 @@ const (
 	drainTick = 50 * time.Millisecond
 	// finishIdle is drainIdle where the application has ended: its kernel hands over
 	// what is left without a pause.
-	finishIdle = 100 * time.Millisecond
+	finishIdle = 50 * time.Millisecond
 	finishTick = 5 * time.Millisecond
 )
 
@@ -23,20 +24,35 @@ const (
 // reset: a FIN in the middle of a transfer would say that it is complete. If ctx
 // ends, some may still be on their way out.
 func (p *Proxy) Drain(ctx context.Context, grace time.Duration) {
-	p.drain(ctx, grace, drainTick, func(l *live, _ time.Duration) bool { return l.idleFor() >= drainIdle })
-}
-
-// Finish is Drain when the application has ended, whose last bytes may be under way:
-// it takes a shorter silence for their end. Flows that are not answered by then are given up.
-func (p *Proxy) Finish(ctx context.Context, grace time.Duration) {
-	p.drain(ctx, grace, finishTick, func(l *live, since time.Duration) bool {
-		return l.idleFor() >= finishIdle || since >= finishIdle && !l.spliced()
+	p.drain(ctx, grace, drainTick, func(l *live, _ time.Duration) bool {
+		if l.idleFor() >= drainIdle {
+			l.end("stopped")
+		}
+		return false
 	})
 }
 
-// drain ends the flows that are over, and in the end the others. over is told how
-// long it has been going on.
-func (p *Proxy) drain(ctx context.Context, grace, every time.Duration, over func(*live, time.Duration) bool) {
+// Finish is Drain when the application has ended, whose last bytes may be under way:
+// it takes a shorter silence for their end. Flows that are not answered by then are given
+// up. It does not wait for the other ends to close theirs, and reports whether all flows
+// have ended: of those that have not everything has been handed to the kernel, FIN
+// included, and nothing but the end of this process is to come.
+func (p *Proxy) Finish(ctx context.Context, grace time.Duration) (ended bool) {
+	return p.drain(ctx, grace, finishTick, func(l *live, since time.Duration) (settled bool) {
+		idle := l.idleFor() // 0 while an end takes its bytes slowly
+		switch {
+		case idle >= 2*finishIdle && l.ended() != "":
+			return true
+		case idle >= finishIdle, since >= finishIdle && !l.spliced():
+			l.end("stopped")
+		}
+		return false
+	})
+}
+
+// drain takes no new flows, and calls look for each that there is until all have ended or
+// are settled, which look reports. look is told how long it has been going on.
+func (p *Proxy) drain(ctx context.Context, grace, every time.Duration, look func(*live, time.Duration) bool) (ended bool) {
 	p.mu.Lock()
 	p.draining = true
 	p.mu.Unlock()
@@ -45,17 +61,17 @@ func (p *Proxy) drain(ctx context.Context, grace, every time.Duration, over func
 	defer tick.Stop()
 	for {
 		stopped := ctx.Err() != nil
-		abort := stopped || time.Since(start) > grace
+		since := time.Since(start)
+		var settled atomic.Int64
 		left := p.each(func(l *live) {
-			switch {
-			case abort:
+			if stopped || since > grace {
 				l.abort()
-			case over(l, time.Since(start)):
-				l.end("stopped")
+			} else if look(l, since) {
+				settled.Add(1)
 			}
 		})
-		if left == 0 || stopped {
-			return
+		if int64(left) == settled.Load() || stopped {
+			return left == 0
 		}
 		select {
 		case <-tick.C:

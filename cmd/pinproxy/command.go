@@ -54,8 +54,7 @@ func runCommand(o options, stderr io.Writer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	status, err := attend(child, o, out, log)
-	return status, errors.Join(err, child.Close())
+	return attend(child, o, out, log)
 }
 
 // commandConfig is what the command sees.
@@ -131,7 +130,7 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 		Echoes: func(e *netstack.Echo) { pings.Handle(e) },
 	})
 	if err != nil {
-		return 0, err
+		return 0, errors.Join(err, child.Close())
 	}
 
 	ctx, cancel := context.WithCancel(context.Background())
@@ -144,13 +143,13 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 	select {
 	case <-stack.Ready():
 	case <-ctx.Done():
-		return 0, parts.Wait()
+		return 0, errors.Join(parts.Wait(), child.Close())
 	}
 	parts.Go(func() error { return learn.expire(ctx) })
 	parts.Go(func() error { return resolver.Run(ctx, o.set.Names(), func() { close(c.tried) }) })
 	if err := child.Exec(); err != nil {
 		cancel()
-		return 0, errors.Join(err, parts.Wait())
+		return 0, errors.Join(err, parts.Wait(), child.Close())
 	}
 	log.Info("ready", "link", dev.Name(), "offload", dev.Offload(), "rules", len(o.set.Rules()))
 	status := child.Wait()
@@ -158,10 +157,12 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 	if datagrams.Stats().Total > 0 {
 		lastDatagrams(child.Hurry())
 	}
-	c.pins.Finish(child.Hurry(), drainGrace)
+	if !c.pins.Finish(child.Hurry(), drainGrace) {
+		return status, child.Leave() // the kernel closes what is open when we exit
+	}
 	cancel()
 	_ = parts.Wait() // logged, and the status is the command's
-	return status, nil
+	return status, child.Close()
 }
 
 // lastDatagram is how long what a command sent without a connection, just before its

@@ -66,6 +66,27 @@ func TestRunLastBytesArrive(t *testing.T) {
 	})
 }
 
+// A server that does not close its end keeps nobody waiting, and loses nothing.
+func TestRunServerDoesNotClose(t *testing.T) {
+	eachUser(t, func(w *network, u user) {
+		arrived, done := make(chan int64, 1), make(chan struct{})
+		defer close(done)
+		w.Server.Serve(":7", func(c net.Conn) {
+			n, _ := io.Copy(io.Discard, c)
+			arrived <- n
+			<-done
+		})
+		start := time.Now()
+		w.runs(w.by(u, "--rule", "*:7=63999", "--", "blurt", "-n", "100000", at(lab.Server4, 7)), "")
+		if n, took := <-arrived, time.Since(start); n != 100_000 || took > endsAtOnce {
+			w.t.Errorf("%d bytes arrived, after %v; want 100000 within %v", n, took, endsAtOnce)
+		}
+	})
+}
+
+// endsAtOnce is less than a flow lingers, after a moment of silence.
+const endsAtOnce = time.Second
+
 // The data test of a command's streams and of its connections, 64 MiB each.
 func TestRunCarriesData(t *testing.T) {
 	const size = 64 << 20
