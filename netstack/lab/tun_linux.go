@@ -3,6 +3,7 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -12,7 +13,7 @@ import (
 const tunDevice = "/dev/net/tun"
 
 // ShareTUN has everybody be allowed to open /dev/net/tun in this process's mount namespace until the network is
-// closed, as on ordinary machines. Where that needs a device of its own it needs root.
+// closed, as on ordinary machines, if there is one. Where that needs a device of its own it needs root.
 func (n *Net) ShareTUN() {
 	n.helper()
 	n.check("share "+tunDevice, n.shareTUN())
@@ -20,6 +21,9 @@ func (n *Net) ShareTUN() {
 
 func (n *Net) shareTUN() error {
 	info, err := os.Stat(tunDevice)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // there is nothing to share
+	}
 	if err != nil || info.Mode().Perm()&0o006 == 0o006 {
 		return err
 	}
