@@ -78,6 +78,10 @@ fuzz: ## run each fuzz target for FUZZTIME (30s)
 install: bin/pinproxy ## install into PREFIX (/usr/local), below DESTDIR
 	install -D -m 755 bin/pinproxy $(DESTDIR)$(PREFIX)/bin/pinproxy
 	install -D -m 644 $(MANUAL) $(DESTDIR)$(PREFIX)/share/man/man8/pinproxy.8
+	@if test -d $(DESTDIR)/etc/apparmor.d; then \
+		set -x; install -m 644 packaging/apparmor/pinproxy $(DESTDIR)/etc/apparmor.d/pinproxy; \
+		if test -z "$(DESTDIR)" && command -v apparmor_parser >/dev/null; then apparmor_parser -r /etc/apparmor.d/pinproxy; fi; \
+	else echo "no /etc/apparmor.d: leaving out the AppArmor profile"; fi
 
 .PHONY: clean
 clean: ## remove what was built

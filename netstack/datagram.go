@@ -14,14 +14,10 @@ import (
 // Datagram is one UDP datagram of an application, put together again if it came
 // in fragments.
 //
-// It belongs to whoever Config.Datagrams handed it to. Reply may be called any
-// number of times and from any goroutine, also after the stack has stopped.
-type Datagram struct {
-	stack    *Stack
-	pkt      *stack.PacketBuffer // headers only, for Unreachable
-	src, dst netip.AddrPort
-	payload  []byte
-}
+// It belongs to whoever Config.Datagrams handed it to. Reply, Unreachable and ICMP
+// may be called any number of times and from any goroutine, also after Release and after the
+// stack has stopped.
+type Datagram struct{ packet }
 
 // handleUDP gets every datagram, as there are no UDP endpoints. (gVisor's
 // udp.Forwarder leaks a packet buffer per datagram: google/gvisor#13242.)
@@ -32,13 +28,12 @@ func (s *Stack) handleUDP(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 	if h := header.UDP(pkt.TransportHeader().Slice()); len(h) < header.UDPMinimumSize || !validUDP(h, pkt) {
 		return true
 	}
-	s.cfg.Datagrams(&Datagram{
-		stack:   s,
-		pkt:     pkt.Clone(),
-		src:     netip.AddrPortFrom(addr(id.RemoteAddress), id.RemotePort),
-		dst:     netip.AddrPortFrom(addr(id.LocalAddress), id.LocalPort),
-		payload: pkt.Data().AsRange().ToSlice(),
-	})
+	d := new(Datagram)
+	d.init(s, pkt, netip.AddrPortFrom(addr(id.RemoteAddress), id.RemotePort), netip.AddrPortFrom(addr(id.LocalAddress), id.LocalPort))
+	pkt.IncRef()
+	d.pkt = pkt
+	d.payload, _ = pkt.Data().PullUp(pkt.Data().Size()) // in one piece already unless it came in several
+	s.cfg.Datagrams(d)
 	return true
 }
 
@@ -49,17 +44,8 @@ func validUDP(h header.UDP, pkt *stack.PacketBuffer) bool {
 	return length && csum
 }
 
-// Src is the application's address and port.
-func (d *Datagram) Src() netip.AddrPort { return d.src }
-
-// Dst is where the application sent it.
-func (d *Datagram) Dst() netip.AddrPort { return d.dst }
-
-// Payload is the datagram's content; the caller may keep and change it.
-func (d *Datagram) Payload() []byte { return d.payload }
-
 // Reply sends b to the application as coming from where it had sent to. b may
-// have up to 65,507 bytes and is fragmented as the MTU demands; it is not kept.
+// have up to 65,507 bytes (IPv6: 65,527) and is fragmented as the MTU demands; it is not kept.
 func (d *Datagram) Reply(b []byte) error {
 	if err := d.reply(b); err != nil {
 		return fmt.Errorf("reply to %s: %w", d.src, err)
@@ -68,15 +54,18 @@ func (d *Datagram) Reply(b []byte) error {
 }
 
 func (d *Datagram) reply(b []byte) error {
-	net := d.pkt.Network()
-	route, terr := d.stack.gv.FindRoute(nicID, net.DestinationAddress(), net.SourceAddress(), d.pkt.NetworkProtocolNumber, false)
-	if terr != nil {
-		return errnoOf(terr)
+	most := header.UDPMaximumSize - header.UDPMinimumSize
+	if d.src.Addr().Is4() {
+		most -= header.IPv4MinimumSize
 	}
-	defer route.Release()
-	if len(b) > header.UDPMaximumSize-header.UDPMinimumSize-header.IPv4MinimumSize {
+	if len(b) > most {
 		return syscall.EMSGSIZE
 	}
+	route, err := d.route()
+	if err != nil {
+		return err
+	}
+	defer route.Release()
 	pkt := newPacket(route, header.UDPMinimumSize, b)
 	defer pkt.DecRef()
 	pkt.TransportProtocolNumber = udp.ProtocolNumber
@@ -92,7 +81,3 @@ func (d *Datagram) reply(b []byte) error {
 	}
 	return errnoOf(writePacket(route, udp.ProtocolNumber, pkt))
 }
-
-// Unreachable tells the application by ICMP that nobody listens there: its next
-// call on the socket fails with ECONNREFUSED.
-func (d *Datagram) Unreachable() { d.stack.unreachable(d.pkt, syscall.ECONNREFUSED) }

@@ -30,7 +30,11 @@
 // queue by itself.
 //
 // UDP goes another way: each datagram is handed to Config.Datagrams, and answered
-// by Datagram.Reply. There is no UDP endpoint and no state.
+// by Datagram.Reply. There is no UDP endpoint and no state. So do echo requests, by
+// Config.Echoes: gVisor, to which every address is its own, would answer them all, also for
+// hosts that do not exist. Both come put together from their fragments, with what
+// a relay needs to send them on alike (TTL, whether they may be fragmented), and ICMP
+// errors about them are passed back (Datagram.ICMP, Echo.ICMP) as they came.
 //
 // # Life of a flow
 //
@@ -52,6 +56,11 @@
 //	Conn.Close after SetLinger(0)           what was written, then RST: ECONNRESET
 //	application's RST                       Read and Write fail with ECONNRESET
 //	more than MaxParked SYNs parked         silence; counted
+//	Datagram.Unreachable, Echo.Unreachable  ICMP port, host, net unreachable or prohibited
+//	UDP, no Config.Datagrams                ICMP port unreachable
+//	echo request, no Config.Echoes          ICMP administratively prohibited
+//	echo request with a wrong checksum      silence
+//	to a multicast group                    silence: gVisor is in none but IPv6's own
 //	a segment of a connection we don't know RST (the rest of a predecessor's flow)
 //	Stack.Serve ends                        RST on what is still open
 //

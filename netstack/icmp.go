@@ -1,6 +1,8 @@
 package netstack
 
 import (
+	"encoding/binary"
+	"net/netip"
 	"syscall"
 	"time"
 
@@ -29,34 +31,57 @@ func (s *Stack) insist(syn *stack.PacketBuffer, errno syscall.Errno) {
 	syn.DecRef()
 }
 
+// ICMPError is what a router or a host has said about a datagram of ours, by ICMP or
+// ICMPv6, whichever the datagram's family is.
+type ICMPError = struct {
+	From       netip.Addr // who said it; the zero value: the destination itself
+	Type, Code uint8
+	Info       uint32 // the next hop's MTU in bytes if the datagram was too big; where the problem is if there is one with a header
+	About      []byte // the beginning of the payload it was said about; may be empty
+}
+
+// notice is an ICMP error on its way to the application.
+type notice struct {
+	proto     tcpip.NetworkProtocolNumber
+	from, to  tcpip.Address
+	typ, code uint8
+	info      uint32
+	quoted    []byte        // the packet it is about, from its IP header on
+	target    tcpip.Address // where that packet was sent to
+}
+
 // unreachable tells the sender of pkt by ICMP that it can't be delivered. The
 // message comes from the destination, as if a router there had sent it. The
-// kernel's TCP checks the sequence number in the quoted header and maps type and
-// code to the errno of connect() (icmp_err_convert, icmpv6_err_convert).
-// Nothing can be done about a failure here: the sender will try again.
+// kernel's TCP checks the sequence number in the quoted header.
 func (s *Stack) unreachable(pkt *stack.PacketBuffer, errno syscall.Errno) {
+	net := pkt.Network()
+	n := notice{
+		proto: pkt.NetworkProtocolNumber, from: net.DestinationAddress(), to: net.SourceAddress(),
+		quoted: quote(pkt), target: net.DestinationAddress(),
+	}
+	if errno == syscall.EACCES && n.proto == header.IPv6ProtocolNumber {
+		errno = syscall.EHOSTUNREACH // as of ICMP's prohibited; ICMPv6's reads EACCES
+	}
+	n.typ, n.code = unreachableCode(n.proto, errno)
+	s.notify(n)
+}
+
+// unreachableCode is the ICMP type and code that the kernel makes errno of, for
+// the caller of connect() or send() (icmp_err_convert, icmpv6_err_convert).
+func unreachableCode(proto tcpip.NetworkProtocolNumber, errno syscall.Errno) (typ, code uint8) {
 	v4, v6 := header.ICMPv4HostUnreachable, header.ICMPv6AddressUnreachable
 	switch errno {
 	case syscall.ENETUNREACH:
 		v4, v6 = header.ICMPv4NetUnreachable, header.ICMPv6NetworkUnreachable
 	case syscall.EACCES:
-		// ICMPv6 has a code for it too, but applications would see EACCES.
-		v4 = header.ICMPv4AdminProhibited
+		v4, v6 = header.ICMPv4AdminProhibited, header.ICMPv6Prohibited
 	case syscall.ECONNREFUSED: // UDP: nobody listens
 		v4, v6 = header.ICMPv4PortUnreachable, header.ICMPv6PortUnreachable
 	}
-	net := pkt.Network()
-	route, err := s.gv.FindRoute(nicID, net.DestinationAddress(), net.SourceAddress(), pkt.NetworkProtocolNumber, false)
-	if err != nil {
-		return
+	if proto == header.IPv4ProtocolNumber {
+		return uint8(header.ICMPv4DstUnreachable), uint8(v4)
 	}
-	defer route.Release()
-	switch pkt.NetworkProtocolNumber {
-	case header.IPv4ProtocolNumber:
-		s.sendICMPv4(route, v4, quote(pkt))
-	case header.IPv6ProtocolNumber:
-		s.sendICMPv6(route, v6, quote(pkt))
-	}
+	return uint8(header.ICMPv6DstUnreachable), uint8(v6)
 }
 
 // quote returns the headers of pkt as they came: more than the 8 bytes behind
@@ -67,24 +92,59 @@ func quote(pkt *stack.PacketBuffer) []byte {
 	return append(append(b, ip...), transport...)
 }
 
-func (s *Stack) sendICMPv4(route *stack.Route, code header.ICMPv4Code, quoted []byte) {
-	pkt := newPacket(route, header.ICMPv4MinimumSize, quoted)
+// notify sends n. Nothing can be done about a failure here: the sender will try
+// again. What was sent to many is never answered by an error (RFC 1122, section
+// 3.2.2; RFC 4443, section 2.4).
+func (s *Stack) notify(n notice) {
+	if header.IsV4MulticastAddress(n.target) || header.IsV6MulticastAddress(n.target) || n.target == header.IPv4Broadcast {
+		return
+	}
+	route, err := s.gv.FindRoute(nicID, n.from, n.to, n.proto, false)
+	if err != nil {
+		return
+	}
+	defer route.Release()
+	switch n.proto {
+	case header.IPv4ProtocolNumber:
+		sendICMPv4(route, n)
+	case header.IPv6ProtocolNumber:
+		sendICMPv6(route, n)
+	}
+}
+
+func sendICMPv4(route *stack.Route, n notice) {
+	pkt := newPacket(route, header.ICMPv4MinimumSize, n.quoted)
 	defer pkt.DecRef()
 	pkt.TransportProtocolNumber = header.ICMPv4ProtocolNumber
 	h := header.ICMPv4(pkt.TransportHeader().Push(header.ICMPv4MinimumSize))
-	h.SetType(header.ICMPv4DstUnreachable)
-	h.SetCode(code)
+	h.SetType(header.ICMPv4Type(n.typ))
+	h.SetCode(header.ICMPv4Code(n.code))
+	switch {
+	case h.Type() == header.ICMPv4DstUnreachable && h.Code() == header.ICMPv4FragmentationNeeded:
+		h.SetMTU(uint16(min(n.info, 0xffff)))
+	case h.Type() == header.ICMPv4ParamProblem:
+		h.SetPointer(byte(n.info))
+	}
 	h.SetChecksum(header.ICMPv4Checksum(h, pkt.Data().Checksum()))
-	writePacket(route, header.ICMPv4ProtocolNumber, pkt)
+	_ = writePacket(route, header.ICMPv4ProtocolNumber, pkt)
 }
 
-func (s *Stack) sendICMPv6(route *stack.Route, code header.ICMPv6Code, quoted []byte) {
-	pkt := newPacket(route, header.ICMPv6DstUnreachableMinimumSize, quoted)
+func sendICMPv6(route *stack.Route, n notice) {
+	pkt := newPacket(route, header.ICMPv6ErrorHeaderSize, n.quoted)
 	defer pkt.DecRef()
 	pkt.TransportProtocolNumber = header.ICMPv6ProtocolNumber
-	h := header.ICMPv6(pkt.TransportHeader().Push(header.ICMPv6DstUnreachableMinimumSize))
-	h.SetType(header.ICMPv6DstUnreachable)
-	h.SetCode(code)
+	h := header.ICMPv6(pkt.TransportHeader().Push(header.ICMPv6ErrorHeaderSize))
+	h.SetType(header.ICMPv6Type(n.typ))
+	h.SetCode(header.ICMPv6Code(n.code))
+	switch h.Type() {
+	case header.ICMPv6PacketTooBig, header.ICMPv6ParamProblem:
+		binary.BigEndian.PutUint32(h[header.ICMPv6HeaderSize:], n.info)
+	}
+	sumICMPv6(route, h, pkt)
+	_ = writePacket(route, header.ICMPv6ProtocolNumber, pkt)
+}
+
+func sumICMPv6(route *stack.Route, h header.ICMPv6, pkt *stack.PacketBuffer) {
 	h.SetChecksum(header.ICMPv6Checksum(header.ICMPv6ChecksumParams{
 		Header:      h,
 		Src:         route.LocalAddress(),
@@ -92,7 +152,6 @@ func (s *Stack) sendICMPv6(route *stack.Route, code header.ICMPv6Code, quoted []
 		PayloadCsum: pkt.Data().Checksum(),
 		PayloadLen:  pkt.Data().Size(),
 	}))
-	writePacket(route, header.ICMPv6ProtocolNumber, pkt)
 }
 
 // newPacket makes a packet with payload and room for a transport header.

@@ -32,6 +32,9 @@ type Config struct {
 	// Datagrams is called for every UDP datagram, on the goroutine that reads
 	// the device: it must not block. Nil: UDP is answered with ICMP port unreachable.
 	Datagrams func(*Datagram)
+	// Echoes is called for every ICMP and ICMPv6 echo request, on that goroutine too.
+	// Nil: they are answered with ICMP administratively prohibited.
+	Echoes func(*Echo)
 	// MaxParked bounds the flows that wait for an answer; 0: DefaultMaxParked.
 	MaxParked int
 }
@@ -108,6 +111,8 @@ func New(l *link.Link, c Config) (*Stack, error) {
 	s.fwd = tcp.NewForwarder(s.gv, 0, c.MaxParked, s.deliver)
 	s.gv.SetTransportProtocolHandler(tcp.ProtocolNumber, s.handleTCP)
 	s.gv.SetTransportProtocolHandler(udp.ProtocolNumber, s.handleUDP)
+	s.gv.SetTransportProtocolHandler(icmp.ProtocolNumber4, s.handleICMP)
+	s.gv.SetTransportProtocolHandler(icmp.ProtocolNumber6, s.handleICMP)
 	return s, nil
 }
 

@@ -473,7 +473,7 @@ func TestDatagrams(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			client, _ := start(t, netstack.Config{Datagrams: func(d *netstack.Datagram) {
 				if string(d.Payload()) == "nobody" {
-					d.Unreachable()
+					d.Unreachable(syscall.ECONNREFUSED)
 					return
 				}
 				if d.Dst() != dst {

@@ -38,7 +38,7 @@ func (h leased) Release(rest time.Duration) {
 // lease are the caller's.
 func (l *live) connect(ctx context.Context) (Conn, leased, error) {
 	rule := l.decision.Rule
-	if l.proxy.dials.has(l.flow.Src().Port(), l.flow.Dst()) {
+	if !l.proxy.cfg.Apart && l.proxy.dials.has(l.flow.Src().Port(), l.flow.Dst()) {
 		return nil, leased{}, &pinError{err: errLoop}
 	}
 	if rule == nil {

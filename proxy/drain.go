@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -11,6 +12,10 @@ const (
 	// two requests, and is ended at once.
 	drainIdle = time.Second
 	drainTick = 50 * time.Millisecond
+	// finishIdle is drainIdle where the application has ended: its kernel hands over
+	// what is left without a pause.
+	finishIdle = 50 * time.Millisecond
+	finishTick = 5 * time.Millisecond
 )
 
 // Drain ends all flows and returns when none is left. New flows are dropped from
@@ -19,25 +24,54 @@ const (
 // reset: a FIN in the middle of a transfer would say that it is complete. If ctx
 // ends, some may still be on their way out.
 func (p *Proxy) Drain(ctx context.Context, grace time.Duration) {
+	p.drain(ctx, grace, drainTick, func(l *live, _ time.Duration) bool {
+		if l.idleFor() >= drainIdle {
+			l.end("stopped")
+		}
+		return false
+	})
+}
+
+// Finish is Drain when the application has ended, whose last bytes may be under way:
+// it takes a shorter silence for their end. Flows that are not answered by then are given
+// up. It does not wait for the other ends to close theirs, and reports whether all flows
+// have ended: of those that have not everything has been handed to the kernel, FIN
+// included, and nothing but the end of this process is to come.
+func (p *Proxy) Finish(ctx context.Context, grace time.Duration) (ended bool) {
+	return p.drain(ctx, grace, finishTick, func(l *live, since time.Duration) (settled bool) {
+		idle := l.idleFor() // 0 while an end takes its bytes slowly
+		switch {
+		case idle >= 2*finishIdle && l.ended() != "":
+			return true
+		case idle >= finishIdle, since >= finishIdle && !l.spliced():
+			l.end("stopped")
+		}
+		return false
+	})
+}
+
+// drain takes no new flows, and calls look for each that there is until all have ended or
+// are settled, which look reports. look is told how long it has been going on.
+func (p *Proxy) drain(ctx context.Context, grace, every time.Duration, look func(*live, time.Duration) bool) (ended bool) {
 	p.mu.Lock()
 	p.draining = true
 	p.mu.Unlock()
 	start := time.Now()
-	tick := time.NewTicker(drainTick)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		stopped := ctx.Err() != nil
-		abort := stopped || time.Since(start) > grace
+		since := time.Since(start)
+		var settled atomic.Int64
 		left := p.each(func(l *live) {
-			switch {
-			case abort:
+			if stopped || since > grace {
 				l.abort()
-			case l.idleFor() >= drainIdle:
-				l.end("stopped")
+			} else if look(l, since) {
+				settled.Add(1)
 			}
 		})
-		if left == 0 || stopped {
-			return
+		if int64(left) == settled.Load() || stopped {
+			return left == 0
 		}
 		select {
 		case <-tick.C:

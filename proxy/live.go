@@ -128,6 +128,13 @@ func (l *live) open(app, up Conn) {
 	}
 }
 
+// spliced says whether the application has been answered, and all is open.
+func (l *live) spliced() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.app != nil
+}
+
 // refuse says to the application what the upstream said to us.
 func (l *live) refuse(err error) {
 	switch {

@@ -70,6 +70,9 @@ type Config struct {
 	// rule and of one source address; 0: DefaultMaxPerRule, DefaultMaxPerSource.
 	// Further ones are dropped.
 	MaxPerRule, MaxPerSource int
+	// Apart says that flows come from another network namespace, so that none of them
+	// can be a dial of our own that was captured.
+	Apart bool
 	// Wrap is given each upstream connection and returns what the flow reads and
 	// writes instead, for example one that looks at DNS answers. May be nil.
 	Wrap func(dst netip.AddrPort, c Conn) Conn

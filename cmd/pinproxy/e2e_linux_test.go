@@ -52,6 +52,13 @@ var programs = map[string]func(){
 	"occupy":   occupyPort,
 
 	"unprivileged": unprivileged,
+	"reach":        reach,
+	"blurt":        blurt,
+	"trap":         trap,
+	"shuttle":      shuttle,
+	"ask":          ask,
+	"pinging":      pinging,
+	"guarded":      guarded,
 }
 
 func TestMain(m *testing.M) {
@@ -71,6 +78,9 @@ type asking struct{ m *testing.M }
 func (a asking) Run() (status int) {
 	err := lab.Run(func(n *lab.Net) error {
 		n.ResolvConf(lab.Server4, lab.Server6)
+		if isRoot() {
+			n.ShareTUN()
+		}
 		status = a.m.Run()
 		return nil
 	})

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"flag"
 	"fmt"
 	"strings"
@@ -106,7 +107,7 @@ func TestMalformedRules(t *testing.T) {
 		var out, said bytes.Buffer
 		status := exitFailed
 		if err := client.Do(func() error {
-			status = run(t.Context(), t.Context(), []string{"--rule", "good.example:443=1", "--rule", test.rule}, &out, &said)
+			status = run(func() (stop, now context.Context) { return t.Context(), t.Context() }, []string{"--rule", "good.example:443=1", "--rule", test.rule}, &out, &said)
 			return nil
 		}); err != nil {
 			t.Fatal(err)

@@ -152,7 +152,7 @@ func TestLogHasALineForEachFlow(t *testing.T) {
 		_ = c.Close()
 		want = append(want, entry{
 			Level: "INFO", Msg: "flow", Src: src, Dst: at(f.server, 7), Name: []string{"v4.bank.example", "v6.bank.example"}[i],
-			Rule: "*.bank.example:7=63998-63999 busy=wait:10s", Local: f.from(63998).String(), Up: 5, Down: 5, End: "closed",
+			Rule: "*.bank.example:7=63998-63999 busy=wait:10s", Local: f.from(63998).String(), Up: 5, Down: 5, End: "closed", ID: uint64(i) + 1,
 		})
 	}
 	w.fails(at(lab.Server4, 8), unix.ECONNREFUSED, atOnce)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -13,13 +14,15 @@ import (
 	"github.com/spf13/pflag"
 
 	"pinproxy/netstack/link"
+	"pinproxy/netstack/netns"
 	"pinproxy/proxy"
 	"pinproxy/rules"
 )
 
 // options is the command line, parsed.
 type options struct {
-	command string // "", "check", "status" or "cleanup"
+	command string   // "", "check", "status" or "cleanup"
+	argv    []string // behind --: the command to run, if there is one
 	help    bool
 	version bool
 
@@ -29,6 +32,7 @@ type options struct {
 	dialTimeout time.Duration
 	strict      bool
 	dryRun      bool
+	loopback    []netip.Addr // where a command finds the host's loopback
 	logLevel    slog.Level
 	logJSON     bool
 	socket      string // path of the control socket; "" is the default
@@ -50,7 +54,7 @@ func (e *usageError) Error() string { return e.msg }
 // or *rules.ConflictError; each means exit status 2.
 func parseArgs(args []string) (options, error) {
 	o := options{}
-	var ruleTexts, ruleFiles []string
+	var ruleTexts, ruleFiles, loopback []string
 	var offload, level, format string
 	fs := pflag.NewFlagSet("pinproxy", pflag.ContinueOnError)
 	fs.SetOutput(io.Discard)
@@ -63,6 +67,7 @@ func parseArgs(args []string) (options, error) {
 	fs.DurationVar(&o.dialTimeout, "dial-timeout", proxy.DefaultDialTimeout, "")
 	fs.BoolVar(&o.strict, "strict", false, "")
 	fs.BoolVar(&o.dryRun, "dry-run", false, "")
+	fs.StringArrayVar(&loopback, "host-loopback", nil, "")
 	fs.StringVar(&level, "log-level", "info", "")
 	fs.StringVar(&format, "log-format", "text", "")
 	fs.StringVar(&o.socket, "socket", "", "")
@@ -74,14 +79,24 @@ func parseArgs(args []string) (options, error) {
 	if o.help || o.version {
 		return o, nil
 	}
-	if dash := fs.ArgsLenAtDash(); dash >= 0 && dash < fs.NArg() {
-		return o, &usageError{"pinproxy runs for the whole host and starts no command", "start pinproxy by itself, then " + strings.Join(fs.Args()[dash:], " ")}
+	words := fs.Args()
+	if dash := fs.ArgsLenAtDash(); dash >= 0 {
+		words, o.argv = words[:dash], words[dash:]
+		if len(o.argv) == 0 {
+			return o, &usageError{"no command behind --", "pinproxy --rule RULE -- curl https://google.co.uk/"}
+		}
 	}
-	if err := o.positional(fs.Args(), ruleTexts); err != nil {
+	if err := o.positional(words, ruleTexts); err != nil {
 		return o, err
 	}
 	if err := o.belong(fs); err != nil {
 		return o, err
+	}
+	if err := o.commandFlags(loopback); err != nil {
+		return o, err
+	}
+	if len(o.argv) > 0 && !fs.Changed("log-level") {
+		level = "warn" // standard error is the command's
 	}
 	switch {
 	case o.command == "check" && o.dialTimeout <= 0:
@@ -108,6 +123,35 @@ func parseArgs(args []string) (options, error) {
 	}
 	o.set, err = loadRules(ruleTexts, ruleFiles)
 	return o, err
+}
+
+// commandFlags looks at the flags that are for a command only, or for a whole host only.
+func (o *options) commandFlags(loopback []string) error {
+	switch {
+	case len(o.argv) == 0 && len(loopback) > 0:
+		return &usageError{"--host-loopback is for a command: on the whole host loopback is loopback", "pinproxy --rule RULE --host-loopback " + quote(loopback[0]) + " -- CMD"}
+	case len(o.argv) == 0:
+		return nil
+	case o.command != "":
+		return &usageError{fmt.Sprintf("%s takes no command", o.command), "pinproxy " + o.command}
+	case o.dryRun:
+		return &usageError{"--dry-run with a command: nothing on the host is changed for it", "leave out --dry-run"}
+	case o.strict:
+		return &usageError{"--strict with a command: all of its connections are captured as it is", "leave out --strict"}
+	case o.socket != "":
+		return &usageError{"--socket with a command: check and status are for a whole host", "leave out --socket"}
+	}
+	for _, text := range loopback {
+		a, err := netip.ParseAddr(text)
+		switch {
+		case err != nil || a.Zone() != "":
+			return &usageError{fmt.Sprintf("--host-loopback %s: is no address", text), "pinproxy --host-loopback 192.0.2.1 …"}
+		case !a.IsGlobalUnicast() || a.Is4In6() || netns.StandIns.Contains(a):
+			return &usageError{fmt.Sprintf("--host-loopback %s: is not an address that a connection can go to", text), "pinproxy --host-loopback 192.0.2.1 …"}
+		}
+		o.loopback = append(o.loopback, a)
+	}
+	return nil
 }
 
 // positional reads what is no flag: nothing, or a command.

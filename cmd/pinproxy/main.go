@@ -1,6 +1,8 @@
-// Command pinproxy pins the source ports of this host's connections by rule.
+// Command pinproxy pins the source ports of this host's connections, or of one
+// command's, by rule.
 //
 //	pinproxy --rule 'google.co.uk:443=63999'
+//	pinproxy --rule 'google.co.uk:443=63999' -- curl https://google.co.uk/
 //
 // See docs/pinproxy.8. The files: flags.go is the command line, words.go all that
 // is said to the user, run.go the only place where the packages meet, learn.go
@@ -17,12 +19,14 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"pinproxy/netstack/netns"
 )
 
 func main() {
+	netns.Main() // in the process that becomes a command this is the end
 	shareCPUs()
-	stop, now := signals()
-	os.Exit(run(stop, now, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(signals, os.Args[1:], os.Stdout, os.Stderr))
 }
 
 // signals returns a context that ends at the first signal to end, and one that
@@ -42,14 +46,23 @@ func signals() (stop, now context.Context) {
 	return stop, now
 }
 
-// run is the whole program: it ends in order when stop ends, at once when now
-// does, and returns the exit status.
-func run(stop, now context.Context, args []string, stdout, stderr io.Writer) int {
+// run is the whole program, and returns the exit status. It ends in order when
+// the first of signals' contexts ends, at once when the second does. A command's
+// own signals go to the command: they are not listened to then.
+func run(signals func() (stop, now context.Context), args []string, stdout, stderr io.Writer) int {
 	say := words{stderr}
 	o, err := parseArgs(args)
 	if err != nil {
 		return say.error(err)
 	}
+	if len(o.argv) > 0 {
+		status, err := runCommand(o, stderr)
+		if err != nil {
+			return say.commandError(err)
+		}
+		return status
+	}
+	stop, now := signals()
 	switch {
 	case o.help:
 		return say.print(stdout, usage)

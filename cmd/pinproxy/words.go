@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"pinproxy/netstack/host"
 	"pinproxy/netstack/link"
+	"pinproxy/netstack/netns"
 	"pinproxy/rules"
 )
 
@@ -25,19 +27,22 @@ import (
 
 // Exit status.
 const (
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
+	exitOK      = 0
+	exitFailed  = 1
+	exitUsage   = 2
+	exitNoExec  = 126 // the command is there but can't be executed, as a shell says it
+	exitUnknown = 127 // there is no such command
 )
 
 const usage = `pinproxy pins the source ports of TCP connections by rule, for any program.
 
 Usage:
-  pinproxy --rule RULE... [flags]    pin for this whole host, until ended
+  pinproxy --rule RULE... [flags]            pin for this whole host, until ended
+  pinproxy --rule RULE... [flags] -- CMD...  pin for one command, without privileges
   pinproxy check [--rule RULE]... [--connect] [--json] HOST:PORT
-                                     which rule, which port, and what stands in the way
-  pinproxy status [--json]           rules, flows and failures of the running pinproxy
-  pinproxy cleanup                   undo what a killed pinproxy left behind
+                                             which rule, which port, what stands in the way
+  pinproxy status [--json]                   rules, flows and failures of the running pinproxy
+  pinproxy cleanup                           undo what a killed pinproxy left behind
 
 Rules, destination=source:
   google.co.uk:443=63999                     one name, one port
@@ -55,8 +60,10 @@ Flags:
       --dial-timeout D     how long a destination may take to answer (default 30s)
       --strict             capture also sockets that are bound to a source address;
                            this breaks connections that are open when pinproxy starts
+      --host-loopback ADDR the address at which a command finds this host's loopback;
+                           its own is empty; repeatable, once for IPv4 and IPv6
       --dry-run            print each change to the host as a command, change nothing
-      --log-level LEVEL    debug, info, warn or error (default info)
+      --log-level LEVEL    debug, info, warn or error (default info; with CMD warn)
       --log-format FORMAT  text or json (default text)
       --socket PATH        control socket, of which check and status ask
                            (default /run/pinproxy.sock)
@@ -69,7 +76,10 @@ Example: a partner's firewall lets you in from source port 63999 only.
   $ sudo pinproxy --rule 'partner.example:443=63999' &
   $ curl https://partner.example/          # any program, as always
   $ pinproxy check partner.example:443     # exit status 0: it leaves from its pin
-Exit status: 0 done, 1 failed, 2 bad usage. The manual is pinproxy(8).
+The same for one program, as any user:
+  $ pinproxy --rule 'partner.example:443=63999' -- curl https://partner.example/
+Exit status: 0 done, 1 failed, 2 bad usage; with CMD its own, 128+n for a signal, 126 if it can't be
+executed, 127 if there is none. The manual is pinproxy(8).
 `
 
 // words speaks to the user.
@@ -81,6 +91,23 @@ func (words) print(w io.Writer, text string) int {
 		return exitFailed
 	}
 	return exitOK
+}
+
+// commandError says why a command was not run, and returns the exit status a shell would give.
+func (s words) commandError(err error) int {
+	var ended *netns.EndedError
+	var exec *netns.ExecError
+	if errors.As(err, &ended) && ended.Status > 128 {
+		return ended.Status // somebody ended it, and knows
+	}
+	status := s.error(err)
+	switch {
+	case errors.Is(err, netns.ErrNotFound):
+		return exitUnknown
+	case errors.As(err, &exec):
+		return exitNoExec
+	}
+	return status
 }
 
 // error says what went wrong, and returns the exit status.
@@ -129,20 +156,56 @@ func hintFor(err error) string {
 	var held *host.HeldError
 	var path *fs.PathError
 	var ask *askError
+	var forbidden *netns.ForbiddenError
+	var low *lowPortError
+	var exec *netns.ExecError
 	switch {
 	case errors.As(err, &ask):
 		return ask.hint("status")
 	case errors.As(err, &notRunningError{}):
 		return "sudo pinproxy --rule 'google.co.uk:443=63999'"
+	case errors.As(err, &forbidden):
+		return forbiddenHint(forbidden.By)
+	case errors.As(err, &low):
+		return fmt.Sprintf("sudo setcap cap_net_bind_service=+ep %s, or sudo sysctl -w net.ipv4.ip_unprivileged_port_start=%d", ownPath(), low.port)
+	case errors.Is(err, netns.ErrDevice):
+		return "sudo chmod 0666 /dev/net/tun, as distributions do; in a container, pass the device in: --device /dev/net/tun"
+	case errors.As(err, &exec), errors.Is(err, netns.ErrNotFound):
 	case errors.As(err, &held) && held.PID != 0:
 		return fmt.Sprintf("stop it by `kill %d`, or add the rule to its command line", held.PID)
 	case errors.Is(err, link.ErrNoTUN):
-		return "modprobe tun"
+		return "sudo modprobe tun; in a container, pass the device in: --device /dev/net/tun"
 	case errors.As(err, &path): // a file of ours: the error says it all
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EPERM):
 		return "pinproxy needs root, or CAP_NET_ADMIN: sudo pinproxy …"
 	}
 	return ""
+}
+
+// forbiddenHint is the way to be allowed namespaces.
+func forbiddenHint(by netns.Ban) string {
+	switch by {
+	case netns.ByAppArmor:
+		return "install the profile packaging/apparmor/pinproxy (`make install` does) for " + ownPath() +
+			", or sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+	case netns.ByClone:
+		return "sudo sysctl -w kernel.unprivileged_userns_clone=1"
+	case netns.ByLimit:
+		return "sudo sysctl -w user.max_user_namespaces=15000"
+	case netns.ByNumber:
+		return "end what holds namespaces (lsns -t user, lsns -t net), or raise the limit"
+	case netns.BySeccomp:
+		return "start the container with --security-opt seccomp=unconfined, or run pinproxy on its host"
+	}
+	return "run it as root, or without -- for the whole host"
+}
+
+// ownPath is this program's file, for hints.
+func ownPath() string {
+	if path, err := os.Executable(); err == nil {
+		return path
+	}
+	return "pinproxy"
 }
 
 // indent sets a quoted text off from the lines around it.

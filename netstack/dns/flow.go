@@ -102,7 +102,7 @@ func (f *flow) run() {
 			f.relay.learn.log.warn("dial resolver", err, "dst", f.key.dst)
 		}
 		for _, q := range f.end() {
-			q.Unreachable()
+			q.Unreachable(syscall.ECONNREFUSED)
 		}
 		return
 	}
@@ -222,5 +222,5 @@ func (f *flow) refused(q Query, err error) {
 	f.relay.mu.Lock()
 	f.settleLocked(f.open, time.Now())
 	f.relay.mu.Unlock()
-	q.Unreachable()
+	q.Unreachable(syscall.ECONNREFUSED)
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -34,9 +35,9 @@ type Query interface {
 	// bytes long, and does not block for long.
 	Reply(b []byte) error
 
-	// Unreachable tells the application that nothing listens at Dst (ICMP port
-	// unreachable).
-	Unreachable()
+	// Unreachable tells the application by ICMP that the query can't be delivered;
+	// ECONNREFUSED: nothing listens at Dst.
+	Unreachable(errno syscall.Errno)
 }
 
 // Dialer opens a socket of pinproxy's own, which is never captured. network is

@@ -46,10 +46,10 @@ func (d *datagram) again(payload []byte) *datagram {
 	return &next
 }
 
-func (d *datagram) Src() netip.AddrPort { return d.src }
-func (d *datagram) Dst() netip.AddrPort { return d.dst }
-func (d *datagram) Payload() []byte     { return d.payload }
-func (d *datagram) Unreachable()        { d.unreachable <- true }
+func (d *datagram) Src() netip.AddrPort       { return d.src }
+func (d *datagram) Dst() netip.AddrPort       { return d.dst }
+func (d *datagram) Payload() []byte           { return d.payload }
+func (d *datagram) Unreachable(syscall.Errno) { d.unreachable <- true }
 func (d *datagram) Reply(b []byte) error {
 	d.replies <- bytes.Clone(b)
 	return nil

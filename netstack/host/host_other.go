@@ -43,6 +43,9 @@ func (h *Host) Warnings() []error { return nil }
 // Look returns errors.ErrUnsupported.
 func Look(string) (Facts, error) { return Facts{}, errOther }
 
+// HasIPv6 returns errors.ErrUnsupported.
+func HasIPv6() (bool, error) { return false, errOther }
+
 // Namespace returns "": there are none.
 func Namespace() (string, error) { return "", nil }
 

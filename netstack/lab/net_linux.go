@@ -76,6 +76,9 @@ func newNet(helper func(), fail func(error)) (*Net, error) {
 	}
 	n := &Net{helper: helper, fail: fail, dir: dir}
 	n.atClose(func() error { return os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil { // programs of other users read what is in it
+		return nil, errors.Join(err, n.Close())
+	}
 	return n, nil
 }
 

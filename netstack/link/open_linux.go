@@ -59,25 +59,39 @@ func openVnet(name string) (*Link, error) {
 }
 
 func attachVnet(fd int, name string) (*Link, error) {
+	name, err := setVnet(fd, name)
+	if err != nil {
+		return nil, err
+	}
+	return newVnet(fd, name)
+}
+
+// setVnet makes fd, which is /dev/net/tun, a device with offloads, and returns its name.
+func setVnet(fd int, name string) (string, error) {
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
-		return nil, fmt.Errorf("open tun %q: %w", name, err)
+		return "", fmt.Errorf("open tun %q: %w", name, err)
 	}
 	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		if errors.Is(err, unix.EINVAL) {
-			return nil, fmt.Errorf("open tun %q with a vnet header: %w (%w)", name, errors.ErrUnsupported, err)
+			return "", fmt.Errorf("open tun %q with a vnet header: %w (%w)", name, errors.ErrUnsupported, err)
 		}
-		return nil, setiffError(name, err)
+		return "", setiffError(name, err)
 	}
 	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHeaderSize); err != nil {
-		return nil, fmt.Errorf("set vnet header size of tun %q: %w (%w)", name, errors.ErrUnsupported, err)
+		return "", fmt.Errorf("set vnet header size of tun %q: %w (%w)", name, errors.ErrUnsupported, err)
 	}
 	// TUNSETOFFLOAD takes its argument by value.
 	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6); err != nil {
-		return nil, fmt.Errorf("set offloads of tun %q: %w (%w)", name, errors.ErrUnsupported, err)
+		return "", fmt.Errorf("set offloads of tun %q: %w (%w)", name, errors.ErrUnsupported, err)
 	}
-	l := &Link{name: ifr.Name(), mtu: offloadMTU, offload: true, failed: make(chan error, 1)}
+	return ifr.Name(), nil
+}
+
+// newVnet takes over a device that setVnet has made.
+func newVnet(fd int, name string) (*Link, error) {
+	l := &Link{name: name, mtu: offloadMTU, offload: true, failed: make(chan error, 1)}
 	ep, err := newVnetEndpoint(fd, offloadMTU, l.fail)
 	if err != nil {
 		return nil, fmt.Errorf("open tun %q: %w", name, err)
@@ -88,6 +102,20 @@ func attachVnet(fd int, name string) (*Link, error) {
 
 // openPlain opens the device by water, without a header.
 func openPlain(name string) (*Link, error) {
+	fd, name, err := makePlain(name)
+	if err != nil {
+		return nil, err
+	}
+	l, err := newPlain(fd, name)
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return l, nil
+}
+
+// makePlain makes a device without a header and returns its descriptor and name.
+func makePlain(name string) (int, string, error) {
 	dev, err := water.New(water.Config{
 		DeviceType:             water.TUN,
 		PlatformSpecificParams: water.PlatformSpecificParams{Name: name},
@@ -95,27 +123,32 @@ func openPlain(name string) (*Link, error) {
 	if err != nil {
 		var errno unix.Errno
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) && !errors.Is(err, unix.EPERM) {
-			return nil, openError(err)
+			return -1, "", openError(err)
 		} else if errors.As(err, &errno) {
-			return nil, setiffError(name, errno)
+			return -1, "", setiffError(name, errno)
 		}
-		return nil, fmt.Errorf("open tun %q: %w", name, err)
+		return -1, "", fmt.Errorf("open tun %q: %w", name, err)
 	}
 	// water hands out an *os.File, whose finalizer closes the descriptor as
 	// soon as only its number is in use: keep a duplicate of our own.
 	file, ok := dev.ReadWriteCloser.(*os.File)
 	if !ok {
-		return nil, fmt.Errorf("open tun %q: water returned a %T", name, dev.ReadWriteCloser)
+		return -1, "", fmt.Errorf("open tun %q: water returned a %T", name, dev.ReadWriteCloser)
 	}
 	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	_ = file.Close()
 	if err != nil {
-		return nil, fmt.Errorf("duplicate the descriptor of tun %q: %w", name, err)
+		return -1, "", fmt.Errorf("duplicate the descriptor of tun %q: %w", name, err)
 	}
-	l := &Link{name: dev.Name(), mtu: plainMTU, failed: make(chan error, 1)}
+	return fd, dev.Name(), nil
+}
+
+// newPlain takes over a device that makePlain has made.
+func newPlain(fd int, name string) (*Link, error) {
+	l := &Link{name: name, mtu: plainMTU, failed: make(chan error, 1)}
 	// fdbased sets the descriptor non-blocking, does not own it, and tells of a
 	// dead read loop by ClosedFunc only.
-	l.endpoint, err = fdbased.New(&fdbased.Options{
+	ep, err := fdbased.New(&fdbased.Options{
 		FDs: []int{fd},
 		MTU: plainMTU,
 		ClosedFunc: func(err tcpip.Error) {
@@ -125,10 +158,9 @@ func openPlain(name string) (*Link, error) {
 		},
 	})
 	if err != nil {
-		_ = unix.Close(fd)
 		return nil, fmt.Errorf("open tun %q: %w", name, err)
 	}
-	l.close = func() error { return unix.Close(fd) }
+	l.endpoint, l.close = ep, func() error { return unix.Close(fd) }
 	return l, nil
 }
 

@@ -18,6 +18,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 	"gvisor.dev/gvisor/pkg/waiter"
@@ -42,7 +43,7 @@ func Pipe() (*link.Link, *Client, error) {
 	ours, theirs := pipe.New("", "", mtu)
 	gv := stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
-		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
 	})
 	if err := gv.CreateNIC(1, theirs); err != nil {
 		return nil, nil, fmt.Errorf("create the client's nic: %s", err)
@@ -133,6 +134,31 @@ func (c *Client) Dial(ctx context.Context, local, dst netip.AddrPort) (*Conn, er
 func (c *Client) DialUDP(dst netip.AddrPort) (net.Conn, error) {
 	to := full(dst)
 	return gonet.DialUDP(c.gv, nil, &to, protocolOf(dst.Addr()))
+}
+
+// DialPing makes an ICMP socket for echo requests to dst. It reads and writes whole
+// messages; the identifier is the socket's.
+func (c *Client) DialPing(dst netip.Addr) (net.Conn, error) {
+	proto, transport := protocolOf(dst), icmp.ProtocolNumber6
+	if dst.Is4() {
+		transport = icmp.ProtocolNumber4
+	}
+	wq := new(waiter.Queue)
+	ep, terr := c.gv.NewEndpoint(transport, proto, wq)
+	if terr != nil {
+		return nil, fmt.Errorf("make the client's ping endpoint: %s", terr)
+	}
+	if terr := ep.Connect(full(netip.AddrPortFrom(dst, 0))); terr != nil {
+		ep.Close()
+		return nil, fmt.Errorf("connect %s: %s", dst, terr)
+	}
+	return gonet.NewUDPConn(wq, ep), nil
+}
+
+// Unreachables is how many messages the client has got that say so.
+func (c *Client) Unreachables() uint64 {
+	s := c.gv.Stats().ICMP
+	return s.V4.PacketsReceived.DstUnreachable.Value() + s.V6.PacketsReceived.DstUnreachable.Value()
 }
 
 func errno(terr tcpip.Error) error {

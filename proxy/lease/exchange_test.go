@@ -135,14 +135,15 @@ func TestTurn(t *testing.T) {
 		l := acquire(t, table, r)
 		var order []uint64
 		for _, turn := range []uint64{5, 3, 4, 8, 2, 7, 6} {
-			r.Turn = turn
 			go func() {
+				r := r
+				r.Turn = turn
 				l, err := table.Acquire(t.Context(), r)
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				order = append(order, r.Turn)
+				order = append(order, turn)
 				l.Release(0)
 			}()
 			synctest.Wait()

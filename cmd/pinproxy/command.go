@@ -1,0 +1,324 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"pinproxy/netstack"
+	"pinproxy/netstack/dns"
+	"pinproxy/netstack/host"
+	"pinproxy/netstack/netns"
+	"pinproxy/proxy"
+	"pinproxy/proxy/ping"
+	"pinproxy/proxy/udp"
+	"pinproxy/rules"
+)
+
+// One command: its namespaces take the place of policy routes, and whatever it
+// sends comes here.
+
+// exactNamesWait is how long a connection waits at the start for the first lookup
+// of the rules' exact names, if it needs to.
+const exactNamesWait = 2 * time.Second
+
+// defaultPath is execvp(3)'s where PATH is not set.
+const defaultPath = "/bin:/usr/bin"
+
+// runCommand runs o.argv and returns its exit status.
+func runCommand(o options, stderr io.Writer) (int, error) {
+	path, ok := os.LookupEnv("PATH")
+	if !ok {
+		path = defaultPath
+	}
+	file, err := netns.LookPath(o.argv[0], path)
+	if err != nil {
+		return 0, err
+	}
+	if err := checkLowPorts(o.set); err != nil {
+		return 0, err
+	}
+	log := newLog(stderr, o)
+	out := &outward{resolvers: netns.NewResolvers(netns.ResolvConf), loopback: o.loopback}
+	child, err := netns.Start(context.Background(), commandConfig(o, file, out, log))
+	if err != nil {
+		return 0, err
+	}
+	return attend(child, o, out, log)
+}
+
+// commandConfig is what the command sees.
+func commandConfig(o options, file string, out *outward, log *slog.Logger) netns.Config {
+	c := netns.Config{
+		Path:    file,
+		Argv:    o.argv,
+		Link:    o.tun,
+		Offload: o.offload,
+		Addrs:   []netip.Addr{host.Addr4},
+		Routes:  []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0)},
+		Files:   out.resolvers.Files(),
+	}
+	ipv6, err := host.HasIPv6()
+	if err != nil {
+		log.Warn("look for IPv6: " + err.Error())
+	}
+	if ipv6 {
+		c.Routes = append(c.Routes, netip.PrefixFrom(netip.IPv6Unspecified(), 0))
+	}
+	for _, a := range o.loopback {
+		if a.Is6() && !ipv6 {
+			c.Routes = append(c.Routes, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	if len(c.Routes) > 1 {
+		c.Addrs = append(c.Addrs, host.Addr6)
+	}
+	return c
+}
+
+// attend puts the parts together, and serves the command until it has ended.
+func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int, error) {
+	for _, w := range child.Warnings() {
+		log.Info("not done for the command: " + w.Error())
+	}
+	dev := child.Link()
+	if o.offload && !dev.Offload() {
+		log.Warn("the kernel gives the device no offloads: it will be slower", "link", dev.Name())
+	}
+	names := rules.NewNames(o.set, rules.Limits{})
+	learn := &learner{set: o.set, names: names, routes: allRouted{}, log: log}
+	sockets := proxy.Sockets{}
+	relay := dns.NewRelay(out.dial, learn, log, dns.Limits{})
+	resolver := dns.NewResolver(sockets.DialPlain, learn.refresh, quiet(log))
+	datagrams := udp.New(out.dialUDP, log, udp.Limits{})
+	pings := ping.NewRelay(out.dialPing, log, udp.Limits{})
+	c := &command{out: out, names: names, tried: make(chan struct{})}
+	c.pins = proxy.New(proxy.Config{
+		Names:       names,
+		Dialer:      sockets,
+		Log:         log,
+		DialTimeout: o.dialTimeout,
+		Apart:       true,
+		Direct:      func(netip.AddrPort) bool { return true },
+		Wrap: func(dst netip.AddrPort, c proxy.Conn) proxy.Conn {
+			if dst.Port() == dnsPort && o.set.HasNames() {
+				return dns.Tap(c, learn, log)
+			}
+			return c
+		},
+	})
+	stack, err := netstack.New(dev, netstack.Config{
+		Datagrams: func(d *netstack.Datagram) {
+			if _, ok := out.of(d.Dst()); !ok {
+				d.Unreachable(syscall.ECONNREFUSED)
+			} else if d.Dst().Port() == dnsPort {
+				relay.Handle(d)
+			} else {
+				datagrams.Handle(d)
+			}
+		},
+		Echoes: func(e *netstack.Echo) { pings.Handle(e) },
+	})
+	if err != nil {
+		return 0, errors.Join(err, child.Close())
+	}
+
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	parts, ctx := errgroup.WithContext(ctx)
+	parts.Go(func() error { return relay.Serve(ctx) })
+	parts.Go(func() error { return datagrams.Serve(ctx) })
+	parts.Go(func() error { return pings.Serve(ctx) })
+	parts.Go(func() error { return logged(log, stack.Serve(ctx, c.handle)) })
+	select {
+	case <-stack.Ready():
+	case <-ctx.Done():
+		return 0, errors.Join(parts.Wait(), child.Close())
+	}
+	parts.Go(func() error { return learn.expire(ctx) })
+	parts.Go(func() error { return resolver.Run(ctx, o.set.Names(), func() { close(c.tried) }) })
+	if err := child.Exec(); err != nil {
+		cancel()
+		return 0, errors.Join(err, parts.Wait(), child.Close())
+	}
+	log.Info("ready", "link", dev.Name(), "offload", dev.Offload(), "rules", len(o.set.Rules()))
+	status := child.Wait()
+	child.Drain(child.Hurry())
+	if datagrams.Stats().Total > 0 {
+		lastDatagrams(child.Hurry())
+	}
+	if !c.pins.Finish(child.Hurry(), drainGrace) {
+		return status, child.Leave() // the kernel closes what is open when we exit
+	}
+	cancel()
+	_ = parts.Wait() // logged, and the status is the command's
+	return status, child.Close()
+}
+
+// lastDatagram is how long what a command sent without a connection, just before its
+// end, may be under way inside pinproxy.
+const lastDatagram = 50 * time.Millisecond
+
+func lastDatagrams(ctx context.Context) {
+	timer := time.NewTimer(lastDatagram)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// quiet is for lookups that the command will hear of when it makes its own: nil
+// unless a person wants to know.
+func quiet(log *slog.Logger) *slog.Logger {
+	if log.Enabled(context.Background(), slog.LevelInfo) {
+		return log
+	}
+	return nil
+}
+
+// logged says at once that there is no network any more: the command goes on.
+func logged(log *slog.Logger, err error) error {
+	if err != nil {
+		log.Error("the command has lost its network: " + err.Error())
+	}
+	return err
+}
+
+// command carries a command's connections.
+type command struct {
+	out   *outward
+	names *rules.Names
+	pins  *proxy.Proxy
+	tried chan struct{} // closed when the exact names have been looked up
+}
+
+// handle carries one connection, pinned or not.
+func (c *command) handle(ctx context.Context, f *netstack.Flow) {
+	dst, ok := c.out.of(f.Dst())
+	if !ok {
+		f.Reject(syscall.ECONNREFUSED)
+		return
+	}
+	c.awaitNames(ctx, dst)
+	c.pins.Handle(ctx, outwardFlow{f, dst})
+}
+
+// awaitNames waits for the first lookup of the exact names, if dst might be an address of one that
+// the command knows from elsewhere than DNS, /etc/hosts say. The command itself is not kept waiting.
+func (c *command) awaitNames(ctx context.Context, dst netip.AddrPort) {
+	if c.names.Decide(dst).Name != "" {
+		return
+	}
+	select {
+	case <-c.tried:
+		return
+	default:
+	}
+	timer := time.NewTimer(exactNamesWait)
+	defer timer.Stop()
+	select {
+	case <-c.tried:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// outward knows what on the host the addresses stand for that only the command sees.
+type outward struct {
+	resolvers *netns.Resolvers
+	loopback  []netip.Addr
+}
+
+// dnsTLSPort is that of DNS over TLS, RFC 7858.
+const dnsTLSPort = 853
+
+// of returns where to dial for dst. A name server's stand-in is nothing but a name server.
+func (o *outward) of(dst netip.AddrPort) (netip.AddrPort, bool) {
+	if real, ok := o.resolvers.Real(dst.Addr()); ok {
+		return netip.AddrPortFrom(real, dst.Port()), dst.Port() == dnsPort || dst.Port() == dnsTLSPort
+	}
+	for _, a := range o.loopback {
+		switch {
+		case a != dst.Addr():
+		case a.Is4():
+			return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), dst.Port()), true
+		default:
+			return netip.AddrPortFrom(netip.IPv6Loopback(), dst.Port()), true
+		}
+	}
+	return dst, true
+}
+
+// dial is for the relay of datagrams.
+func (o *outward) dial(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
+	real, ok := o.of(dst)
+	if !ok {
+		return nil, fmt.Errorf("dial %s: %w", dst, syscall.ECONNREFUSED)
+	}
+	return proxy.Sockets{}.DialPlain(ctx, network, real)
+}
+
+// dialUDP is for what is no DNS.
+func (o *outward) dialUDP(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
+	return o.dial(ctx, "udp", dst)
+}
+
+// dialPing pings what an address stands for.
+func (o *outward) dialPing(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
+	real, _ := o.of(dst)
+	return ping.Dial(ctx, real)
+}
+
+// outwardFlow is a flow that goes to dst in truth.
+type outwardFlow struct {
+	*netstack.Flow
+	dst netip.AddrPort
+}
+
+// Dst implements proxy.Flow.
+func (f outwardFlow) Dst() netip.AddrPort { return f.dst }
+
+// allRouted is the router of a command: all of its connections come as it is.
+type allRouted struct{}
+
+// Add does nothing.
+func (allRouted) Add(context.Context, []host.Capture) error { return nil }
+
+// Remove does nothing.
+func (allRouted) Remove(context.Context, []host.Capture) error { return nil }
+
+// lowPortError says that pins are below 1024, and that this is not allowed to us.
+type lowPortError struct {
+	port uint16
+	err  error
+}
+
+func (e *lowPortError) Error() string {
+	return fmt.Sprintf("pin to source port %d: ports that low need CAP_NET_BIND_SERVICE", e.port)
+}
+
+func (e *lowPortError) Unwrap() error { return e.err }
+
+// checkLowPorts asks the kernel whether the lowest pin may be bound.
+func checkLowPorts(set *rules.Set) error {
+	const first = 1024 // net.ipv4.ip_unprivileged_port_start may only be lower in practice
+	ports := set.PinPorts().Ranges()
+	if len(ports) == 0 || ports[0].First >= first {
+		return nil
+	}
+	if err := (proxy.Sockets{}).MayBind(ports[0].First); errors.Is(err, fs.ErrPermission) {
+		return &lowPortError{ports[0].First, err}
+	}
+	return nil // another failure is for the flow, which waits
+}

@@ -1,0 +1,378 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"pinproxy/netstack/lab"
+)
+
+// One command, `pinproxy … -- CMD`, as root and as an ordinary user. The network is that of all end-to-end
+// tests; pinproxy runs on the client, and CMD where nothing of the client is to be seen.
+
+// user is who types the command.
+type user struct {
+	name string
+	attr *syscall.SysProcAttr
+}
+
+// nobody is a user without any privilege.
+const nobody = 65534
+
+// eachUser runs test as root and as an ordinary user, each on a network of its own.
+func eachUser(t *testing.T, test func(w *network, u user)) {
+	t.Helper()
+	t.Parallel()
+	t.Run("root", func(t *testing.T) { test(newNetwork(t), user{name: "root"}) })
+	t.Run("user", func(t *testing.T) {
+		needRoot(t)
+		test(newNetwork(t), nobodyUser())
+	})
+}
+
+func nobodyUser() user {
+	return user{"user", &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody, Groups: []uint32{nobody}}}}
+}
+
+// by is pinproxy with these arguments, started by u, whose PATH has the test binary's programs.
+func (w *network) by(u user, args ...string) *exec.Cmd {
+	w.t.Helper()
+	cmd := program("pinproxy", args...)
+	cmd.Env = append(cmd.Env, "PATH="+w.programs()+":"+os.Getenv("PATH"))
+	if u.attr != nil {
+		attr := *u.attr
+		cmd.SysProcAttr = &attr
+		cmd.Env = append(cmd.Env, "HOME=/") // not root's
+	}
+	cmd.Dir = "/"
+	return cmd
+}
+
+// programs returns a directory in which the test binary stands under its names.
+func (w *network) programs() string {
+	w.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	dir := filepath.Dir(w.net.File("programs", ""))
+	for name := range programs {
+		if err := linkFile(self, filepath.Join(dir, name)); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// linkFile makes a file under another name, by copying it where it must be.
+func linkFile(from, to string) error {
+	if _, err := os.Lstat(to); err == nil {
+		return nil
+	}
+	if os.Link(from, to) == nil {
+		return nil
+	}
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY, 0o755)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		return err
+	}
+	return out.Close()
+}
+
+// result is what came of a command.
+type result struct {
+	out, said string
+	status    int
+}
+
+// result runs cmd on the client.
+func (w *network) result(cmd *exec.Cmd) result {
+	w.t.Helper()
+	out, said, err := w.Client.Run(cmd)
+	return result{out, said, exitStatus(err)}
+}
+
+// runs wants a command to print want and nothing else, with status 0.
+func (w *network) runs(cmd *exec.Cmd, want string) {
+	w.t.Helper()
+	if diff := cmp.Diff(result{want, "", 0}, w.result(cmd), cmp.AllowUnexported(result{})); diff != "" {
+		w.t.Errorf("%q (-want +got):\n%s", cmd.Args, diff)
+	}
+}
+
+// reach connects to each address and prints the local address, or the errno. With a word behind a comma
+// it sends that and prints what comes back.
+func reach() {
+	for _, arg := range os.Args[1:] {
+		addr, text, say := strings.Cut(arg, ",")
+		c, err := net.DialTimeout("tcp", addr, patience)
+		if err != nil {
+			fmt.Println(errnoText(err))
+			continue
+		}
+		if !say {
+			fmt.Println("reached")
+		} else if _, err = io.WriteString(c, text); err == nil {
+			b := make([]byte, len(text))
+			_, err = io.ReadFull(c, b)
+			fmt.Println(string(b) + errorText(err))
+		}
+		_ = c.Close()
+	}
+}
+
+// errnoText is the last word of an error.
+func errnoText(err error) string {
+	text := err.Error()
+	return text[strings.LastIndex(text, ": ")+2:]
+}
+
+// blurt sends n bytes to an address, and ends at once.
+func blurt() {
+	n := flag.Int("n", 0, "")
+	flag.Parse()
+	c, err := net.Dial("tcp", flag.Arg(0))
+	if err == nil {
+		_, err = c.Write(make([]byte, *n))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0) // closes the connection no sooner
+}
+
+func TestRunExitStatus(t *testing.T) {
+	eachUser(t, func(w *network, u user) {
+		dir := w.programs()
+		script := filepath.Join(dir, "script")
+		for path, mode := range map[string]os.FileMode{script: 0o755, filepath.Join(dir, "plain"): 0o644} {
+			if err := os.WriteFile(path, []byte("echo script $0 $1\n"), mode); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, test := range []struct {
+			argv      []string
+			status    int
+			out, said string
+		}{
+			{[]string{"true"}, 0, "", ""},
+			{[]string{"sh", "-c", "exit 7"}, 7, "", ""},
+			{[]string{"sh", "-c", "exit 255"}, 255, "", ""},
+			{[]string{"sh", "-c", "kill -TERM $$"}, 143, "", ""},
+			{[]string{"sh", "-c", "kill -KILL $$"}, 137, "", ""},
+			{[]string{"sh", "-c", "ulimit -c 0; kill -SEGV $$"}, 139, "", ""},
+			{[]string{"sh", "-c", "echo out; echo said >&2"}, 0, "out\n", "said\n"},
+			{[]string{"no-such-program"}, 127, "", "pinproxy: error: no-such-program: command not found\n"},
+			{[]string{"/no/such/program"}, 127, "", "pinproxy: error: /no/such/program: command not found\n"},
+			{[]string{dir}, 126, "", "pinproxy: error: " + dir + ": is a directory\n"},
+			{[]string{dir + "/plain"}, 126, "", "pinproxy: error: " + dir + "/plain: permission denied\n"},
+			{[]string{"script", "word"}, 0, "script " + script + " word\n", ""}, // no #!
+		} {
+			got := w.result(w.by(u, append([]string{"--rule", "*:443=63999", "--"}, test.argv...)...))
+			if want := (result{test.out, test.said, test.status}); got != want {
+				w.t.Errorf("%q: %+v, want %+v", test.argv, got, want)
+			}
+		}
+	})
+}
+
+// A command finds itself as it would without us.
+func TestRunCommandIsAsWithout(t *testing.T) {
+	eachUser(t, func(w *network, u user) {
+		script := `id -u; id -g; pwd; umask; ulimit -n; env | grep -v ^_= | sort
+			cut -d ' ' -f 5,6 /proc/self/stat | sed s/$PPID/parent/g
+			sed -n '/^Sig[BIC]/p;/^NoNewPrivs/p;/^Seccomp:/p' /proc/self/status
+			for f in /proc/$$/fd/*; do echo ${f##*/}; done; cat <&5`
+		with := func(cmd *exec.Cmd) result {
+			r, err := os.Open(w.net.File("five", "from descriptor 5\n"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			cmd.ExtraFiles = []*os.File{r, r, r} // 3, 4, 5
+			cmd.Dir = "/usr"
+			return w.result(cmd)
+		}
+		plain := with(u.is(w.by(u), "sh", "-c", script))
+		ours := with(w.by(u, "--rule", "*:443=63999", "--", "sh", "-c", script))
+		if diff := cmp.Diff(lines(plain.out), lines(ours.out)); diff != "" || plain.status != 0 || ours.said != "" {
+			w.t.Errorf("a command sees, without us (-) and with us (+), status %d, said %s:\n%s", plain.status, ours.said, diff)
+		}
+	})
+}
+
+// is has cmd be another program, as the same user.
+func (u user) is(cmd *exec.Cmd, argv ...string) *exec.Cmd {
+	other := exec.Command(argv[0], argv[1:]...)
+	other.Env, other.Dir, other.SysProcAttr = cmd.Env, cmd.Dir, cmd.SysProcAttr
+	return other
+}
+
+// An ordinary user's command has no capability, and can get none.
+func TestRunWithoutCapabilities(t *testing.T) {
+	needRoot(t)
+	w := newNetwork(t)
+	w.runs(w.by(nobodyUser(), "--rule", "*:443=63999", "--", "sh", "-c", "grep ^Cap /proc/self/status"),
+		"CapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000000\nCapAmb:\t0000000000000000\n")
+}
+
+func TestRunPinsPlainClient(t *testing.T) {
+	eachUser(t, func(w *network, u user) {
+		w.names()
+		w.Server.HTTPS(":443", "www.bank.example", "v4.bank.example", "v6.bank.example", lab.Server4, lab.Server6)
+		w.Firewall(63999)
+		before := w.Client.Snapshot()
+		for _, test := range []struct{ rule, url, from string }{
+			{"v4.bank.example:443=63999", "https://v4.bank.example/", "198.51.100.2:63999"},
+			{"v6.bank.example:443=63999", "https://v6.bank.example/", "[2001:db8:1::2]:63999"},
+			{"*.bank.example:443=63999", "https://v4.bank.example/", "198.51.100.2:63999"},
+			{"*.bank.example:443=63999", "https://v6.bank.example/", "[2001:db8:1::2]:63999"},
+			{"203.0.113.0/24:443=198.51.100.2:63999", "https://203.0.113.2/", "198.51.100.2:63999"},
+			{"[2001:db8:2::/48]:*=63999", "https://[2001:db8:2::2]/", "[2001:db8:1::2]:63999"},
+		} {
+			w.runs(w.by(u, "--rule", test.rule, "--", "visit", "-ca", w.net.CA(), test.url), "you came from "+test.from+"\n")
+			w.runs(w.by(u, "--rule", test.rule, "--offload=off", "--", "visit", "-ca", w.net.CA(), test.url), "you came from "+test.from+"\n")
+		}
+		if diff := cmp.Diff(lines(before), lines(w.Client.Snapshot())); diff != "" {
+			w.t.Errorf("the host is changed (-before +after):\n%s", diff)
+		}
+	})
+}
+
+// The test binary resolves names by the C library where it is linked to it, and by itself else.
+func TestRunPinsStaticProgram(t *testing.T) {
+	eachUser(t, func(w *network, u user) {
+		w.names()
+		w.Server.HTTPS(":443", "www.bank.example")
+		cmd := w.by(u, "--rule", "www.bank.example:443=63999", "--", "visit", "-ca", w.net.CA(), "https://www.bank.example/")
+		cmd.Env = append(cmd.Env, "GODEBUG=netdns=go+tcp")
+		if got := w.result(cmd); !strings.HasSuffix(got.out, ":63999\n") {
+			w.t.Errorf("came of it: %+v", got)
+		}
+	})
+}
+
+// What no rule is for leaves from any port, and fails as it does without us.
+func TestRunUnpinned(t *testing.T) {
+	eachUser(t, func(w *network, u user) {
+		w.names()
+		server := w.Server.Serve(":7", lab.Echo)
+		w.Client.Route("192.0.2.128/25", lab.Near4) // where the router has no route but back
+		args := []string{"--rule", "other.example:443=63999", "--", "reach"}
+		for _, f := range families {
+			w.runs(w.by(u, append(args, at(f.server, 7)+",hello", at(f.server, 4), at("www.bank.example", 7))...), "hello\nconnection refused\nreached\n")
+		}
+		w.runs(w.by(u, append(args, "127.0.0.1:7", "[::1]:7")...), "connection refused\nconnection refused\n")
+		for _, from := range server.Seen() {
+			if from.Port() == 63999 {
+				w.t.Errorf("a connection without a rule came from %v", from)
+			}
+		}
+	})
+}
+
+// Without a route on the host there is none for the command, and IPv6 only where the host has it.
+func TestRunUnreachable(t *testing.T) {
+	t.Parallel()
+	needTUN(t)
+	n := lab.ForTest(t)
+	w := &network{&lab.Topology{Client: n.Host("client")}, n, t, t.TempDir()}
+	args := []string{"--rule", "*:443=63999", "--", "reach", "203.0.113.2:443", "203.0.113.2:80", "[2001:db8:2::2]:443"}
+	w.runs(w.by(user{name: "root"}, args...), strings.Repeat("network is unreachable\n", 3))
+	w.runs(w.by(user{name: "root"}, "--rule", "*:443=63999", "--", "sh", "-c", "grep -c pin0 /proc/net/if_inet6; true"), "0\n")
+}
+
+func TestRunLoopback(t *testing.T) {
+	eachUser(t, func(w *network, u user) {
+		for _, addr := range []string{"127.0.0.1:7", "[::1]:7"} {
+			l, err := w.Client.Listen("tcp", addr)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			go func() { // ends with l
+				for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+					lab.Echo(c)
+					_ = c.Close()
+				}
+			}()
+		}
+		w.runs(w.by(u, "--rule", "*:443=63999", "--host-loopback", "192.0.2.77", "--host-loopback", "2001:db8:77::1", "--",
+			"reach", "127.0.0.1:7,mine", "[::1]:7,mine", "192.0.2.77:7,host's", "192.0.2.77:8", "[2001:db8:77::1]:7,host's"),
+			"connection refused\nconnection refused\nhost's\nconnection refused\nhost's\n")
+	})
+}
+
+func TestRunResolverFiles(t *testing.T) {
+	eachUser(t, func(w *network, u user) {
+		got := w.result(w.by(u, "--rule", "*:443=63999", "--", "cat", "/etc/resolv.conf", "/etc/nsswitch.conf"))
+		want := "# By pinproxy, for this command: each name server stands for one of the host's.\n" +
+			"nameserver 192.0.0.53\nnameserver 192.0.0.54\noptions timeout:1\n" +
+			"passwd: files\ngroup: files\nhosts: files dns\n"
+		if got.out != want || got.said != "" {
+			w.t.Errorf("the command reads\n%s%s\nwant\n%s", got.out, got.said, want)
+		}
+	})
+}
+
+// Ports below 1024 are for who has the capability. A file can have it, and then the process looks
+// in /proc as if it were root's.
+func TestRunLowPort(t *testing.T) {
+	needRoot(t)
+	w := newNetwork(t)
+	server := w.Server.Serve(":7", lab.Echo)
+	u := nobodyUser()
+	args := []string{"--rule", "*:7=1000-1022", "--", "reach", at(lab.Server4, 7) + ",hello"}
+	got := w.result(w.by(u, args...))
+	if got.status != exitFailed || !strings.Contains(got.said, "source port 1000") ||
+		!strings.Contains(got.said, "setcap cap_net_bind_service") || !strings.Contains(got.said, "ip_unprivileged_port_start=1000") {
+		t.Errorf("without privileges: %+v", got)
+	}
+	able := filepath.Join(w.programs(), "able", "pinproxy")
+	_ = os.Mkdir(filepath.Dir(able), 0o755)
+	if err := copyFile(filepath.Join(w.programs(), "pinproxy"), able); err != nil {
+		t.Fatal(err)
+	}
+	// struct vfs_cap_data (include/uapi/linux/capability.h): revision 2 and effective; permitted: cap_net_bind_service.
+	capability := []byte{1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+	if err := unix.Setxattr(able, "security.capability", capability, 0); err != nil {
+		t.Fatal(err)
+	}
+	cmd := w.by(u, args...)
+	cmd.Path = able
+	w.runs(cmd, "hello\n")
+	w.Client.Sysctl("net.ipv4.ip_unprivileged_port_start", "1000")
+	w.runs(w.by(u, args...), "hello\n")
+	for _, from := range server.Seen() {
+		if from.Port() < 1000 || from.Port() > 1022 {
+			t.Errorf("a connection came from %v", from)
+		}
+	}
+}
+
+func copyFile(from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o755)
+}

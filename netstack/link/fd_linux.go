@@ -1,0 +1,70 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// FD is an open TUN device that nobody reads yet. Its descriptor may go to
+// another process, in another network namespace: the device stays where it was made.
+type FD struct {
+	FD      int    // closed on exec
+	Name    string // of the device
+	Offload bool   // made with segmentation and checksum offload
+}
+
+// MTU is what to set on the kernel's side, in bytes.
+func (f FD) MTU() int {
+	if f.Offload {
+		return offloadMTU
+	}
+	return plainMTU
+}
+
+// OpenFD makes the device as [Open] does, for another process to read. The caller
+// closes the descriptor.
+func OpenFD(c Config) (FD, error) {
+	if c.Name == "" {
+		c.Name = Default
+	}
+	if err := checkName(c.Name); err != nil {
+		return FD{}, err
+	}
+	if c.Offload {
+		fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return FD{}, openError(err)
+		}
+		name, err := setVnet(fd, c.Name)
+		if err == nil {
+			return FD{fd, name, true}, nil
+		}
+		_ = unix.Close(fd)
+		if !errors.Is(err, errors.ErrUnsupported) {
+			return FD{}, err
+		}
+	}
+	fd, name, err := makePlain(c.Name)
+	return FD{fd, name, false}, err
+}
+
+// FromFD takes over a device that [OpenFD] has made, in whichever process: Close
+// closes the descriptor. On an error it stays the caller's.
+func FromFD(f FD) (*Link, error) {
+	if f.Offload {
+		return newVnet(f.FD, f.Name)
+	}
+	return newPlain(f.FD, f.Name)
+}
+
+// Leave has the device stay when its descriptor is closed, without a carrier, until somebody
+// deletes it or its network namespace ends. Without it closing the descriptor waits until the
+// device is deleted, which takes the kernel many milliseconds.
+func (f FD) Leave() error {
+	if err := unix.IoctlSetInt(f.FD, unix.TUNSETPERSIST, 1); err != nil {
+		return fmt.Errorf("leave tun %q: %w", f.Name, err)
+	}
+	return nil
+}

@@ -1,0 +1,265 @@
+package netns
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"pinproxy/netstack/link"
+)
+
+// Steps that others need to know by name.
+const (
+	stepOpen = "open /dev/net/tun"
+	stepExec = "execute the command"
+)
+
+// scratch is a directory that exists everywhere, and may be covered while no command runs.
+const scratch = "/proc"
+
+// become turns this process into the command, or ends it. fd is the socket's number.
+func become(fd, path string, argv []string) {
+	runtime.LockOSThread() // capabilities are a thread's
+	// As the command will have them. A handler of the Go runtime may have taken a signal on a thread that
+	// exec then ends, and the signal with it.
+	for _, s := range passedOn() {
+		if !signal.Ignored(s) {
+			dispose(s, sigDfl)
+		}
+	}
+	sock, err := strconv.Atoi(fd)
+	if err == nil {
+		unix.CloseOnExec(sock)
+		err = becomeOver(sock, path, argv)
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "pinproxy: error: run the command: %s\n", err) // nobody else is there to say it
+	}
+	os.Exit(1)
+}
+
+// becomeOver returns nil when the parent has been told what failed.
+func becomeOver(sock int, path string, argv []string) error {
+	message, err := receive(sock)
+	if err != nil {
+		return err
+	}
+	var o order
+	if err := json.Unmarshal(message, &o); err != nil {
+		return fmt.Errorf("read the order: %w", err)
+	}
+	done, step, err := o.carryOut()
+	if err != nil {
+		return send(sock, failed(step, err))
+	}
+	err = send(sock, done, done.Device.FD)
+	_ = unix.Close(done.Device.FD)
+	if err != nil {
+		return err
+	}
+	if _, err := receive(sock); err != nil {
+		return nil // the parent has ended, or given up: so do we
+	}
+	if !o.Keep {
+		if err := dropCapabilities(); err != nil {
+			return send(sock, failed("drop capabilities", err))
+		}
+	}
+	err = syscall.Exec(path, argv, syscall.Environ())
+	if errors.Is(err, unix.ENOEXEC) { // a script without #!, as execvp(3) and shells run it
+		err = syscall.Exec("/bin/sh", append([]string{"sh", path}, argv[1:]...), syscall.Environ())
+	}
+	r := failed(stepExec, err)
+	r.Kind = kindExec
+	return send(sock, r)
+}
+
+// carryOut makes everything, and returns the step that failed.
+func (o order) carryOut() (done report, step string, err error) {
+	if err := o.apart(); err != nil {
+		return done, "enter namespaces", err
+	}
+	// Where a shell's mounts are shared, ours would appear on the host.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return done, "make mounts slaves", err
+	}
+	if err := setUp("lo"); err != nil {
+		return done, "set lo up", err
+	}
+	done.Dead = ignoreDeadRoutes()
+	for _, err := range o.sysctls() {
+		done.Warnings = append(done.Warnings, err.Error())
+	}
+	if done.Device, step, err = o.device(); err != nil {
+		return done, step, err
+	}
+	warnings, step, err := o.cover()
+	for _, err := range warnings {
+		done.Warnings = append(done.Warnings, err.Error())
+	}
+	return done, step, err
+}
+
+// apart refuses to do anything in the parent's namespaces, should somebody start this by hand.
+func (o order) apart() error {
+	for link, parents := range map[string]string{nsNet: o.Net, nsMnt: o.Mnt} {
+		own, err := os.Readlink(link)
+		if err != nil {
+			return err
+		}
+		if parents == "" || own == parents {
+			return fmt.Errorf("%s is the parent's", own)
+		}
+	}
+	return nil
+}
+
+func setUp(name string) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(l)
+}
+
+// device makes the TUN device, and everything that goes over it.
+func (o order) device() (dev link.FD, step string, err error) {
+	// Not being allowed to open it has a hint of its own, unlike not being allowed to make a device.
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+		return dev, stepOpen, fmt.Errorf("%s: %w: %w", stepOpen, link.ErrNoTUN, err)
+	} else if err != nil {
+		return dev, stepOpen, fmt.Errorf("%s: %w", stepOpen, err)
+	}
+	_ = unix.Close(fd)
+	dev, err = link.OpenFD(link.Config{Name: o.Link, Offload: o.Offload})
+	if err != nil {
+		return dev, "make the device", err
+	}
+	l, err := netlink.LinkByName(dev.Name)
+	if err != nil {
+		return dev, "find the device", err
+	}
+	if err := netlink.LinkSetMTU(l, dev.MTU()); err != nil {
+		return dev, "set the device's MTU", err
+	}
+	// No link-local address, so no router solicitation. Kernels without IPv6 refuse.
+	_ = netlink.LinkSetIP6AddrGenMode(l, nl.IN6_ADDR_GEN_MODE_NONE)
+	for _, a := range o.Addrs {
+		addr := netlink.Addr{IPNet: prefix(a.AsSlice(), a.BitLen()), Flags: unix.IFA_F_NODAD}
+		if err := netlink.AddrAdd(l, &addr); err != nil {
+			return dev, "add the address " + a.String(), err
+		}
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return dev, "set the device up", err
+	}
+	for _, r := range o.Routes {
+		route := netlink.Route{LinkIndex: l.Attrs().Index, Dst: prefix(r.Addr().AsSlice(), r.Bits())}
+		if err := netlink.RouteAdd(&route); err != nil {
+			return dev, "add the route to " + r.String(), err
+		}
+	}
+	return dev, "", nil
+}
+
+func prefix(ip net.IP, bits int) *net.IPNet {
+	return &net.IPNet{IP: ip, Mask: net.CIDRMask(bits, 8*len(ip))}
+}
+
+// ignoreDeadRoutes has devices to come count only while they have a carrier, as the TUN device has while
+// the parent lives. So what is left of a command finds no route when it has ended, as it should.
+func ignoreDeadRoutes() bool {
+	err := os.WriteFile("/proc/sys/net/ipv4/conf/default/ignore_routes_with_linkdown", []byte("1\n"), 0)
+	err6 := os.WriteFile("/proc/sys/net/ipv6/conf/default/ignore_routes_with_linkdown", []byte("1\n"), 0)
+	return err == nil && (err6 == nil || errors.Is(err6, fs.ErrNotExist)) // no IPv6 in this kernel
+}
+
+// sysctls sets what can be set; containers have /proc/sys read-only. Of several values for one key
+// the first that the kernel takes counts.
+func (o order) sysctls() (warnings []error) {
+	set := make(map[string]bool)
+	why := make(map[string]error)
+	for _, s := range o.Sysctls {
+		if key, value := s[0], s[1]; !set[key] {
+			why[key] = os.WriteFile("/proc/sys/"+key, []byte(value+"\n"), 0)
+			set[key] = why[key] == nil
+		}
+	}
+	for _, err := range why {
+		if err != nil {
+			warnings = append(warnings, err)
+		}
+	}
+	return warnings
+}
+
+// cover has the command see the files in place of the host's. mount(2) follows symbolic links.
+func (o order) cover() (warnings []error, step string, err error) {
+	if len(o.Files) == 0 {
+		return nil, "", nil
+	}
+	if err := unix.Mount("pinproxy", scratch, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=1m"); err != nil {
+		return nil, "mount a tmpfs", err
+	}
+	for i, f := range o.Files {
+		own := filepath.Join(scratch, strconv.Itoa(i), filepath.Base(f.Path))
+		if err := write(own, f.Content); err != nil {
+			return nil, "write " + f.Path, err
+		}
+		err := unix.Mount(own, f.Path, "", unix.MS_BIND, "")
+		if errors.Is(err, fs.ErrNotExist) && f.Make {
+			if err := overlay(filepath.Dir(own), filepath.Dir(f.Path)); err != nil {
+				warnings = append(warnings, fmt.Errorf("make %s for the command: %w", f.Path, err))
+			}
+			continue
+		}
+		if err != nil {
+			return nil, "cover " + f.Path, err
+		}
+	}
+	if err := unix.Unmount(scratch, unix.MNT_DETACH); err != nil {
+		return nil, "unmount a tmpfs", err
+	}
+	return warnings, "", nil
+}
+
+// write makes a file in a new directory, whatever the umask is, which the command keeps.
+func write(path, content string) error {
+	dir := filepath.Dir(path)
+	return errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(path, []byte(content), 0o600), os.Chmod(path, 0o444), os.Chmod(dir, 0o755))
+}
+
+// overlay has dir show the files of own besides its own. Without an upper layer it is read-only.
+func overlay(own, dir string) error {
+	return unix.Mount("pinproxy", dir, "overlay", unix.MS_RDONLY, "lowerdir="+own+":"+dir)
+}
+
+// dropCapabilities takes all of them from this thread, for good: it is about to be the command.
+func dropCapabilities() error {
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return err
+	}
+	for c := uintptr(0); ; c++ {
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
+		if errors.Is(err, unix.EINVAL) {
+			break // the kernel knows no more
+		} else if err != nil {
+			return err
+		}
+	}
+	var none [2]unix.CapUserData
+	return unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0])
+}

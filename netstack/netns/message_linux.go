@@ -1,0 +1,125 @@
+package netns
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"pinproxy/netstack/link"
+)
+
+// What parent and child say to each other, over a SOCK_SEQPACKET socket pair. A message is one packet.
+//
+//	parent                          child
+//	  ── order, JSON ─────────────▶   makes everything
+//	  ◀─ report, JSON, and the TUN    or the step that failed
+//	  ── one byte ────────────────▶   becomes the command: the socket is closed on exec
+//	  ◀─ end of file                  or a report that it can't
+
+// maxMessage bounds a message; an nsswitch.conf has hundreds of bytes.
+const maxMessage = 128 << 10
+
+// order is what the child is to make.
+type order struct {
+	Config
+	Net, Mnt string // the parent's namespaces, which the child must not be in
+	Sysctls  [][2]string
+	Keep     bool // the capabilities: the command is root's
+}
+
+// report is what came of it.
+type report struct {
+	Step     string // that failed; empty: none
+	Text     string // of its error
+	Errno    syscall.Errno
+	Kind     kind
+	Device   link.FD
+	Dead     bool // routes into a device without carrier are not used
+	Warnings []string
+}
+
+// kind is what else is to be known of an error on the other side.
+type kind int
+
+const (
+	kindOther kind = iota
+	kindNoTUN
+	kindDevice // not allowed to open it
+	kindExec
+)
+
+// failed reports an error.
+func failed(step string, err error) report {
+	r := report{Step: step, Text: err.Error()}
+	_ = errors.As(err, &r.Errno)
+	switch {
+	case errors.Is(err, link.ErrNoTUN):
+		r.Kind = kindNoTUN
+	case step == stepOpen && errors.Is(err, fs.ErrPermission):
+		r.Kind = kindDevice
+	}
+	return r
+}
+
+// stepError is a report as an error, whose errno and sentinel unwrap.
+type stepError struct {
+	text  string
+	cause []error
+}
+
+func (e *stepError) Error() string   { return e.text }
+func (e *stepError) Unwrap() []error { return e.cause }
+
+// err is nil if no step failed.
+func (r report) err() error {
+	if r.Step == "" {
+		return nil
+	}
+	e := &stepError{text: r.Text}
+	if r.Step != "" && r.Kind == kindOther {
+		e.text = r.Step + ": " + r.Text
+	}
+	if r.Errno != 0 {
+		e.cause = append(e.cause, r.Errno)
+	}
+	switch r.Kind {
+	case kindNoTUN:
+		e.cause = append(e.cause, link.ErrNoTUN)
+	case kindDevice:
+		e.cause = append(e.cause, ErrDevice)
+	}
+	return e
+}
+
+// send and receive are the child's; the parent has a net.UnixConn.
+func send(sock int, r report, fds ...int) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	return unix.Sendmsg(sock, b, rights, nil, unix.MSG_NOSIGNAL)
+}
+
+func receive(sock int) ([]byte, error) {
+	b := make([]byte, maxMessage)
+	for {
+		n, err := unix.Read(sock, b)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return nil, fmt.Errorf("hear from the parent: %w", err)
+		case n == 0:
+			return nil, errors.New("hear from the parent: it has ended")
+		default:
+			return b[:n], nil
+		}
+	}
+}

@@ -1,0 +1,85 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+)
+
+// Config says what to run, and what the command sees.
+type Config struct {
+	Path string   // the program, as [LookPath] returned it
+	Argv []string // its arguments, the first being its name
+
+	Link    string         // the device's name; empty: link.Default
+	Offload bool           // try segmentation and checksum offload
+	Addrs   []netip.Addr   // of the device
+	Routes  []netip.Prefix // into the device
+	Files   []File         // what the command sees instead of the host's
+}
+
+// File is a file that the command sees with a content of its own.
+type File struct {
+	Path    string
+	Content string
+	Make    bool // where there is none: make one, in a directory that is read-only then
+}
+
+// ErrDevice says that /dev/net/tun may not be opened.
+var ErrDevice = errors.New("not allowed to use the TUN device")
+
+// EndedError says that the child ended before the command ran: it was killed, by Ctrl-C for example.
+type EndedError struct {
+	Status int // as [Child.Wait] returns it
+}
+
+func (e *EndedError) Error() string {
+	return fmt.Sprintf("the process that becomes the command ended with status %d", e.Status)
+}
+
+// ErrNotFound says that there is no such command: a shell's status 127.
+var ErrNotFound = errors.New("command not found")
+
+// ExecError says that the command is there, but can't be executed: a shell's status 126.
+type ExecError struct {
+	Path string
+	Err  error
+}
+
+func (e *ExecError) Error() string { return fmt.Sprintf("%s: %s", e.Path, e.Err) }
+
+// Unwrap returns the errno.
+func (e *ExecError) Unwrap() error { return e.Err }
+
+// Ban is what forbids namespaces.
+type Ban int
+
+// What forbids namespaces.
+const (
+	ByUnknown  Ban = iota
+	ByAppArmor     // kernel.apparmor_restrict_unprivileged_userns, of Ubuntu 23.10 and later
+	ByClone        // kernel.unprivileged_userns_clone = 0, of Debian's kernels
+	ByLimit        // user.max_user_namespaces = 0
+	ByNumber       // as many as that exist already, or 32 within one another
+	BySeccomp      // a filter on system calls, as container runtimes set it
+)
+
+// ForbiddenError says that namespaces can't be made, or be used, here.
+type ForbiddenError struct {
+	By  Ban
+	Err error // with the step that failed
+}
+
+func (e *ForbiddenError) Error() string {
+	return map[Ban]string{
+		ByUnknown:  "namespaces are not allowed here",
+		ByAppArmor: "AppArmor restricts unprivileged user namespaces (kernel.apparmor_restrict_unprivileged_userns = 1)",
+		ByClone:    "unprivileged user namespaces are off (kernel.unprivileged_userns_clone = 0)",
+		ByLimit:    "user namespaces are off (user.max_user_namespaces = 0)",
+		ByNumber:   "there are too many namespaces already (see the sysctls user.max_*_namespaces)",
+		BySeccomp:  "a seccomp filter forbids namespaces, as container runtimes do",
+	}[e.By] + ": " + e.Err.Error()
+}
+
+// Unwrap returns the step's error.
+func (e *ForbiddenError) Unwrap() error { return e.Err }

@@ -1,0 +1,112 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// privilege decides which namespaces there are, and who the command's user is in them.
+type privilege struct {
+	user  bool // a user namespace is made
+	root  bool // the command is root's, and keeps its capabilities
+	every bool // all users known here are known to the command
+}
+
+func privileges() privilege {
+	var have [2]unix.CapUserData
+	_ = unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &have[0]) // none, if it fails
+	is := func(c uint) bool { return have[c/32].Effective>>(c%32)&1 != 0 }
+	root := os.Geteuid() == 0
+	p := privilege{root: root, user: !root || !is(unix.CAP_SYS_ADMIN) || !is(unix.CAP_NET_ADMIN)}
+	p.every = !p.user || root && is(unix.CAP_SETUID) && is(unix.CAP_SETGID)
+	return p
+}
+
+func (p privilege) attr() *syscall.SysProcAttr {
+	a := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS}
+	if !p.user {
+		return a
+	}
+	a.Cloneflags |= unix.CLONE_NEWUSER
+	a.UidMappings = []syscall.SysProcIDMap{{ContainerID: os.Geteuid(), HostID: os.Geteuid(), Size: 1}}
+	a.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getegid(), HostID: os.Getegid(), Size: 1}}
+	if p.every {
+		uids, gids := idMap("/proc/self/uid_map"), idMap("/proc/self/gid_map")
+		if uids != nil && gids != nil {
+			a.UidMappings, a.GidMappings = uids, gids
+			allowed, _ := os.ReadFile("/proc/self/setgroups") // where we may not, the command can't be let
+			a.GidMappingsEnableSetgroups = strings.TrimSpace(string(allowed)) == "allow"
+		}
+	}
+	if !p.root {
+		// For what is made before the command runs. Those of a user other than root survive exec no other way.
+		a.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN, unix.CAP_SETPCAP}
+	}
+	return a
+}
+
+// idMap maps each user known here to itself; nil if that can't be read.
+func idMap(path string) (list []syscall.SysProcIDMap) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(b)) {
+		var inside, outside, size int64
+		if _, err := fmt.Sscan(line, &inside, &outside, &size); err != nil {
+			return nil
+		}
+		list = append(list, syscall.SysProcIDMap{ContainerID: int(inside), HostID: int(inside), Size: int(size)})
+	}
+	return list
+}
+
+// explain finds out who forbids namespaces, if that is what err is about. Ubuntu's AppArmor lets them be
+// made, and then nothing be done in them: so steps of the child are looked at as well.
+func explain(err error, p privilege) error {
+	if errors.Is(err, ErrDevice) {
+		return err
+	}
+	return explainBy(err, p, func(path string) string {
+		b, _ := os.ReadFile(path) // what can't be read forbids nothing
+		return string(b)
+	})
+}
+
+// explainBy is explain with a reader of files in /proc.
+func explainBy(err error, p privilege, read func(path string) string) error {
+	value := func(path string) string { return strings.TrimSpace(read(path)) }
+	denied := errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)
+	by := ByUnknown
+	switch {
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EUSERS):
+		by = ByNumber
+		if p.user && value("/proc/sys/user/max_user_namespaces") == "0" {
+			by = ByLimit
+		}
+	case !denied:
+		return err
+	case p.user && value("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+		by = ByClone
+	case p.user && value("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+		by = ByAppArmor
+	case filtered(read("/proc/self/status")):
+		by = BySeccomp
+	}
+	return &ForbiddenError{By: by, Err: err}
+}
+
+// filtered tells from /proc/self/status whether a seccomp filter is in place.
+func filtered(status string) bool {
+	for line := range strings.Lines(status) {
+		if v, ok := strings.CutPrefix(line, "Seccomp:"); ok {
+			return strings.TrimSpace(v) == "2"
+		}
+	}
+	return false
+}

@@ -1,0 +1,98 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestExplain(t *testing.T) {
+	const (
+		clone    = "/proc/sys/kernel/unprivileged_userns_clone"
+		apparmor = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
+		limit    = "/proc/sys/user/max_user_namespaces"
+		status   = "/proc/self/status"
+	)
+	none := Ban(-1)
+	for _, test := range []struct {
+		name string
+		user bool // namespace
+		err  error
+		proc map[string]string
+		want Ban
+	}{
+		{"Debian", true, unix.EPERM, map[string]string{clone: "0\n", limit: "1000\n"}, ByClone},
+		{"Ubuntu", true, unix.EPERM, map[string]string{clone: "1\n", apparmor: "1\n"}, ByAppArmor},
+		{"Ubuntu, mount", true, unix.EACCES, map[string]string{clone: "1\n", apparmor: "1\n", status: "Seccomp:\t0\n"}, ByAppArmor},
+		{"Docker", true, unix.EPERM, map[string]string{status: "Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n"}, BySeccomp},
+		{"Docker, root", false, unix.EPERM, map[string]string{status: "Seccomp:\t2\n", clone: "0\n", apparmor: "1\n"}, BySeccomp},
+		{"chroot", true, unix.EPERM, map[string]string{status: "Seccomp:\t0\n"}, ByUnknown},
+		{"limit 0", true, unix.ENOSPC, map[string]string{limit: "0\n"}, ByLimit},
+		{"too many", true, unix.ENOSPC, map[string]string{limit: "1000\n"}, ByNumber},
+		{"too many of root's", false, unix.ENOSPC, map[string]string{limit: "0\n"}, ByNumber},
+		{"too deep, old kernels", true, unix.EUSERS, nil, ByNumber},
+		{"something else", true, unix.ENOMEM, map[string]string{clone: "0\n"}, none},
+	} {
+		err := explainBy(fmt.Errorf("make namespaces: %w", test.err), privilege{user: test.user}, func(path string) string { return test.proc[path] })
+		got := none
+		if f := (*ForbiddenError)(nil); errors.As(err, &f) {
+			got = f.By
+		}
+		if got != test.want || !errors.Is(err, test.err) {
+			t.Errorf("%s: %v: %d, want %d", test.name, err, got, test.want)
+		}
+	}
+}
+
+func TestIDMap(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "uid_map")
+	for text, want := range map[string]string{
+		"         0          0 4294967295\n":                              "[{0 0 4294967295}]",
+		"         0       1000          1\n         1     100000 65536\n": "[{0 0 1} {1 1 65536}]",
+		"nonsense\n": "[]",
+		"":           "[]",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(idMap(file)); got != want {
+			t.Errorf("%q: %s, want %s", text, got, want)
+		}
+	}
+}
+
+// What goes over the socket is an error again on the other side.
+func TestReportedErrors(t *testing.T) {
+	for _, test := range []struct {
+		r    report
+		text string
+		is   []error
+	}{
+		{report{}, "", nil},
+		{failed("set lo up", fmt.Errorf("netlink: %w", unix.EPERM)), "set lo up: netlink: operation not permitted", []error{unix.EPERM, fs.ErrPermission}},
+		{failed(stepOpen, fmt.Errorf("%s: %w", stepOpen, unix.EACCES)), "open /dev/net/tun: permission denied", []error{ErrDevice, unix.EACCES}},
+		{failed("cover /etc/resolv.conf", errors.New("strange")), "cover /etc/resolv.conf: strange", nil},
+	} {
+		err := test.r.err()
+		if errorText(err) != test.text {
+			t.Errorf("error %q, want %q", errorText(err), test.text)
+		}
+		for _, is := range test.is {
+			if !errors.Is(err, is) {
+				t.Errorf("%v is not %v", err, is)
+			}
+		}
+	}
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}

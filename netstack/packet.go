@@ -1,0 +1,139 @@
+package netstack
+
+import (
+	"net/netip"
+	"syscall"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// maxQuoted is how much of a packet's beginning is kept for an ICMP error: the
+// longest IPv4 header or IPv6's with some extension headers, and the transport's.
+const maxQuoted = 88
+
+// packet is what an application has sent without a connection, put together
+// again if it came in fragments.
+//
+// It belongs to whoever it was handed to. After Release only its content is
+// gone. Unreachable and ICMP may be called any number of times and from any goroutine,
+// also after the stack has stopped.
+type packet struct {
+	stack    *Stack
+	src, dst netip.AddrPort
+	proto    tcpip.NetworkProtocolNumber
+	ttl      uint8
+	whole    bool // must not be fragmented
+	quotedIP uint8
+	quotedN  uint8
+	quoted   [maxQuoted]byte // IP header of quotedIP bytes, then the transport's
+
+	payload []byte
+	pkt     *stack.PacketBuffer // holds payload; nil if nothing has to be given back
+}
+
+// init fills p in from pkt, apart from its payload.
+func (p *packet) init(s *Stack, pkt *stack.PacketBuffer, src, dst netip.AddrPort) {
+	p.stack, p.src, p.dst, p.proto = s, src, dst, pkt.NetworkProtocolNumber
+	ip := pkt.NetworkHeader().Slice()
+	p.quotedIP = uint8(copy(p.quoted[:], ip))
+	p.quotedN = p.quotedIP + uint8(copy(p.quoted[p.quotedIP:], pkt.TransportHeader().Slice()))
+	if p.proto == header.IPv4ProtocolNumber {
+		h := header.IPv4(ip)
+		p.ttl = h.TTL()
+		// Of reassembled packets gVisor clears the flags.
+		p.whole = h.Flags()&header.IPv4FlagDontFragment != 0
+		return
+	}
+	p.ttl = header.IPv6(ip).HopLimit()
+	// No router fragments IPv6. A fragment header is among the extension headers,
+	// which are seldom used for anything else.
+	p.whole = len(ip) == header.IPv6MinimumSize
+}
+
+// Src is the application's address, and its port or, for an echo request, its identifier.
+func (p *packet) Src() netip.AddrPort { return p.src }
+
+// Dst is where the application sent it. An echo request has port 0.
+func (p *packet) Dst() netip.AddrPort { return p.dst }
+
+// TTL is the time to live, or hop limit, it came with.
+func (p *packet) TTL() uint8 { return p.ttl }
+
+// DontFragment reports whether nobody on the way may fragment it: DF is set, or it
+// came in one piece over IPv6. An application that is told of a smaller MTU by
+// ICMPError will send fragments or less at a time.
+func (p *packet) DontFragment() bool { return p.whole }
+
+// Payload is the content, valid until Release. The caller may change it.
+func (p *packet) Payload() []byte { return p.payload }
+
+// Release gives the memory of the payload back, for the next packet. It need not be
+// called, and not more than once.
+func (p *packet) Release() {
+	p.payload = nil
+	if p.pkt != nil {
+		p.pkt.DecRef()
+		p.pkt = nil
+	}
+}
+
+// Unreachable tells the application by ICMP that the packet can't be delivered:
+// ECONNREFUSED, nobody listens there; ENETUNREACH; EACCES, it is prohibited; whatever else
+// is EHOSTUNREACH. The message seems to come from the destination. The next call on a socket that is
+// connected to it fails with that errno (IPv4 has EHOSTUNREACH for EACCES); with
+// ENETUNREACH and EHOSTUNREACH only if it has asked for such errors by IP_RECVERR or IPV6_RECVERR.
+func (p *packet) Unreachable(errno syscall.Errno) {
+	n := p.notice()
+	n.typ, n.code = unreachableCode(p.proto, errno)
+	p.stack.notify(n)
+}
+
+// ICMP passes on what was said about the packet, or one before it between the same
+// addresses. What is no error, or of the other family, is dropped.
+func (p *packet) ICMP(e ICMPError) { p.pass(e, p.notice()) }
+
+func (p *packet) pass(e ICMPError, n notice) {
+	if !isError(p.proto, e.Type) {
+		return
+	}
+	if from := e.From.Unmap(); from.Is4() == p.src.Addr().Is4() && from.IsValid() && !from.IsUnspecified() {
+		n.from = tcpip.AddrFromSlice(from.AsSlice())
+	}
+	n.typ, n.code, n.info = e.Type, e.Code, e.Info
+	p.stack.notify(n)
+}
+
+func isError(proto tcpip.NetworkProtocolNumber, typ uint8) bool {
+	if proto == header.IPv6ProtocolNumber {
+		switch header.ICMPv6Type(typ) {
+		case header.ICMPv6DstUnreachable, header.ICMPv6PacketTooBig, header.ICMPv6TimeExceeded, header.ICMPv6ParamProblem:
+			return true
+		}
+		return false
+	}
+	switch header.ICMPv4Type(typ) {
+	case header.ICMPv4DstUnreachable, header.ICMPv4TimeExceeded, header.ICMPv4ParamProblem:
+		return true
+	}
+	return false
+}
+
+// notice is one from the destination about p.
+func (p *packet) notice() notice {
+	dst := tcpip.AddrFromSlice(p.dst.Addr().AsSlice())
+	return notice{
+		proto: p.proto, from: dst, to: tcpip.AddrFromSlice(p.src.Addr().AsSlice()),
+		quoted: p.quoted[:p.quotedN], target: dst,
+	}
+}
+
+// route is the way back to the application, from where it had sent to.
+func (p *packet) route() (*stack.Route, error) {
+	route, err := p.stack.gv.FindRoute(nicID, tcpip.AddrFromSlice(p.dst.Addr().AsSlice()), tcpip.AddrFromSlice(p.src.Addr().AsSlice()), p.proto, false)
+	if err != nil {
+		return nil, errnoOf(err)
+	}
+	return route, nil
+}

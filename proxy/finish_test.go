@@ -1,0 +1,84 @@
+package proxy
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// finish runs Finish and returns what it said, and how long it took.
+func (h *harness) finish(ctx context.Context, grace time.Duration) (ended bool, took time.Duration) {
+	start := time.Now()
+	ended = h.Finish(ctx, grace)
+	return ended, time.Since(start)
+}
+
+// The application has gone; the upstream has got everything, and goes on to keep its end open.
+func TestFinishDoesNotWaitForUpstream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, upstreams := inMemory(t, "*:*=1000")
+		f := h.openWith(t, dst4, memory)
+		f.answered(t, "accept")
+		up := <-upstreams
+		go func() { _, _ = f.app.Write([]byte("last words")) }()
+		wantRead(t, up, "last words")
+		_ = f.app.Close()
+		wantEnd(t, up, nil)
+		if ended, took := h.finish(t.Context(), time.Minute); ended || took < finishIdle || took > 3*finishIdle {
+			t.Errorf("Finish: %v after %v, want false after %v", ended, took, 2*finishIdle)
+		}
+		_ = up.Close()
+		f.ended(t)
+		if ended, took := h.finish(t.Context(), time.Minute); !ended || took != 0 {
+			t.Errorf("Finish without flows: %v after %v, want true at once", ended, took)
+		}
+	})
+}
+
+// A slow upstream takes the last bytes as slowly as it likes, until grace is over.
+func TestFinishWaitsForSlowUpstream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, upstreams := inMemory(t, "*:*=1000")
+		f := h.openWith(t, dst4, memory)
+		f.answered(t, "accept")
+		up := <-upstreams
+		go func() { _, _ = f.app.Write([]byte("last words, and nobody reads them yet")) }()
+		synctest.Wait()
+		read := make(chan string, 1)
+		go func() {
+			time.Sleep(10 * finishIdle)
+			b := make([]byte, 100)
+			n, _ := up.Read(b)
+			read <- string(b[:n])
+			_ = up.Close()
+		}()
+		if _, took := h.finish(t.Context(), time.Minute); took < 10*finishIdle || took > 14*finishIdle {
+			t.Errorf("Finish returned after %v, want little more than %v", took, 10*finishIdle)
+		}
+		if got := <-read; got == "" {
+			t.Error("the last bytes did not arrive")
+		}
+		_ = f.app.Close()
+		f.ended(t)
+	})
+}
+
+// Nobody waits for the answer to a dial any more.
+func TestFinishGivesUpDials(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		silent := dialFunc(func(ctx context.Context, _, _ netip.AddrPort) (Conn, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+		h := newHarness(t, Config{Dialer: silent}, "*:*=1000")
+		f := h.openWith(t, dst4, memory)
+		synctest.Wait()
+		if ended, took := h.finish(t.Context(), time.Minute); !ended || took > 2*finishIdle {
+			t.Errorf("Finish: %v after %v", ended, took)
+		}
+		f.answered(t, "drop")
+		f.ended(t)
+	})
+}

@@ -1,0 +1,317 @@
+package udp
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	dialWait = 5 * time.Second
+
+	// What waits in a flow while its socket is being opened or takes no more: about
+	// what a socket of the application's holds (net.core.wmem_default).
+	maxQueued = 256 << 10
+	// What waits in all flows.
+	maxQueuedAll = 16 << 20
+	// overhead is what a datagram costs beside its payload.
+	overhead = 512
+
+	// maxFailures in a row end a flow: an error that stays, as of a socket whose device
+	// is gone, must not keep a loop turning.
+	maxFailures = 8
+)
+
+// flow is one socket of the application talking to one destination, and the connected
+// socket of ours that stands for it. Its life is its goroutine's:
+//
+//	run: dial -> flush what is queued -> receive until idle or closed
+//
+// Datagrams of the application are sent by whoever calls Handle, unless the
+// socket takes no more: then a second goroutine flushes the queue and goes.
+type flow struct {
+	relay  *Relay
+	key    key
+	source *order
+
+	// The relay's mu guards these.
+	inAll, inSource place
+	used            time.Time // last datagram, in either direction
+	answered        bool
+
+	mu       sync.Mutex // before the relay's, if both
+	over     bool
+	socket   socket     // nil while dialing
+	last     Datagram   // the latest: replies go through it
+	queue    []Datagram // not sent yet
+	size     int        // of the queue, in bytes
+	flushing bool       // run or flush sends the queue, nobody else
+}
+
+// newFlow makes the flow of d, which is sent when run is called. relay.mu is held.
+func newFlow(r *Relay, k key, src *order, d Datagram) *flow {
+	f := &flow{relay: r, key: k, source: src, used: time.Now(), last: d, flushing: true}
+	f.pushLocked(d)
+	r.all.add(f, &f.inAll)
+	src.add(f, &f.inSource)
+	return f
+}
+
+func (f *flow) touchLocked() {
+	f.used = time.Now()
+	f.relay.all.used(&f.inAll)
+	f.source.used(&f.inSource)
+}
+
+// close ends the flow, which is out of the table.
+func (f *flow) close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closeLocked()
+}
+
+func (f *flow) closeLocked() {
+	if f.over {
+		return
+	}
+	f.over = true
+	for _, d := range f.queue {
+		f.relay.queued.Add(-int64(cost(d)))
+		d.Release()
+	}
+	f.queue = nil
+	if f.socket != nil {
+		_ = f.socket.Close()
+	}
+}
+
+// end is remove and close.
+func (f *flow) end() {
+	f.relay.remove(f)
+	f.close()
+}
+
+// send sends d now if it can, else later.
+func (f *flow) send(d Datagram) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over {
+		d.Release()
+		return
+	}
+	f.last = d
+	if !f.flushing {
+		err := f.socket.try(d)
+		if err != nil && err != errBusy {
+			err = f.failedLocked(d, err)
+		}
+		if err != errBusy {
+			d.Release()
+			return
+		}
+	}
+	f.pushLocked(d)
+	if !f.flushing {
+		f.flushing = true
+		f.relay.wg.Go(f.flush)
+	}
+}
+
+// pushLocked queues d, or drops it if there is too much already.
+func (f *flow) pushLocked(d Datagram) {
+	n := cost(d)
+	if f.size+n > maxQueued || f.relay.queued.Load()+int64(n) > maxQueuedAll {
+		f.relay.dropped.Add(1)
+		d.Release()
+		return
+	}
+	f.queue = append(f.queue, d)
+	f.size += n
+	f.relay.queued.Add(int64(n))
+}
+
+// cost is what d takes in a queue, in bytes.
+func cost(d Datagram) int { return len(d.Payload()) + overhead }
+
+// flush sends the queue, waiting for the socket to take it.
+func (f *flow) flush() {
+	for {
+		f.mu.Lock()
+		if len(f.queue) == 0 {
+			f.queue, f.size, f.flushing = nil, 0, false
+			f.mu.Unlock()
+			return
+		}
+		d := f.queue[0]
+		f.queue[0], f.queue = nil, f.queue[1:]
+		n := cost(d)
+		f.size -= n
+		f.relay.queued.Add(-int64(n))
+		f.mu.Unlock()
+
+		if err := f.socket.send(d); err != nil {
+			f.mu.Lock()
+			_ = f.failedLocked(d, err)
+			f.mu.Unlock()
+		}
+		d.Release()
+	}
+}
+
+// failedLocked deals with an error that a call to send d has returned. It may have
+// been about an earlier datagram, since the kernel hands an ICMP error to the next
+// call, which then does nothing: d is sent once more. errBusy says that d is still to be sent.
+func (f *flow) failedLocked(d Datagram, err error) error {
+	if f.over {
+		return nil
+	}
+	told, local := f.socket.errors(f.last)
+	if local {
+		return nil
+	}
+	if told {
+		if err = f.socket.try(d); err == nil || err == errBusy {
+			return err
+		}
+	}
+	errno := errnoOf(err)
+	switch errno {
+	case syscall.ENOBUFS, syscall.ENOMEM:
+		return nil // lost, as on any full link
+	case syscall.ECONNREFUSED:
+	default:
+		f.relay.log.warn("send datagram", err, "dst", f.key.dst)
+		// The route may have gone, and with it the socket's address.
+		f.relay.remove(f)
+		f.closeLocked()
+	}
+	d.Unreachable(errno)
+	return nil
+}
+
+// errnoOf is what the application is told of err.
+func errnoOf(err error) syscall.Errno {
+	var errno syscall.Errno
+	switch {
+	case !errors.As(err, &errno):
+		return syscall.EHOSTUNREACH
+	case errno == syscall.EPERM:
+		return syscall.EACCES // a firewall on this host
+	}
+	return errno
+}
+
+func (f *flow) run() {
+	defer f.end()
+	ctx, cancel := context.WithTimeout(f.relay.ctx, dialWait)
+	conn, err := f.relay.dial(ctx, f.key.dst)
+	cancel()
+	if err != nil {
+		f.refuse(err)
+		return
+	}
+	s, err := newSocket(conn)
+	if err != nil {
+		_ = conn.Close()
+		f.refuse(err)
+		return
+	}
+	f.mu.Lock()
+	if f.over { // ended while dialing
+		f.mu.Unlock()
+		_ = s.Close()
+		return
+	}
+	f.socket = s
+	f.mu.Unlock()
+	f.flush()
+	f.receive()
+}
+
+// refuse tells the application that there is no socket.
+func (f *flow) refuse(err error) {
+	if f.relay.ctx.Err() != nil {
+		return
+	}
+	f.relay.log.warn("open socket", err, "dst", f.key.dst)
+	errno := errnoOf(err)
+	if errno == syscall.EMFILE || errno == syscall.ENFILE {
+		f.relay.makeRoom() // for the application's next attempt
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last.Unreachable(errno)
+}
+
+// receive hands on what comes until the flow is idle or has ended.
+func (f *flow) receive() {
+	failures := 0
+	for f.socket.SetReadDeadline(f.until()) == nil {
+		var err error
+		for err == nil {
+			if err = f.socket.receive(f.deliver); err == nil {
+				failures = 0
+			}
+		}
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if !time.Now().Before(f.until()) {
+				return
+			}
+		case errors.Is(err, net.ErrClosed):
+			return
+		default:
+			f.mu.Lock()
+			told, _ := f.socket.errors(f.last)
+			f.mu.Unlock()
+			// Nothing queued: a sender came first and told of it, or the queue was full.
+			if failures++; !told && failures > maxFailures {
+				return
+			}
+		}
+	}
+}
+
+// until is when the flow ends unless it is used again.
+func (f *flow) until() time.Time {
+	f.relay.mu.Lock()
+	defer f.relay.mu.Unlock()
+	if f.answered {
+		return f.used.Add(f.relay.lim.Answered)
+	}
+	return f.used.Add(f.relay.lim.Unanswered)
+}
+
+// deliver hands b to the application, as datagrams of size bytes each, of which
+// the last one may be shorter.
+func (f *flow) deliver(b []byte, size int) {
+	f.mu.Lock()
+	d := f.last
+	f.mu.Unlock()
+	for {
+		n := min(size, len(b))
+		if err := d.Reply(b[:n]); err != nil {
+			f.relay.log.warn("hand datagram to application", err, "src", f.key.src)
+			break
+		}
+		if b = b[n:]; len(b) == 0 {
+			break
+		}
+	}
+	f.relay.mu.Lock()
+	defer f.relay.mu.Unlock()
+	if f.relay.flows[f.key] != f {
+		return
+	}
+	if !f.answered {
+		f.answered = true
+		f.relay.all.answer(f, &f.inAll)
+		f.source.answer(f, &f.inSource)
+	}
+	f.touchLocked()
+}
