@@ -3,7 +3,6 @@ package proxy
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"time"
@@ -45,13 +44,44 @@ func (s Sockets) makeRoom(pin, dst netip.AddrPort) (bool, error) {
 // source is the address the kernel would choose towards dst: a UDP socket with
 // the same mark is asked, which sends nothing.
 func (s Sockets) source(dst netip.AddrPort) (netip.Addr, error) {
-	d := net.Dialer{Control: s.control}
-	c, err := d.Dial("udp", dst.String())
+	addr, err := s.routeTo(dst)
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("find the source address towards %s: %w", dst, err)
 	}
-	defer c.Close()
-	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
+	return addr, nil
+}
+
+func (s Sockets) routeTo(dst netip.AddrPort) (netip.Addr, error) {
+	family, to := sockaddr(dst)
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := s.setOptions(uintptr(fd)); err != nil {
+		return netip.Addr{}, err
+	}
+	if err := unix.Connect(fd, to); err != nil {
+		return netip.Addr{}, err
+	}
+	from, err := unix.Getsockname(fd)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	switch a := from.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrFrom4(a.Addr), nil
+	case *unix.SockaddrInet6:
+		return netip.AddrFrom16(a.Addr), nil
+	}
+	return netip.Addr{}, unix.EAFNOSUPPORT
+}
+
+func sockaddr(a netip.AddrPort) (family int, sa unix.Sockaddr) {
+	if addr := a.Addr().Unmap(); addr.Is4() {
+		return unix.AF_INET, &unix.SockaddrInet4{Port: int(a.Port()), Addr: addr.As4()}
+	}
+	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
 // Obstacle says what keeps bind or connect from pin. Connections that are over, of
