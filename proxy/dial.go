@@ -37,6 +37,11 @@ func (s Sockets) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error
 			c, err = s.connect(ctx, pin, dst)
 		}
 	}
+	if fromCall(err, "bind") && errors.Is(err, syscall.EADDRINUSE) {
+		if shared, serr := s.connectInRange(ctx, pin, dst); serr == nil || !errors.Is(serr, errors.ErrUnsupported) && !errors.Is(serr, syscall.EADDRNOTAVAIL) {
+			c, err = shared, serr
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

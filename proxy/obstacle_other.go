@@ -2,10 +2,20 @@
 
 package proxy
 
-import "net/netip"
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+)
 
 // makeRoom: sock_diag is Linux's.
 func (s Sockets) makeRoom(_, _ netip.AddrPort) (bool, error) { return false, nil }
 
 // Obstacle knows nothing: sock_diag is Linux's.
 func (s Sockets) Obstacle(_, _ netip.AddrPort) Obstacle { return Obstacle{} }
+
+// connectInRange: IP_LOCAL_PORT_RANGE is Linux's.
+func (s Sockets) connectInRange(_ context.Context, _, _ netip.AddrPort) (*net.TCPConn, error) {
+	return nil, errors.ErrUnsupported
+}

@@ -102,7 +102,7 @@ func (l *live) behindIdle(rule *rules.Rule) bool {
 }
 
 // refused notes that the kernel did not give us the port, and returns how long it is to
-// rest: as long as the kernel says, if it does.
+// rest: as long as the kernel says, if it does, with a word in the log now and then.
 func (w *wait) refused(err error, port netip.AddrPort) (rest time.Duration) {
 	w.tries++
 	w.last, w.port = err, port
@@ -122,7 +122,7 @@ func (w *wait) refused(err error, port netip.AddrPort) (rest time.Duration) {
 			w.ends = ends
 		}
 	}
-	return w.obstacle.Left
+	return min(w.obstacle.Left, countdown)
 }
 
 // patient says whether the rule leaves the wait to us.
@@ -139,7 +139,7 @@ func (w *wait) look() {
 	}
 	cause := w.cause()
 	w.flow.enter(Waiting, cause)
-	if time.Since(w.told) < countdown {
+	if time.Since(w.told) < countdown-time.Second {
 		return
 	}
 	w.told = time.Now()

@@ -82,3 +82,57 @@ func TestLivingConnectionIsLeftAlone(t *testing.T) {
 	}
 	_ = open.(*net.TCPConn).SetLinger(0)
 }
+
+// A port that the kernel gave another program's connection is shared with it, towards
+// another destination; one that it may not choose is not: bind's refusal stands.
+func TestPortOfAnOrdinaryConnectionIsShared(t *testing.T) {
+	top := lab.ForTest(t).Topology()
+	top.Client.Sysctl("net.ipv4.ip_local_port_range", "40000 40000")
+	for _, addr := range []string{lab.Server4, lab.Server6} {
+		near := netip.AddrPortFrom(netip.MustParseAddr(addr), 7)
+		far := netip.AddrPortFrom(near.Addr(), 8)
+		top.Server.Serve(near.String(), lab.Echo)
+		server := top.Server.Serve(far.String(), lab.Echo)
+		other, err := top.Client.Dial(t.Context(), "tcp", near.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		from := netip.IPv4Unspecified()
+		if far.Addr().Is6() {
+			from = netip.IPv6Unspecified()
+		}
+		dial := func() (c Conn, err error) {
+			err = top.Client.Do(func() error { c, err = Sockets{}.Dial(t.Context(), netip.AddrPortFrom(from, 40000), far); return err })
+			return c, err
+		}
+		c, err := dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := addrPort(c.LocalAddr()).Port(); got != 40000 {
+			t.Errorf("local port %d", got)
+		}
+		closeByReset(c)
+
+		top.Client.Sysctl("net.ipv4.ip_local_reserved_ports", "40000")
+		if c, err = dial(); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("a reserved port: %v, %v; want bind's EADDRINUSE", c, err)
+		}
+		top.Client.Sysctl("net.ipv4.ip_local_reserved_ports", "")
+		top.Client.Sysctl("net.ipv4.ip_local_port_range", "41000 41000")
+		if c, err = dial(); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("a port out of the range: %v, %v; want bind's EADDRINUSE", c, err)
+		}
+		top.Client.Sysctl("net.ipv4.ip_local_port_range", "40000 40000")
+		_ = other.(*net.TCPConn).SetLinger(0)
+		_ = other.Close()
+		for _, src := range server.Seen() {
+			if src.Port() != 40000 {
+				t.Errorf("the server saw %s", src)
+			}
+		}
+		if n := len(server.Seen()); n != 1 {
+			t.Errorf("the server saw %d connections, want 1", n)
+		}
+	}
+}
