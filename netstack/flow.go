@@ -190,7 +190,7 @@ func (f *Flow) handshake() (Conn, error) {
 	r.Complete(false)
 	close(f.forwarded)
 	if terr != nil {
-		return nil, fmt.Errorf("%w: %w", ErrGone, errnoOf(terr)) // reset, or silent
+		return nil, ErrGone // it reset the handshake, or fell silent
 	}
 	c.open(ep)
 	return c, nil

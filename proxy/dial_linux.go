@@ -1,8 +1,6 @@
 package proxy
 
 import (
-	"errors"
-	"fmt"
 	"syscall"
 	"time"
 	"unsafe"
@@ -38,23 +36,6 @@ func now(n, _ uintptr, errno syscall.Errno) (int, error) {
 		return 0, errno
 	}
 	return int(n), nil
-}
-
-// MayBind says whether this process may use a source port: EACCES says that it
-// may not. The port may be in use.
-func (s Sockets) MayBind(port uint16) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("make a socket: %w", err)
-	}
-	defer unix.Close(fd)
-	if err := s.setOptions(uintptr(fd)); err != nil {
-		return err
-	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(port)}); err != nil && !errors.Is(err, unix.EADDRINUSE) {
-		return fmt.Errorf("bind port %d: %w", port, err)
-	}
-	return nil
 }
 
 // flushTimeout is how long a reset waits for written bytes to be acknowledged.

@@ -12,8 +12,5 @@ func (s Sockets) setOptions(uintptr) error {
 	return errors.ErrUnsupported
 }
 
-// MayBind knows nothing of other systems.
-func (s Sockets) MayBind(uint16) error { return nil }
-
 // flush: no portable way to ask for the send queue.
 func flush(Conn) {}

@@ -25,19 +25,31 @@
 // The lease table knows our own flows only. The kernel may hold a 4-tuple all the
 // same: after we closed first (TIME_WAIT, FIN_WAIT2), or for another program. Bind
 // or connect then fail with EADDRINUSE or EADDRNOTAVAIL, the port rests for a
-// moment, and the flow goes on as if it were busy.
+// moment, and the flow goes on as if it were busy, in the turn it had. Once that
+// takes more than 20 ms the Dialer is asked what is in the way (Obstacle): the log says
+// it, and where the kernel names a time the port rests for as long.
+//
+// Flows have numbers, of their SYNs' order: they are served by them, and named by them
+// in the log. Each is at a stage, with the cause of its waiting (Flows). Those that
+// are not answered yet are bounded per rule and per source address (crowd), so that
+// a silent upstream does not keep others from being taken in.
 //
 // # Failures
 //
 //	upstream                        application                 log
 //	refuses (RST to our SYN)        ECONNREFUSED                flow failed: connection refused
 //	unreachable (ICMP, no route)    EHOSTUNREACH, ENETUNREACH   flow failed: no route to host
-//	silent                          silence                     flow failed after Config.DialTimeout
+//	silent                          silence                     flow failed after Config.DialTimeout,
+//	                                                            and whether another port is answered
+//	(too many unanswered flows)     silence; its SYN comes again too many flows wait
 //	closes one direction            that direction closes       -
 //	resets, times out               ECONNRESET                  flow, end "reset by upstream"
 //
 //	pin                             application                 log
 //	every port busy                 the rule's busy list        who holds them
+//	another program has the port    waits, up to the rule's     program, pid, socket
+//	                                wait; EHOSTUNREACH
+//	TIME_WAIT that can't be ended   waits for its end           seconds left, and why
 //	cannot be bound                 EHOSTUNREACH                bind: cause
 //	is not what the socket has      EHOSTUNREACH                both addresses
 //	leads back to itself            EHOSTUNREACH                source equals destination

@@ -177,7 +177,7 @@ func ended(list []sockdiag.Socket) Obstacle {
 			o.Hint = "a range of source ports in the rule goes on with the next one"
 		case errors.Is(err, unix.EPERM):
 			o.Cause += ", which can't be cut short without CAP_NET_ADMIN"
-			o.Hint = "a range of source ports in the rule goes on with the next one; so does the same one as root"
+			o.Hint = "a range of source ports in the rule goes on with the next one; run as root, pinproxy frees this one at once"
 		default:
 			o.Cause += fmt.Sprintf(", which can't be cut short: %v", err)
 		}

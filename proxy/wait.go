@@ -111,18 +111,17 @@ func (w *wait) refused(err error, port netip.AddrPort) (rest time.Duration) {
 	if !w.waiting || time.Since(w.begun) < lookAfter {
 		return rest
 	}
-	w.look()
-	if w.obstacle.Left == 0 {
-		return rest
-	}
-	// A rule that does not say for how long to wait outlasts the kernel, which keeps
-	// the 4-tuple for a minute.
-	if w.flow.patient() {
-		if ends := time.Now().Add(w.obstacle.Left + overdue); ends.After(w.ends) {
+	w.obstacle = w.flow.obstacle(w.port, w.flow.upstream)
+	if left := w.obstacle.Left; left > 0 {
+		// A rule that does not say for how long to wait outlasts the kernel, which
+		// keeps the 4-tuple for a minute.
+		if ends := time.Now().Add(left + overdue); w.flow.patient() && ends.After(w.ends) {
 			w.ends = ends
 		}
+		rest = min(left, countdown)
 	}
-	return min(w.obstacle.Left, countdown)
+	w.tell()
+	return rest
 }
 
 // patient says whether the rule leaves the wait to us.
@@ -131,9 +130,8 @@ func (l *live) patient() bool {
 	return len(busy) == 1 && busy[0] == rules.Busy{Way: rules.Wait, For: rules.DefaultWait}
 }
 
-// look asks what the kernel has on the port, and says so from time to time.
-func (w *wait) look() {
-	w.obstacle = w.flow.obstacle(w.port, w.flow.upstream)
+// tell says what the kernel has on the port, in the log from time to time.
+func (w *wait) tell() {
 	if w.obstacle.Cause == "" {
 		return
 	}

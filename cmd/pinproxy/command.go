@@ -21,6 +21,7 @@ import (
 	"pinproxy/netstack/netns"
 	"pinproxy/proxy"
 	"pinproxy/proxy/ping"
+	"pinproxy/proxy/sockdiag"
 	"pinproxy/proxy/udp"
 	"pinproxy/rules"
 )
@@ -317,7 +318,7 @@ func checkLowPorts(set *rules.Set) error {
 	if len(ports) == 0 || ports[0].First >= first {
 		return nil
 	}
-	if err := (proxy.Sockets{}).MayBind(ports[0].First); errors.Is(err, fs.ErrPermission) {
+	if err := sockdiag.Bind(netip.AddrPortFrom(netip.IPv4Unspecified(), ports[0].First)); errors.Is(err, fs.ErrPermission) {
 		return &lowPortError{ports[0].First, err}
 	}
 	return nil // another failure is for the flow, which waits
