@@ -112,6 +112,8 @@ func TestPortOfAnOrdinaryConnectionIsShared(t *testing.T) {
 		if got := addrPort(c.LocalAddr()).Port(); got != 40000 {
 			t.Errorf("local port %d", got)
 		}
+		write(t, c, "hello")
+		wantRead(t, c, "hello") // the server has accepted it
 		closeByReset(c)
 
 		top.Client.Sysctl("net.ipv4.ip_local_reserved_ports", "40000")

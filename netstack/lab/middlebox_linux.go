@@ -28,7 +28,8 @@ func (h *Host) Middlebox(memory time.Duration) *Middlebox {
 		Name: "forward", Table: m.table, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
 	})
-	closed := &nftables.Set{Table: m.table, Name: "closed", KeyType: nftables.TypeInteger, HasTimeout: true, Timeout: memory, Dynamic: true}
+	// The library counts its own IDs up without a lock; this one need only be the transaction's.
+	closed := &nftables.Set{Table: m.table, Name: "closed", ID: 1, KeyType: nftables.TypeInteger, HasTimeout: true, Timeout: memory, Dynamic: true}
 	h.check("make the middlebox's memory", conn.AddSet(closed, nil))
 	ports := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: sourcePort, Len: 4}
 	m.rule(tcpFlags(tcpSYN|tcpACK, tcpSYN), []expr.Any{

@@ -171,6 +171,8 @@ func TestRefusedAgainAndAgain(t *testing.T) {
 	}
 	// The error queue and ICMP's rate have bounds, but most come through.
 	eventually(t, "the refusals", func() bool { return len(got.icmp) >= 1 })
+	// All of them at once would fill the server's buffer, and the last be lost there.
+	eventually(t, "all to be sent", func() bool { return r.queued.Load() == 0 })
 	server = listen(t, addr.String())
 	r.Handle(got.from(app4, dst4, "last"))
 	for text := ""; text != "last"; {
