@@ -156,7 +156,7 @@ func TestRunTmux(t *testing.T) {
 		run := func(args ...string) string {
 			w.t.Helper()
 			cmd := u.is(w.by(u), append([]string{tmux, "-S", filepath.Join(sockets, "s"), "-f", "/dev/null"}, args...)...)
-			cmd.Env = append(cmd.Env, "TERM=xterm", "PS1=ready> ", "HOME=/", "LC_ALL=C.UTF-8")
+			cmd.Env = append(cmd.Env, "SHELL=/bin/sh", "TERM=xterm", "PS1=ready> ", "HOME=/", "LC_ALL=C.UTF-8") // nobody's own shell is nologin
 			got := w.result(cmd)
 			if got.status != 0 {
 				w.t.Fatalf("tmux %q: %+v", args, got)
