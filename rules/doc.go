@@ -92,6 +92,35 @@
 //
 // A flow calls Hold, then Decide, and the release that Hold returned when it has ended.
 //
+// # Other rules
+//
+// A Set never changes, but another can take its place. Successor gives the port sets that both have the same
+// numbers, so that captures of both can stand at once, and Names goes from one to the other in three steps:
+//
+//	               Prepare(next)           Switch                     Grace later
+//	decides        the present set         next                       next
+//	and where      next                    the former set             –
+//	it has no rule
+//	captures       the caller adds what is missing
+//	               and takes away what is in the way
+//
+// So a connection that a route brings, one that is new or one that is about to go, meets the rule that the route is for,
+// whichever comes first; and one that both sets have a rule for never meets a set without. The change is made under the
+// caller's mutex:
+//
+//	mu.Lock()
+//	learned := names.Prepare(next)
+//	if err := routes.Replace(next, learned); err != nil { // all or nothing
+//		names.Cancel()
+//	} else {
+//		names.Switch(time.Now())
+//	}
+//	mu.Unlock()
+//
+// What is known of a name that both sets have rules for stays: its addresses, their TTLs, their order and their flows. What is
+// known of a name that only the former had a rule for decides for Grace, and is then forgotten. A name that only the new
+// set has a rule for is learned by the next answer.
+//
 // # Failures
 //
 //	what                                    what happens
@@ -104,6 +133,7 @@
 //	one address, two names, two rules       the name asked for last decides; Shared, once
 //	a TTL of 0                              the address stays for Grace
 //	a TTL beyond a week                     a week
+//	other rules, of which nothing came      Cancel: as if there had been none
 //	a time that runs backwards              time stands still
 //	a route that could not be added         Lost: offered again by the next answer
 //	a route wanted again while it goes      Forget returns it

@@ -37,10 +37,12 @@ type Limits struct {
 // one answer after the other, as the package documentation shows: Observe or Expired, then what they returned,
 // then Forget, all under one mutex of the caller's.
 type Names struct {
-	set    *Set
 	limits Limits
 
 	mu     sync.RWMutex
+	set    *Set
+	other  *Set          // decides where set has no rule: see Prepare and Switch; mostly nil
+	settle time.Duration // when a former set ends to be other, since the epoch
 	byName map[string]*nameEntry
 	byAddr map[netip.Addr]*addrEntry
 	live   int           // pairs that are not leaving
@@ -57,8 +59,9 @@ type Names struct {
 // nameEntry is a name with its addresses.
 type nameEntry struct {
 	name  string
-	hosts []*hostRules // with rules for the name, the most specific first
+	hosts []*hostRules // with rules for the name, the most specific first; none once the rules have changed so
 	sets  []int        // port sets of those rules, ascending
+	other nameRules    // what hosts and sets are by Names.other; of no meaning while that is nil
 
 	pairs []*pair // in no order
 	live  int     // those of pairs that are not leaving
@@ -73,8 +76,10 @@ type nameEntry struct {
 func (e *nameEntry) inUse() bool { return e.held > 0 }
 
 // rule returns the name's rule for port, or nil.
-func (e *nameEntry) rule(port uint16) *Rule {
-	for _, h := range e.hosts {
+func (e *nameEntry) rule(port uint16) *Rule { return ruleOf(e.hosts, port) }
+
+func ruleOf(hosts []*hostRules, port uint16) *Rule {
+	for _, h := range hosts {
 		if r := h.index.rule(port); r != nil {
 			return r
 		}
@@ -153,7 +158,8 @@ type Decision struct {
 }
 
 // Decide returns the rule for a connection to dst. Of the names of the address the one asked for last comes
-// first, and the first that has a rule for the port decides; without one the rules of prefixes and "*" do.
+// first, and the first that has a rule for the port decides; without one the rules of prefixes and "*" do. While the rules
+// are being replaced there may be another set to ask then: see [Names.Prepare].
 //
 // A flow calls Hold before Decide, so that what decided can't expire in between. Decide does not allocate.
 func (n *Names) Decide(dst netip.AddrPort) Decision {
@@ -166,8 +172,12 @@ func (n *Names) Decide(dst netip.AddrPort) Decision {
 			}
 		}
 	}
+	set, other := n.set, n.other
 	n.mu.RUnlock()
-	return Decision{Rule: n.set.matchAddr(dst)}
+	if r := set.matchAddr(dst); r != nil || other == nil {
+		return Decision{Rule: r}
+	}
+	return n.decideByOther(dst)
 }
 
 // Others returns the other addresses of name that are of addr's family, those observed last first and of one
@@ -217,6 +227,9 @@ func (n *Names) entries() []Entry {
 	n.mu.RLock()
 	entries := make([]Entry, 0, n.live)
 	for _, e := range n.byName {
+		if len(e.hosts) == 0 {
+			continue
+		}
 		for _, p := range e.pairs {
 			if !p.leaving {
 				entries = append(entries, Entry{e.name, p.addr.addr, n.epoch.Add(p.expires), e.inUse()})

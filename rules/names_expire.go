@@ -14,6 +14,7 @@ const batch = 1024
 // hands them to [Names.Forget]; until then connections are decided as before, and no capture is returned again. It is
 // to be called every second or so. The time it takes depends on what has expired, not on how much is known.
 func (n *Names) Expired(now time.Time) []Capture {
+	n.settleAt(now)
 	var gone []Capture
 	for more := true; more; {
 		gone, more = n.expireBatch(now, gone)

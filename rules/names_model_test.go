@@ -15,7 +15,9 @@ import (
 // model is Names written for clarity alone: flat maps, searched from end to end each time.
 type model struct {
 	rules  []*Rule
-	set    *Set // for numbering port sets only
+	set    *Set    // for numbering port sets only
+	other  []*Rule // decide where rules have none
+	settle time.Time
 	limits Limits
 
 	now      time.Time
@@ -57,9 +59,9 @@ func newModel(set *Set, l Limits) *model {
 }
 
 // nameRule is the name's own rule for port.
-func (m *model) nameRule(name string, port uint16) *Rule {
+func nameRule(rules []*Rule, name string, port uint16) *Rule {
 	var named []*Rule
-	for _, r := range m.rules {
+	for _, r := range rules {
 		if r.Host().Name() != "" {
 			named = append(named, r)
 		}
@@ -317,6 +319,10 @@ func (m *model) observe(name string, addrs []netip.Addr, ttl time.Duration, aske
 
 func (m *model) expired(now time.Time) (gone []Capture) {
 	m.advance(now)
+	if m.other != nil && !now.Before(m.settle) {
+		m.forgetFormer()
+		m.advance(now)
+	}
 	var due []*modelPair
 	for _, p := range m.pairs {
 		end := p.expires
@@ -354,12 +360,58 @@ func (m *model) forget(c []Capture) (revived []Capture) {
 }
 
 func (m *model) decide(dst netip.AddrPort) Decision {
+	if d := m.decideBy(m.rules, dst); d.Rule != nil {
+		return d
+	}
+	return m.decideBy(m.other, dst)
+}
+
+func (m *model) decideBy(rules []*Rule, dst netip.AddrPort) Decision {
 	for _, name := range m.order[dst.Addr()] {
-		if r := m.nameRule(name, dst.Port()); r != nil {
+		if r := nameRule(rules, name, dst.Port()); r != nil {
 			return Decision{r, name}
 		}
 	}
-	return Decision{Rule: naiveMatch(m.rules, "", dst)}
+	return Decision{Rule: naiveMatch(rules, "", dst)}
+}
+
+func (m *model) prepare(next *Set) (learned []Capture) {
+	m.forgetFormer()
+	now, before := m.set, m.rules
+	m.set, m.rules = next, next.Rules()
+	for k := range m.pairs {
+		for _, c := range m.wanted(k) {
+			if !slices.Contains(learned, c) {
+				learned = append(learned, c)
+			}
+		}
+	}
+	m.set, m.rules, m.other = now, before, next.Rules()
+	return learned
+}
+
+func (m *model) change(next *Set, learned []Capture, now time.Time) {
+	m.advance(now)
+	m.set, m.rules, m.other = next, next.Rules(), m.rules
+	m.settle = now.Add(m.limits.Grace)
+	clear(m.going)
+	clear(m.captures)
+	for _, c := range learned {
+		m.captures[c] = true
+	}
+}
+
+func (m *model) forgetFormer() {
+	if m.other == nil {
+		return
+	}
+	m.other = nil
+	for _, p := range m.of("", netip.Addr{}) {
+		if len(m.wanted(p.modelKey)) == 0 {
+			m.remove(p)
+		}
+	}
+	m.tidy()
 }
 
 func sortedTexts(s *Set, captures []Capture) []string {
@@ -377,7 +429,13 @@ func FuzzNames(f *testing.F) {
 	universe := addrs("192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5", "2001:db8::1", "2001:db8::2")
 	names := []string{"a.x", "b.x", "c.x", "d.y", "e.y", "f.y", "g.z"}
 	ports := []uint16{22, 80, 443}
-	set := mustSet(f, "*.x:443=1", "a.x:443,80=2", "a.x:22=3", "d.y:22=4", "*.y:443=5", "192.0.2.0/30:*=6", "b.x:400-500=7")
+	sets := [][]string{
+		{"*.x:443=1", "a.x:443,80=2", "a.x:22=3", "d.y:22=4", "*.y:443=5", "192.0.2.0/30:*=6", "b.x:400-500=7"},
+		{"*.x:443=1", "a.x:22=3", "*.y:443=15", "192.0.2.0/30:*=6", "b.x:443=8"},
+		{"*.z:22,443=1", "a.x:443,80=2", "192.0.2.4/30:*=6", "e.y:*=9"},
+		{"*:443=1"},
+		{"*.x:80=1", "*.y:80=2", "*.z:80=3"},
+	}
 
 	f.Fuzz(func(t *testing.T, events []byte) {
 		next := func(n int) int {
@@ -389,6 +447,7 @@ func FuzzNames(f *testing.F) {
 			return b
 		}
 		limits := Limits{AddrsPerName: 1 + next(4), NamesPerAddr: 1 + next(4), Total: 1 + next(10), Grace: time.Minute}
+		set := mustSet(t, sets[0]...)
 		n, m := NewNames(set, limits), newModel(set, limits)
 		now := start
 		routes := make(map[Capture]bool)
@@ -439,52 +498,15 @@ func FuzzNames(f *testing.F) {
 				routes[c] = true
 			}
 		}
-		for len(events) > 0 {
-			switch op := next(10); op {
-			case 0, 1, 2, 3:
-				name := names[next(len(names))]
-				var answer []netip.Addr
-				for range 1 + next(3) {
-					answer = append(answer, universe[next(len(universe))])
-				}
-				ttl := time.Duration(next(4)) * 30 * time.Second
-				asked := next(3) > 0
-				what := fmt.Sprintf("%s observed with %v for %v, asked: %v", name, answer, ttl, asked)
-				l, err := n.Observe(strings.ToUpper(name)+".", answer, ttl, asked, now)
-				add, gone, full := m.observe(name, answer, ttl, asked, now)
-				if errors.Is(err, ErrFull) != full {
-					t.Fatalf("%s: got %v, want full: %v", what, err, full)
-				}
-				compare(what+": to add", add, l.Add)
-				compare(what+": to drop", gone, l.Drop)
-				for _, c := range l.Add {
-					routes[c] = true
-				}
-				drop(what, l.Drop)
-			case 4, 5:
-				now = now.Add(time.Duration(next(6)) * 13 * time.Second)
-				gone := n.Expired(now)
-				compare("expired", m.expired(now), gone)
-				drop("expired", gone)
-			case 6, 7:
-				hold()
-			case 8:
-				release()
-			case 9:
-				if c := set.PortSets(); len(c) > 0 {
-					lost := []Capture{{netip.PrefixFrom(universe[next(len(universe))], 32), next(len(c))}}
-					if !routes[lost[0]] {
-						break
-					}
-					n.Lost(lost)
-					m.captures[lost[0]] = false
-				}
-			}
-
+		check := func() {
+			t.Helper()
 			// What is known, and what is captured because of it.
 			var known, got []string
 			wanted := make(map[Capture]bool)
 			for k, p := range m.pairs {
+				if len(m.wanted(k)) == 0 {
+					continue // of the former rules
+				}
 				if p.leaving {
 					t.Fatalf("the model has %v leaving after Forget", k)
 				}
@@ -532,6 +554,78 @@ func FuzzNames(f *testing.F) {
 					t.Fatalf("Others(%s) = %v, want %v", name, got, want)
 				}
 			}
+		}
+		for len(events) > 0 {
+			switch op := next(11); op {
+			case 0, 1, 2, 3:
+				name := names[next(len(names))]
+				var answer []netip.Addr
+				for range 1 + next(3) {
+					answer = append(answer, universe[next(len(universe))])
+				}
+				ttl := time.Duration(next(4)) * 30 * time.Second
+				asked := next(3) > 0
+				what := fmt.Sprintf("%s observed with %v for %v, asked: %v", name, answer, ttl, asked)
+				l, err := n.Observe(strings.ToUpper(name)+".", answer, ttl, asked, now)
+				add, gone, full := m.observe(name, answer, ttl, asked, now)
+				if errors.Is(err, ErrFull) != full {
+					t.Fatalf("%s: got %v, want full: %v", what, err, full)
+				}
+				compare(what+": to add", add, l.Add)
+				compare(what+": to drop", gone, l.Drop)
+				for _, c := range l.Add {
+					routes[c] = true
+				}
+				drop(what, l.Drop)
+			case 4, 5:
+				now = now.Add(time.Duration(next(6)) * 13 * time.Second)
+				gone := n.Expired(now)
+				compare("expired", m.expired(now), gone)
+				drop("expired", gone)
+			case 6, 7:
+				hold()
+			case 8:
+				release()
+			case 9:
+				if c := set.PortSets(); len(c) > 0 {
+					lost := []Capture{{netip.PrefixFrom(universe[next(len(universe))], 32), next(len(c))}}
+					if !routes[lost[0]] {
+						break
+					}
+					n.Lost(lost)
+					m.captures[lost[0]] = false
+				}
+			case 10:
+				after, err := n.Set().Successor(mustSet(t, sets[next(len(sets))]...).Rules())
+				if err != nil {
+					t.Fatal(err)
+				}
+				learned := n.Prepare(after)
+				if diff := cmp.Diff(sortedTexts(after, m.prepare(after)), sortedTexts(after, learned)); diff != "" {
+					t.Fatalf("learned for other rules (-model +got):\n%s", diff)
+				}
+				for range next(3) {
+					if next(2) == 0 {
+						hold()
+					} else {
+						release()
+					}
+				}
+				check()
+				if next(4) == 0 {
+					n.Cancel()
+					m.other = nil
+					break
+				}
+				n.Switch(now)
+				m.change(after, learned, now)
+				set = after
+				clear(routes)
+				for _, c := range learned {
+					routes[c] = true
+				}
+			}
+			check()
 		}
 
 		// In the end everything goes.

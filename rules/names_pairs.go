@@ -16,14 +16,17 @@ func (n *Names) addrEntry(addr netip.Addr) *addrEntry {
 // nameEntry returns the entry of the canonical name or a new one that is not filed yet, and nil if no rule is
 // interested in the name.
 func (n *Names) nameEntry(name string) *nameEntry {
-	if e := n.byName[name]; e != nil {
-		return e
+	e := n.byName[name]
+	if e == nil {
+		e = &nameEntry{name: name}
+		if e.hosts, e.sets = n.set.hostsOf(name); n.other != nil {
+			e.other.hosts, e.other.sets = n.other.hostsOf(name)
+		}
 	}
-	hosts := slices.Collect(n.set.namesakes(name))
-	if len(hosts) == 0 {
+	if len(e.hosts) == 0 {
 		return nil
 	}
-	return &nameEntry{name: name, hosts: hosts, sets: n.set.NameSets(name)}
+	return e
 }
 
 // pair returns the pair of e and a, or nil.

@@ -41,15 +41,19 @@ type hostRules struct {
 
 // NewSet compiles rules. Their order does not matter but for the order of what the set lists. Two rules of one host that
 // share a port and have the same number of ports give a [*ConflictError].
-func NewSet(rules []*Rule) (*Set, error) {
+func NewSet(rules []*Rule) (*Set, error) { return new(Set).Successor(rules) }
+
+// Successor is NewSet for rules that take the place of s's: a port set that s has too keeps its index, and others get
+// indices that stand for nothing in s. So captures of both sets can stand side by side while one takes over from the other.
+func (former *Set) Successor(rules []*Rule) (*Set, error) {
 	s := &Set{
 		rules:    slices.Clone(rules),
 		exact:    make(map[string]*hostRules),
 		wildcard: make(map[string]*hostRules),
 	}
 	byHost := make(map[Host]*hostRules)
-	setOf := make(map[string]int) // text of a port set → its index
-	var hosts []*hostRules        // in order of their first rule
+	numbers := former.numbers()
+	var hosts []*hostRules // in order of their first rule
 	var pins []PortRange
 	for _, r := range rules {
 		h := byHost[r.host]
@@ -58,12 +62,8 @@ func NewSet(rules []*Rule) (*Set, error) {
 			byHost[r.host] = h
 			hosts = append(hosts, h)
 		}
-		set, ok := setOf[r.ports.String()]
-		if !ok {
-			set = len(s.portSets)
-			setOf[r.ports.String()] = set
-			s.portSets = append(s.portSets, r.ports)
-		}
+		set := numbers.of(r.ports)
+		s.number(r.ports, set)
 		h.rules = append(h.rules, r)
 		h.sets = append(h.sets, set)
 		pins = append(pins, r.pin.ports.ranges...)
@@ -83,6 +83,44 @@ func NewSet(rules []*Rule) (*Set, error) {
 	s.v4.sort()
 	s.v6.sort()
 	return s, nil
+}
+
+// numbers gives port sets their indices.
+type numbers struct {
+	known map[string]int // by the port set's text
+	taken map[int]bool
+	next  int
+}
+
+// numbers starts with the port sets of s.
+func (s *Set) numbers() *numbers {
+	n := &numbers{known: make(map[string]int), taken: make(map[int]bool)}
+	for i, ports := range s.portSets {
+		if ports.Len() > 0 {
+			n.known[ports.String()], n.taken[i] = i, true
+		}
+	}
+	return n
+}
+
+// of returns the index of ports: the lowest that is not taken if they have none yet.
+func (n *numbers) of(ports PortSet) int {
+	if i, ok := n.known[ports.String()]; ok {
+		return i
+	}
+	for n.taken[n.next] {
+		n.next++
+	}
+	n.known[ports.String()], n.taken[n.next] = n.next, true
+	return n.next
+}
+
+// number files ports at an index.
+func (s *Set) number(ports PortSet, at int) {
+	for len(s.portSets) <= at {
+		s.portSets = append(s.portSets, PortSet{})
+	}
+	s.portSets[at] = ports
 }
 
 // add files h under its host. The captures in seen are listed already.
@@ -133,6 +171,17 @@ func (s *Set) Match(name string, dst netip.AddrPort) *Rule {
 	return s.matchAddr(dst)
 }
 
+// hostsOf returns the hosts that are or contain the canonical name, the most specific first, and the port sets of their
+// rules, ascending.
+func (s *Set) hostsOf(name string) (hosts []*hostRules, sets []int) {
+	for h := range s.namesakes(name) {
+		hosts = append(hosts, h)
+		sets = append(sets, h.sets...)
+	}
+	slices.Sort(sets)
+	return hosts, slices.Compact(sets)
+}
+
 // matchAddr returns the rule for dst among those of prefixes and "*", or nil.
 func (s *Set) matchAddr(dst netip.AddrPort) *Rule {
 	addr := dst.Addr().Unmap()
@@ -174,18 +223,15 @@ func (s *Set) namesakes(name string) iter.Seq[*hostRules] {
 // Rules returns the rules in the order given. The slice is the caller's.
 func (s *Set) Rules() []*Rule { return slices.Clone(s.rules) }
 
-// PortSets returns the distinct destination port sets of the rules, in order of first use. The slice is the caller's.
+// PortSets returns the distinct destination port sets of the rules, in order of first use; those of a [Set.Successor] at
+// the indices that the sets before it left them, with empty ones in between. The slice is the caller's.
 func (s *Set) PortSets() []PortSet { return slices.Clone(s.portSets) }
 
 // NameSets returns the indices, ascending, of the port sets of all rules for name, exact and wildcard; none when
 // no rule is interested in the name. The slice is the caller's.
 func (s *Set) NameSets(name string) []int {
-	var sets []int
-	for h := range s.namesakes(canonical(name)) {
-		sets = append(sets, h.sets...)
-	}
-	slices.Sort(sets)
-	return slices.Compact(sets)
+	_, sets := s.hostsOf(canonical(name))
+	return sets
 }
 
 // Static returns what must come to us from the start, whatever names are resolved to: the captures of prefix and

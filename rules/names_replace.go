@@ -1,0 +1,158 @@
+package rules
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// nameRules is what one set has for a name.
+type nameRules struct {
+	hosts []*hostRules
+	sets  []int
+}
+
+// Set returns the rules as of now.
+func (n *Names) Set() *Set {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.set
+}
+
+// HasNames reports whether any rule that may decide is for a name or a wildcard, so that DNS must be seen.
+func (n *Names) HasNames() bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.set.HasNames() || n.other != nil && n.other.HasNames()
+}
+
+// Prepare begins to replace the rules by next, a [Set.Successor] of those as of now. It returns the captures that
+// the addresses known will need: all of them, whether they stand now or not. The caller brings those in place that don't
+// stand, takes away the others, and calls Switch; or, if that fails, puts back what was and calls Cancel.
+//
+// Until then a connection for which the present rules have none is decided by next, so that one that is captured as
+// soon as a route for it stands does not meet rules that know nothing of it. What decides otherwise does not change.
+//
+// The mutex of the caller's under which captures are carried out is held from Prepare to Switch or Cancel.
+func (n *Names) Prepare(next *Set) (learned []Capture) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.forgetFormer()
+	i := 0
+	for _, e := range n.byName {
+		e.other.hosts, e.other.sets = next.hostsOf(e.name)
+		n.breathe(&i, len(e.pairs))
+	}
+	var sets []int
+	for _, a := range n.byAddr {
+		sets = sets[:0]
+		for _, p := range a.pairs {
+			sets = append(sets, p.name.other.sets...)
+		}
+		slices.Sort(sets)
+		for _, set := range slices.Compact(sets) {
+			learned = append(learned, a.captureOf(set))
+		}
+		n.breathe(&i, len(a.pairs))
+	}
+	n.other = next
+	return learned
+}
+
+// Cancel gives up what Prepare began.
+func (n *Names) Cancel() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.other = nil
+}
+
+// Switch makes the set given to Prepare decide, from one moment to the next. What is known of names that it has
+// rules for goes on to be known. The former rules, and what is known of names that only they are for, decide for
+// [Limits].Grace where the new ones have none, for connections that are on their way in; after that Expired forgets them.
+func (n *Names) Switch(now time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.settle = n.advance(now) + n.limits.Grace
+	n.set, n.other = n.other, n.set
+	for _, e := range n.byName {
+		e.hosts, e.other.hosts = e.other.hosts, e.hosts
+	}
+	clear(n.warned)
+
+	i := 0
+	for _, e := range n.byName {
+		for _, p := range e.pairs {
+			if !p.leaving {
+				p.addr.unwant(e.sets)
+				p.addr.want(e.other.sets)
+			}
+		}
+		e.sets, e.other.sets = e.other.sets, e.sets
+		n.breathe(&i, len(e.pairs))
+	}
+	for _, a := range n.byAddr {
+		a.captures = slices.DeleteFunc(a.captures, func(c captureCount) bool { return c.live == 0 })
+		for j := range a.captures {
+			a.captures[j].stands = true
+		}
+		n.reap(a)
+		n.breathe(&i, len(a.pairs))
+	}
+}
+
+// settleAt forgets the former set if its time has come.
+func (n *Names) settleAt(now time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.other != nil && n.advance(now) >= n.settle {
+		n.forgetFormer()
+	}
+}
+
+// forgetFormer forgets the former set, and what is known of names that only it was for. They have no captures any more.
+func (n *Names) forgetFormer() {
+	if n.other == nil {
+		return
+	}
+	n.other = nil
+	i := 0
+	for _, e := range n.byName {
+		e.other = nameRules{}
+		if len(e.hosts) > 0 {
+			continue
+		}
+		for _, p := range slices.Clone(e.pairs) {
+			if !p.leaving {
+				n.leave(p)
+			}
+			n.remove(p)
+			n.breathe(&i, 1)
+		}
+	}
+}
+
+// breathe lets decisions that wait for the lock have their turn after every [batch] of what counts up i.
+func (n *Names) breathe(i *int, more int) {
+	if *i += 1 + more; *i >= batch {
+		*i = 0
+		n.mu.Unlock()
+		n.mu.Lock()
+	}
+}
+
+// decideByOther is Decide by the other set, where the first has no rule.
+func (n *Names) decideByOther(dst netip.AddrPort) Decision {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.other == nil {
+		return Decision{}
+	}
+	if a := n.byAddr[plain(dst.Addr())]; a != nil {
+		for _, p := range a.pairs {
+			if r := ruleOf(p.name.other.hosts, dst.Port()); r != nil {
+				return Decision{r, p.name.name}
+			}
+		}
+	}
+	return Decision{Rule: n.other.matchAddr(dst)}
+}
