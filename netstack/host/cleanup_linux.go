@@ -98,7 +98,7 @@ func cleanRoutes(r *rtnl, fam family) (done []string, err error) {
 		return nil, explain("delete routes", err)
 	}
 	for _, d := range list {
-		done = append(done, fmt.Sprintf("%s route del %s table %d proto %d", fam.ip(), formatPrefix(d.dst), d.table, Protocol))
+		done = append(done, d.del())
 	}
 	return done, nil
 }

@@ -46,11 +46,12 @@ type Config struct {
 	MTU          int           // bytes, 1280 to 65535; default [DefaultMTU]
 	Addr4, Addr6 netip.Addr    // of the device; defaults [Addr4], [Addr6]
 	Mark         uint32        // of our own sockets; default [Mark]
-	PortSets     [][]PortRange // what Capture.Set counts
+	PortSets     [][]PortRange // what Capture.Set counts; an empty one is a number that is not used
 	Captures     []Capture     // there from the beginning; see [Host.Add] for those learned later
 	DNS          bool          // capture port 53, UDP and TCP, as well
 	Strict       bool          // capture sockets bound to a source address, too
 	Reserve      []PortRange   // the pins' ports, for ip_local_reserved_ports
+	Leased       []PortRange   // source ports that live flows have though no pin does any more; for Strict only
 	StateDir     string        // where the state file goes; without it nothing is reserved
 	Log          *slog.Logger  // one line a repair; default none
 }
@@ -106,9 +107,6 @@ func (c Config) check() error {
 		return fmt.Errorf("device addresses %v, %v: not one of IPv4 and one of IPv6", c.Addr4, c.Addr6)
 	}
 	for i, set := range c.PortSets {
-		if len(set) == 0 {
-			return fmt.Errorf("port set %d: empty", i)
-		}
 		for _, r := range set {
 			if err := checkRange(r); err != nil {
 				return fmt.Errorf("port set %d: %w", i, err)
@@ -125,8 +123,7 @@ func (c Config) check() error {
 			return err
 		}
 	}
-	rules := planRules(c, v6, c.Addr6) // IPv6 has as many as IPv4, or one more
-	if over := rules[len(rules)-1].pref - prefEnd + 1; over > 0 {
+	if _, over := planRules(c, v6, nil); over > 0 { // IPv6 has as many as IPv4, or one more
 		return fmt.Errorf("%d ranges of ports too many for the host's rule list: join ranges, or use *", over)
 	}
 	return nil
@@ -141,7 +138,7 @@ func checkRange(r PortRange) error {
 
 func (c Config) checkCapture(capture Capture) error {
 	switch {
-	case capture.Set < 0 || capture.Set >= len(c.PortSets):
+	case capture.Set < 0 || capture.Set >= len(c.PortSets) || len(c.PortSets[capture.Set]) == 0:
 		return fmt.Errorf("capture %v: no port set %d", capture.Dst, capture.Set)
 	case !capture.Dst.IsValid() || capture.Dst.Addr().Is4In6():
 		return fmt.Errorf("capture %v: not a prefix", capture.Dst)

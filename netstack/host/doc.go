@@ -16,6 +16,8 @@
 //	4010  iif lo tcp dport 443,          │      capture rules: one a range of ports;
 //	        lookup 40002 ─▶ pin0         │        whatever the table does not have goes on
 //	…                                    │
+//	4900  tcp dport 1-65534, iif lo ─────┤      only if a set has a range that ends at 65535, a port
+//	4901  iif lo tcp, lookup 40003 ─▶ pin0      that no rule can name
 //	4999  nop ◀──────────────────────────┘      others' rules go on to mean what they meant
 //	5210… Tailscale, wg-quick, main
 //
@@ -47,9 +49,31 @@
 // them to another program; binding them explicitly works on. Which of the entries are ours is written to
 // a state file before the sysctl is changed.
 //
+// # Replace
+//
+// The order of the capture rules means nothing, nor does that of the guards among themselves: each has a place of its own,
+// and what one table does not have goes on to the next. So single rules come and go while the others stand. A
+// configuration that replaces another is reached like this:
+//
+//	          stands               Replace                                   stands then
+//	rules     mark, self, guards ─────────────────────────────────────────▶ the same
+//	          dport 443 ▶ 40002 ──────────────────────────────────────────▶ the same, not touched
+//	          dport 80  ▶ 40003                     3 deleted: its place and its number stay free
+//	                               2 dport 22 ▶ 40004, in a free place ────▶
+//	routes    in 40002 ───────────────────────────────────────────────────▶ the same, not touched
+//	                               1 in 40004, and new ones in 40002 ──────▶
+//	          in 40003                              4 deleted
+//	reserved  63999 ──────────────────────────────────────────────────────▶ the same
+//	          64001                                 5 given back
+//	                               0 63000, written down first ────────────▶
+//
+// 0 and 5 may fail, which is a warning. An error in 1 to 4 takes back what was done, the last thing first, and
+// everything stands as before. What is repaired, brought when IPv6 appears and undone at the end is the new configuration
+// from then on. Table numbers are Capture.Set's, so whoever keeps those keeps the routes.
+//
 // # Strict
 //
-// Config.Strict leaves 4003 out. Sockets bound to a source address are then captured as well. So is
+// Config.Strict leaves 4003 out, and the capture rules begin at 4400. Sockets bound to a source address are then captured as well. So is
 // everything else with a source that a capture rule means: connections that are open at the start, which
 // the netstack resets, and, where destination ports are `*`, the answers of servers on this host to
 // clients whose address is captured. In 4003's place the pins' own source ports pass by: otherwise, where
@@ -63,6 +87,10 @@
 //
 //	what happens                  what follows
 //	error in the middle of Apply  what was done is undone; the error quotes the line that failed
+//	error in the middle of        what was done is taken back, and what stood before stands;
+//	Replace                       no rule or route that both want was touched
+//	no place for rules to come    an error, nothing was changed: with hundreds of ranges, old and
+//	beside those to go            new ones together may be more than there are places
 //	orderly end                   Stop: nothing further is captured; flows end; undo, in reverse
 //	SIGKILL                       the kernel removes device, addresses, routes. The rules left find
 //	                              empty tables: all traffic goes its usual way at once. 4002 keeps what

@@ -126,21 +126,23 @@ func (h *Host) reserve(f Facts) {
 }
 
 func (h *Host) reservePorts(want ports) error {
+	err := h.openReserved()
+	if err == nil {
+		h.mine, err = h.reserved.add(want)
+	}
+	if err != nil {
+		return fmt.Errorf("reserve ports %v: %w", want, err)
+	}
+	return nil
+}
+
+func (h *Host) openReserved() error {
 	namespace, err := Namespace()
 	if err != nil {
-		return fmt.Errorf("reserve ports %v: %w", want, err)
+		return err
 	}
-	r, err := openReserved(StateFile(h.cfg.StateDir, namespace))
-	if err != nil {
-		return fmt.Errorf("reserve ports %v: %w", want, err)
-	}
-	h.mine, err = r.add(want)
-	if err != nil {
-		r.close()
-		return fmt.Errorf("reserve ports %v: %w", want, err)
-	}
-	h.reserved = r
-	return nil
+	h.reserved, err = openReserved(StateFile(h.cfg.StateDir, namespace))
+	return err
 }
 
 func (h *Host) installAll(f Facts) error {
@@ -306,8 +308,8 @@ func (h *Host) change(ctx context.Context, list []Capture, want func(dest) bool,
 			return errUndone
 		}
 		for _, c := range part {
-			d := dest{tablePortSet + c.Set, c.Dst}
-			if want(d) && h.on(familyOf(c.Dst.Addr())) {
+			d := destOf(c)
+			if want(d) && h.on(d.family()) {
 				dests = append(dests, d)
 			}
 		}

@@ -34,6 +34,9 @@ func (h *Host) Add(context.Context, []Capture) error { return errOther }
 // Remove returns errors.ErrUnsupported.
 func (h *Host) Remove(context.Context, []Capture) error { return errOther }
 
+// Replace returns errors.ErrUnsupported.
+func (h *Host) Replace(context.Context, Config, []Capture) error { return errOther }
+
 // Stop returns errors.ErrUnsupported.
 func (h *Host) Stop(context.Context) error { return errOther }
 

@@ -3,7 +3,6 @@ package host
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 )
 
@@ -14,7 +13,9 @@ const (
 	prefSelf     = 4001
 	prefSelfGone = 4002
 	prefGuard    = 4003 // and on
-	prefCapture  = 4010 // or after the last guard
+	prefCapture  = 4010 // and on
+	prefStrict   = 4400 // instead of prefCapture, for there are more guards
+	prefSplit    = 4900 // what is for port 65535 follows
 	prefEnd      = 4999
 )
 
@@ -111,28 +112,72 @@ func planFamily(c Config, fam family, f Facts) []Step {
 			list = append(list, route{tun, c.Link, tablePortSet + capture.Set, capture.Dst})
 		}
 	}
-	for _, r := range planRules(c, fam, tun) {
+	rules, _ := planRules(c, fam, nil) // Config.check has looked for too many
+	for _, r := range rules {
 		list = append(list, r)
 	}
 	return list
 }
 
-func planRules(c Config, fam family, tun netip.Addr) []rule {
-	guards := planGuards(c, fam)
-	first := max(prefCapture, prefGuard+len(guards))
+// planRules returns the rules of a family, and how many there is no room for. Those that stand keep their
+// priority, and those that don't get one that none of these has.
+func planRules(c Config, fam family, stand []rule) (rules []rule, over int) {
+	tun := c.source(fam)
 	self := netip.PrefixFrom(tun, tun.BitLen())
+	first := prefCapture
+	if c.Strict {
+		first = prefStrict
+	}
+	place := func(list []rule, from, end int) {
+		more := 0
+		list, more = placed(list, from, end, stand)
+		rules, over = append(rules, list...), over+more
+	}
+	captures, ends := planCaptures(c, fam)
 
-	rules := []rule{{fam: fam, pref: prefEnd, action: nop}}
-	rules = append(rules, guards...)
+	rules = []rule{{fam: fam, pref: prefEnd, action: nop}}
+	place(planGuards(c, fam), prefGuard, first)
 	rules = append(rules,
 		rule{fam: fam, pref: prefMark, mark: c.Mark, action: skip},
 		rule{fam: fam, pref: prefSelfGone, from: self, action: unreachable},
 		rule{fam: fam, pref: prefSelf, from: self, action: lookup, table: tableSelf},
 	)
-	return append(rules, planCaptures(c, fam, first)...)
+	place(captures, first, prefSplit)
+	if len(ends) > 0 {
+		rules = append(rules, rule{fam: fam, pref: prefSplit, lo: true, proto: protoTCP, dport: PortRange{1, everyPort.Last - 1}, action: skip})
+		place(ends, prefSplit+1, prefEnd)
+	}
+	return rules, over
 }
 
-// planGuards is the rules for what passes by although a capture rule would mean it.
+// placed gives each of list a priority of its own, from from to below end: the kernel takes a rule for a duplicate of
+// a more specific one at the same priority (rule_exists, EEXIST). Their order means nothing.
+func placed(list []rule, from, end int, stand []rule) (_ []rule, over int) {
+	had := make(map[rule]int, len(stand))
+	taken := make(map[int]bool, len(stand))
+	for _, r := range stand {
+		taken[r.pref] = true
+		had[r.anywhere()] = r.pref
+	}
+	next := from
+	for i := range list {
+		if pref := had[list[i]]; from <= pref && pref < end {
+			list[i].pref = pref
+			continue
+		}
+		for taken[next] {
+			next++
+		}
+		if next >= end {
+			over++
+		}
+		list[i].pref = next
+		next++
+	}
+	return list, over
+}
+
+// planGuards is the rules for what passes by although a capture rule would mean it, without priorities.
 func planGuards(c Config, fam family) []rule {
 	switch {
 	case c.Strict:
@@ -141,65 +186,55 @@ func planGuards(c Config, fam family) []rule {
 		// our own dials would seem to belong on the device. A program that binds a pin's port by
 		// itself passes by as well, from the port that the pin wants.
 		var guards []rule
-		for _, r := range newPorts(c.Reserve).ranges() {
+		for _, r := range newPorts(c.Reserve).or(newPorts(c.Leased)).ranges() {
 			if r.Last = min(r.Last, everyPort.Last-1); r.First > r.Last {
-				continue // no rule can name port 65535: see tail
+				continue // no rule can name port 65535: see planCaptures
 			}
-			guards = append(guards, rule{fam: fam, pref: prefGuard + len(guards), lo: true, proto: protoTCP, sport: r, action: skip})
+			guards = append(guards, rule{fam: fam, lo: true, proto: protoTCP, sport: r, action: skip})
 		}
 		return guards
 	case fam == v4:
-		return []rule{{fam: fam, pref: prefGuard, not: true, from: netip.PrefixFrom(netip.IPv4Unspecified(), 32), lo: true, action: skip}}
+		return []rule{{fam: fam, not: true, from: netip.PrefixFrom(netip.IPv4Unspecified(), 32), lo: true, action: skip}}
 	default:
 		// fib6_rule_match: a rule with a source prefix matches no lookup without a source address.
 		// So "any source at all" takes two rules, and "::/128" can never say "none yet".
 		return []rule{
-			{fam: fam, pref: prefGuard, from: netip.PrefixFrom(netip.IPv6Unspecified(), 1), lo: true, action: skip},
-			{fam: fam, pref: prefGuard + 1, from: netip.MustParsePrefix("8000::/1"), lo: true, action: skip},
+			{fam: fam, from: netip.PrefixFrom(netip.IPv6Unspecified(), 1), lo: true, action: skip},
+			{fam: fam, from: netip.MustParsePrefix("8000::/1"), lo: true, action: skip},
 		}
 	}
 }
 
-// planCaptures is the capture rules. Each has a priority of its own: the kernel takes a rule for a
-// duplicate of a more specific one at the same priority (rule_exists, EEXIST).
-func planCaptures(c Config, fam family, pref int) []rule {
-	var rules []rule
-	add := func(proto uint8, ports PortRange, act action, table int) {
-		rules = append(rules, rule{fam: fam, pref: pref, lo: true, proto: proto, dport: ports, action: act, table: table})
-		pref++
+// planCaptures is the capture rules, without priorities. Their order means nothing, so one can come or go
+// without the others: what a table does not have goes on to the next.
+//
+// The kernel refuses to hear of port 65535 (fib_rule_port_range_valid). A range that ends there is a rule for the
+// ports below, and one of ends, which look at no port and stand behind a rule that lets all other ports by.
+func planCaptures(c Config, fam family) (captures, ends []rule) {
+	to := func(proto uint8, ports PortRange, table int) rule {
+		return rule{fam: fam, lo: true, proto: proto, dport: ports, action: lookup, table: table}
 	}
 	if c.DNS {
 		dns := PortRange{portDNS, portDNS}
-		add(protoUDP, dns, lookup, tableDNS)
-		add(protoTCP, dns, lookup, tableDNS)
+		captures = append(captures, to(protoUDP, dns, tableDNS), to(protoTCP, dns, tableDNS))
 	}
-	tails := []tail{}
 	for i, set := range c.PortSets {
+		table := tablePortSet + i
 		for _, r := range newPorts(set).ranges() {
-			if r.Last == everyPort.Last {
-				tails = append(tails, tail{r.First, tablePortSet + i})
+			switch {
+			case r == everyPort:
+				captures = append(captures, to(protoTCP, PortRange{}, table))
 				continue
+			case r.Last == everyPort.Last:
+				ends = append(ends, to(protoTCP, PortRange{}, table))
+				r.Last--
 			}
-			add(protoTCP, r, lookup, tablePortSet+i)
+			if r.First <= r.Last {
+				captures = append(captures, to(protoTCP, r, table))
+			}
 		}
 	}
-	// With the lower ends ascending, what is below one is below all that follow.
-	slices.SortStableFunc(tails, func(a, b tail) int { return int(a.first) - int(b.first) })
-	for _, t := range tails {
-		if t.first > 1 {
-			add(protoTCP, PortRange{1, t.first - 1}, skip, 0)
-		}
-		add(protoTCP, PortRange{}, lookup, t.table)
-	}
-	return rules
-}
-
-// tail is a range of ports that ends at 65535, which the kernel refuses to hear of
-// (fib_rule_port_range_valid): it takes a rule that lets the ports below it by, and one that looks at
-// no port.
-type tail struct {
-	first uint16
-	table int
+	return captures, ends
 }
 
 // portsToReserve returns the ports to be added to ip_local_reserved_ports. The error is a warning: all

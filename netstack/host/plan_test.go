@@ -133,14 +133,20 @@ func TestPlanErrors(t *testing.T) {
 	for i := range many {
 		many[i] = PortRange{uint16(2*i + 1), uint16(2*i + 1)}
 	}
+	ends := make([][]PortRange, 99)
+	for i := range ends {
+		ends[i] = []PortRange{{uint16(1000 + i), 65535}}
+	}
 	web := [][]PortRange{{{443, 443}}}
 	for _, test := range []struct {
 		c    Config
 		want string
 	}{
-		{Config{PortSets: [][]PortRange{many}}, "1 ranges of ports too many for the host's rule list: join ranges, or use *"},
-		{Config{PortSets: [][]PortRange{many[:988]}, DNS: true}, "1 ranges of ports too many for the host's rule list: join ranges, or use *"},
-		{Config{PortSets: [][]PortRange{{}}}, "port set 0: empty"},
+		{Config{PortSets: [][]PortRange{many[:891]}}, "1 ranges of ports too many for the host's rule list: join ranges, or use *"},
+		{Config{PortSets: [][]PortRange{many[:890]}, DNS: true}, "2 ranges of ports too many for the host's rule list: join ranges, or use *"},
+		{Config{Reserve: many[:398], Strict: true}, "1 ranges of ports too many for the host's rule list: join ranges, or use *"},
+		{Config{PortSets: ends[:99]}, "1 ranges of ports too many for the host's rule list: join ranges, or use *"},
+		{Config{PortSets: [][]PortRange{{}}, Captures: []Capture{capture("192.0.2.0/24", 0)}}, "capture 192.0.2.0/24: no port set 0"},
 		{Config{PortSets: [][]PortRange{{{0, 80}}}}, "port set 0: ports 0-80: not a range"},
 		{Config{Reserve: []PortRange{{9, 8}}}, "reserve: ports 9-8: not a range"},
 		{Config{PortSets: web, Captures: []Capture{capture("192.0.2.0/24", 1)}}, "capture 192.0.2.0/24: no port set 1"},
@@ -154,8 +160,10 @@ func TestPlanErrors(t *testing.T) {
 			t.Errorf("got  %v\nwant %s", err, test.want)
 		}
 	}
-	if _, err := Plan(Config{PortSets: [][]PortRange{many[:989]}}, Facts{}); err != nil {
-		t.Error("989 ranges:", err)
+	for _, c := range []Config{{PortSets: [][]PortRange{many[:890]}}, {PortSets: ends[:98]}, {Reserve: many[:397], Strict: true}} {
+		if _, err := Plan(c, Facts{}); err != nil {
+			t.Error("as many as fit:", err)
+		}
 	}
 }
 

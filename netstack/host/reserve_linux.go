@@ -87,6 +87,27 @@ func (r *reserved) add(want ports) (added ports, err error) {
 	return added, nil
 }
 
+// change reserves the ports of then and gives back those of mine that are not among them; mine is what the state
+// file says now. At no time is a port ours of which the file says nothing.
+func (r *reserved) change(mine, then ports) error {
+	now, err := r.ports()
+	if err != nil {
+		return err
+	}
+	if err := writeState(r.path, state{r.boot, mine.or(then).String()}); err != nil {
+		return err
+	}
+	if want := now.or(then).without(mine.without(then)); want != now {
+		if err := r.set(want); err != nil {
+			return err
+		}
+	}
+	if then.empty() {
+		return r.forget()
+	}
+	return writeState(r.path, state{r.boot, then.String()})
+}
+
 // remove takes back what the state file says is ours, and returns it. What was reserved before, and what
 // others have added meanwhile, stays.
 func (r *reserved) remove() (removed ports, err error) {

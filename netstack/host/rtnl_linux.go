@@ -60,12 +60,6 @@ func (r *rtnl) setup() error {
 
 func (r *rtnl) close() error { return unix.Close(r.fd) }
 
-// dest is a route of ours, by what tells it from the others.
-type dest struct {
-	table int
-	dst   netip.Prefix
-}
-
 // addRoutes adds routes into the device with the given index, with a flag that says what to do with one
 // that is there: NLM_F_EXCL leaves it (without a flag IPv4 would add a second one), NLM_F_REPLACE does
 // not. It returns how many it added or replaced.

@@ -122,6 +122,19 @@ func (s route) String() string {
 		familyOf(s.src).ip(), formatPrefix(s.dst), s.link, s.table, Protocol, s.src)
 }
 
+// dest is a route of ours, by what tells it from the others.
+type dest struct {
+	table int
+	dst   netip.Prefix
+}
+
+func (d dest) family() family { return familyOf(d.dst.Addr()) }
+
+// del is the line that deletes the route.
+func (d dest) del() string {
+	return fmt.Sprintf("%s route del %s table %d proto %d", d.family().ip(), formatPrefix(d.dst), d.table, Protocol)
+}
+
 // formatPrefix writes a prefix as ip(8) does.
 func formatPrefix(p netip.Prefix) string {
 	switch p.Bits() {
@@ -202,6 +215,12 @@ func (s rule) String() string {
 
 func (s rule) Undo() string {
 	return fmt.Sprintf("%s rule del pref %d protocol %d", s.fam.ip(), s.pref, Protocol)
+}
+
+// anywhere is the rule without its priority.
+func (s rule) anywhere() rule {
+	s.pref = 0
+	return s
 }
 
 // captures tells whether the rule belongs to the capture block: it makes connections enter the device,

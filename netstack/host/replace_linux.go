@@ -1,0 +1,188 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Replace makes the host capture what c says, and the captures learned of names beside it, in the place of what Apply
+// or an earlier Replace made it capture. Of c it takes PortSets, Captures, DNS, Reserve and Leased; the rest stays as it is.
+// A port set that c has at the same index as before is kept, and so is each route and rule that both want: it stands
+// all the time. What comes is there before the first thing goes.
+//
+// It is all or nothing: after an error everything is as before. That ports could not be reserved is no error but among
+// the Warnings, as with Apply. No Add or Remove may be at work meanwhile, for what learned leaves out is taken away.
+func (h *Host) Replace(ctx context.Context, c Config, learned []Capture) error {
+	h.looking.Lock() // no repair in the middle
+	defer h.looking.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.kernel == nil || h.stopped {
+		return errUndone
+	}
+	next := h.cfg
+	next.PortSets, next.Captures, next.DNS, next.Reserve, next.Leased = c.PortSets, c.Captures, c.DNS, c.Reserve, c.Leased
+	ch, err := planChange(next, learned, standing{h.rules(), h.routes})
+	if err != nil {
+		return err
+	}
+	if h.cfg.Log.Enabled(ctx, slog.LevelDebug) {
+		for line := range strings.Lines(ch.text(next)) {
+			h.cfg.Log.Debug("change the host: " + strings.TrimSuffix(line, "\n"))
+		}
+	}
+	reserve := h.replaceReserved(next)
+	undo, err := h.carryOut(ctx, ch)
+	if err != nil {
+		return errors.Join(err, undo(), reserve.cancel())
+	}
+	h.cfg, h.routes = next, ch.then.routes
+	for fam, rules := range ch.then.rules {
+		h.parts[fam] = withRules(h.parts[fam], rules)
+	}
+	h.warnings = reserve.finish()
+	return nil
+}
+
+// rules returns the rules of the families that are captured.
+func (h *Host) rules() map[family][]rule {
+	rules := make(map[family][]rule)
+	for _, fam := range []family{v4, v6} {
+		if h.on(fam) {
+			rules[fam] = nil
+		}
+		for _, s := range h.parts[fam] {
+			if r, ok := s.(rule); ok {
+				rules[fam] = append(rules[fam], r)
+			}
+		}
+	}
+	return rules
+}
+
+// withRules is a part with other rules.
+func withRules(part []Step, rules []rule) []Step {
+	part = slices.DeleteFunc(part, func(s Step) bool { _, ok := s.(rule); return ok })
+	for _, r := range rules {
+		part = append(part, r)
+	}
+	return part
+}
+
+// carryOut makes the changes. The undo takes back those that were made, the last one first, and may be called
+// after an error only.
+func (h *Host) carryOut(ctx context.Context, ch change) (undo func() error, err error) {
+	var undos []func() error
+	try := func(do, back func() error) {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err == nil {
+			undos = append(undos, back) // also of what was made in part
+			err = do()
+		}
+	}
+	for part := range slices.Chunk(ch.addRoutes, atOnce) {
+		try(func() error { return h.addRoutes(part) }, func() error { return h.kernel.delRoutes(part) })
+	}
+	for _, r := range ch.addRules {
+		try(func() error { return h.addRule(r) }, func() error { return h.kernel.undo(r) })
+	}
+	for _, r := range ch.delRules {
+		try(func() error { return h.kernel.undo(r) }, func() error { return h.addRule(r) })
+	}
+	for part := range slices.Chunk(ch.delRoutes, atOnce) {
+		try(func() error { return h.kernel.delRoutes(part) }, func() error { return h.addRoutes(part) })
+	}
+	return func() error {
+		var errs []error
+		for _, back := range slices.Backward(undos) {
+			errs = append(errs, back())
+		}
+		return errors.Join(errs...)
+	}, err
+}
+
+func (h *Host) addRoutes(list []dest) error {
+	_, err := h.kernel.addRoutes(list)
+	return err
+}
+
+// addRule adds a rule that may be there already.
+func (h *Host) addRule(r rule) error {
+	if err := h.kernel.do(r); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}
+
+// reserving is a change of the reserved ports: those to come are reserved already.
+type reserving struct {
+	host         *Host
+	before, then ports // what was ours, and will be
+	errs         []error
+}
+
+// replaceReserved reserves what c wants besides what is ours.
+func (h *Host) replaceReserved(c Config) *reserving {
+	r := &reserving{host: h, before: h.mine}
+	if len(c.Reserve) == 0 && h.mine.empty() {
+		return r
+	}
+	r.then = h.mine // unless all goes well
+	facts, err := look(h.dump, c.Link, h.kernel.link)
+	if err != nil {
+		r.warn(err)
+		return r
+	}
+	facts.Reserved = newPorts(facts.Reserved).without(h.mine).ranges()
+	want, err := portsToReserve(c, facts)
+	r.warn(err)
+	if h.reserved == nil && !want.empty() {
+		if err := h.openReserved(); err != nil {
+			r.warn(fmt.Errorf("reserve ports %v: %w", want, err))
+			return r
+		}
+	}
+	r.then = want
+	r.change(h.mine.or(want))
+	return r
+}
+
+func (r *reserving) warn(err error) {
+	if err != nil {
+		r.errs = append(r.errs, err)
+	}
+}
+
+// change makes other ports ours.
+func (r *reserving) change(then ports) {
+	h := r.host
+	if h.reserved == nil || then == h.mine {
+		return
+	}
+	if err := h.reserved.change(h.mine, then); err != nil {
+		r.warn(fmt.Errorf("reserve ports %v: %w", then, err))
+		return
+	}
+	h.mine = then
+}
+
+// finish gives back what is not wanted any more, and returns what went wrong.
+func (r *reserving) finish() []error {
+	r.change(r.then)
+	return r.errs
+}
+
+// cancel goes back.
+func (r *reserving) cancel() error {
+	r.errs = nil
+	r.change(r.before)
+	return errors.Join(r.errs...)
+}
