@@ -135,6 +135,17 @@ func TestFiftyCurlsShareAPool(t *testing.T) {
 	}
 }
 
+// gitDaemon serves the repositories below base. Started as `git daemon` it would be a child of git's, which
+// outlives it when that is killed.
+func gitDaemon(t *testing.T, base string) *exec.Cmd {
+	t.Helper()
+	dir, err := tool(t, "git", "--exec-path").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return exec.Command(filepath.Join(strings.TrimSpace(string(dir)), "git-daemon"), "--verbose", "--export-all", "--base-path="+base)
+}
+
 func TestGitClone(t *testing.T) {
 	git := func(args ...string) *exec.Cmd {
 		cmd := tool(t, "git", args...)
@@ -155,7 +166,7 @@ func TestGitClone(t *testing.T) {
 	}
 	w.must(git("-C", repo, "add", "."))
 	w.must(git("-C", repo, "commit", "-q", "-m", "save"))
-	daemon, err := w.Server.Start(git("daemon", "--verbose", "--export-all", "--base-path="+base))
+	daemon, err := w.Server.Start(gitDaemon(t, base))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -58,7 +58,7 @@ func TestRunGitClone(t *testing.T) {
 		}
 		all("init", "-q", repo)
 		all("-C", repo, "commit", "-q", "--allow-empty", "-m", "save")
-		daemonCmd := u.is(w.by(u), git, "daemon", "--verbose", "--export-all", "--base-path="+base)
+		daemonCmd := u.is(w.by(u), gitDaemon(w.t, base).Args...)
 		daemon, err := w.Server.Start(daemonCmd)
 		if err != nil {
 			w.t.Fatal(err)
