@@ -21,7 +21,7 @@ func request(t *testing.T, client *netstacktest.Client, name string, dst netip.A
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
 	message = append(make([]byte, 8), bytes.Repeat([]byte{'x'}, size)...)
 	message[0], message[7] = echoTypes[name][0], 9
 	if _, err := conn.Write(message); err != nil {

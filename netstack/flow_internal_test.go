@@ -46,7 +46,7 @@ func TestDroppedByTheForwarder(t *testing.T) {
 		if err != nil {
 			t.Errorf("Serve = %v", err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("Serve did not end")
 	}
 	if err := <-accepted; !errors.Is(err, context.Canceled) {

@@ -54,18 +54,18 @@ func start(t *testing.T, c netstack.Config, h netstack.Handler) (*netstacktest.C
 	return client, s
 }
 
-// eventually polls cond for two seconds.
+// eventually polls cond for twenty seconds.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	timeout := time.After(2 * time.Second)
+	timeout := time.After(20 * time.Second)
 	for !cond() {
 		select {
 		case <-tick.C:
 		case <-timeout:
 			buf := make([]byte, 1<<20)
-			t.Errorf("not within 2 s: %s\n%s", what, buf[:runtime.Stack(buf, true)])
+			t.Errorf("not within 20 s: %s\n%s", what, buf[:runtime.Stack(buf, true)])
 			return
 		}
 	}
@@ -73,7 +73,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 
 func dial(t *testing.T, c *netstacktest.Client, local, dst netip.AddrPort) (*netstacktest.Conn, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	return c.Dial(ctx, local, dst)
 }
@@ -488,7 +488,7 @@ func TestDatagrams(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+			_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
 			for _, size := range []int{1, 700, 1472, 20000} { // fragments both ways for the last
 				want := make([]byte, size)
 				_, _ = rand.Read(want)

@@ -34,7 +34,7 @@ func TestTimeWaitIsNoObstacle(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = c.CloseWrite()
-			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
 			if _, err := io.Copy(io.Discard, c); err != nil { // until the server has closed, too
 				t.Fatal(err)
 			}
@@ -69,7 +69,7 @@ func TestLivingConnectionIsLeftAlone(t *testing.T) {
 	if !errors.Is(err, syscall.EADDRNOTAVAIL) {
 		t.Errorf("dial on a living 4-tuple = %v, want EADDRNOTAVAIL", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
 	_ = open.SetDeadline(deadline)

@@ -21,7 +21,7 @@ import (
 )
 
 // patience bounds every wait of these tests.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 func receive[T any](t testing.TB, c <-chan T, what string) T {
 	t.Helper()

@@ -204,7 +204,7 @@ func (w *network) startCommand(cmd *exec.Cmd) *running {
 }
 
 // patience is how long anything may take that is expected to happen.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // soon is a context for what is expected to happen.
 func soon(t *testing.T) context.Context {

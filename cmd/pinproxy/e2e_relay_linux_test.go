@@ -64,7 +64,7 @@ func carry(t testing.TB) *carried {
 		c.app.Addr("lo", a)
 	}
 	// The kernel makes a new IPv6 address reachable a little later, on a work queue.
-	for end := time.Now().Add(5 * time.Second); ; runtime.Gosched() {
+	for end := time.Now().Add(30 * time.Second); ; runtime.Gosched() {
 		routes, err := c.app.Netlink().RouteGet(net.ParseIP("2001:db8:ff::1"))
 		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
 			break
@@ -141,7 +141,7 @@ func (c *carried) dialUDP(t testing.TB, addr netip.Addr, port uint16) *net.UDPCo
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	return conn.(*net.UDPConn)
@@ -283,7 +283,7 @@ func (c *carried) awaitMTU(t *testing.T, addr netip.Addr, mtu int) {
 	if addr.Is6() {
 		to = net.ParseIP(lab.Client6)
 	}
-	for end := time.Now().Add(5 * time.Second); ; runtime.Gosched() {
+	for end := time.Now().Add(30 * time.Second); ; runtime.Gosched() {
 		routes, err := c.Server.Netlink().RouteGet(to)
 		if err == nil && len(routes) == 1 && routes[0].MTU == mtu {
 			return
@@ -345,7 +345,7 @@ func (c *carried) dialPing(t *testing.T, addr netip.Addr) *net.UDPConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	return conn.(*net.UDPConn)

@@ -121,7 +121,7 @@ type dialer struct {
 
 // dial connects the client to port of a.
 func (b *bench) dial(ctx context.Context, d dialer, network string, a netip.Addr, port uint16) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	dial := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
@@ -215,7 +215,7 @@ func (b *bench) works(c net.Conn) {
 	if c == nil {
 		return
 	}
-	c.SetDeadline(time.Now().Add(2 * time.Second))
+	c.SetDeadline(time.Now().Add(20 * time.Second))
 	if _, err := c.Write([]byte("x")); err != nil {
 		b.t.Errorf("%v → %v: %v", c.LocalAddr(), c.RemoteAddr(), err)
 	}

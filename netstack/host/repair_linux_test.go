@@ -189,7 +189,7 @@ func TestLinkGone(t *testing.T) {
 		if !errors.Is(err, ErrLinkGone) {
 			t.Error(err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("Run goes on")
 	}
 	if err := b.undo(t.Context()); err != nil {
@@ -211,7 +211,7 @@ func TestRunEndsWithUndo(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("Run goes on")
 	}
 }

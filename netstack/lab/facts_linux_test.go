@@ -453,7 +453,7 @@ func TestSourceEqualToDestinationConnectsToItself(t *testing.T) {
 
 // ask sends one byte and reads what the other end, an Echo or a named host, answers.
 func ask(c net.Conn) (string, error) {
-	c.SetDeadline(time.Now().Add(2 * time.Second))
+	c.SetDeadline(time.Now().Add(20 * time.Second))
 	if _, err := io.WriteString(c, "?"); err != nil {
 		return "", err
 	}

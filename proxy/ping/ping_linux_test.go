@@ -53,7 +53,7 @@ func (e *echo) reply(t *testing.T) []byte {
 		return b
 	case errno := <-e.told:
 		t.Fatal("unreachable:", errno)
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("no reply within 5 s")
 	}
 	return nil

@@ -47,7 +47,7 @@ func to(server net.Addr) Dialer {
 
 func read(t testing.TB, c *net.UDPConn) (string, netip.AddrPort) {
 	t.Helper()
-	if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	b := make([]byte, maxDatagram)
