@@ -145,23 +145,39 @@ func (c *Child) hear() (r report, err error) {
 	} else if err != nil {
 		return r, fmt.Errorf("hear from the child: %w", err)
 	}
+	fds, err := descriptorsOf(rights[:nr])
+	if err == nil && len(fds) > 1 {
+		err = fmt.Errorf("%d descriptors came", len(fds))
+	}
+	if err != nil {
+		closeAll(fds)
+		return r, fmt.Errorf("take the device over: %w", err)
+	}
 	if err := json.Unmarshal(b[:n], &r); err != nil {
+		closeAll(fds)
 		return r, fmt.Errorf("read the child's report: %w", err)
 	}
 	r.Device.FD = -1
-	if nr > 0 {
-		messages, err := unix.ParseSocketControlMessage(rights[:nr])
-		if err != nil {
-			return r, fmt.Errorf("take the device over: %w", err)
-		}
-		fds, err := unix.ParseUnixRights(&messages[0])
-		if err != nil {
-			return r, fmt.Errorf("take the device over: %w", err)
-		}
-		unix.CloseOnExec(fds[0])
+	if len(fds) > 0 {
 		r.Device.FD = fds[0]
 	}
 	return r, nil
+}
+
+// descriptorsOf returns those of a message, which net has set to be closed on exec.
+func descriptorsOf(rights []byte) (fds []int, err error) {
+	messages, err := unix.ParseSocketControlMessage(rights)
+	for i := range messages {
+		some, e := unix.ParseUnixRights(&messages[i])
+		fds, err = append(fds, some...), errors.Join(err, e)
+	}
+	return fds, err
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
 }
 
 // Link is the device, to be given to a netstack. It is the child's: Close closes it.
