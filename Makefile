@@ -5,6 +5,8 @@ PREFIX   = /usr/local
 DESTDIR  =
 FUZZTIME = 30s
 BENCH    = .
+# For `make bench`: --rounds 1, --only latency, …; --help names them.
+BENCHFLAGS =
 # For go test, of `make test` and the race detector's run: -v, -run REGEXP, …
 TESTFLAGS =
 
@@ -62,7 +64,11 @@ check-manual:
 	else echo "no mandoc: leaving out the manual"; fi
 
 .PHONY: bench
-bench: ## run the benchmarks; BENCH=REGEXP for some of them
+bench: bin/pinproxy bin/bench ## in minutes, measure it beside what else is on the PATH, and write docs/bench.md
+	@bin/bench --page docs/bench.md $(BENCHFLAGS) bin/pinproxy
+
+.PHONY: microbench
+microbench: ## run the benchmarks of the parts, for benchstat; BENCH=REGEXP for some of them
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
 
 .PHONY: fuzz
@@ -89,4 +95,4 @@ clean: ## remove what was built
 
 .PHONY: help
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile

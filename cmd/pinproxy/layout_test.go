@@ -34,10 +34,10 @@ var mayImport = []struct {
 	{"rules", nil},
 }
 
-// Folders that only tests and the demo may import.
+// Folders that only tests and programs that need throw-away networks may import.
 var (
-	forTests     = []string{"netstack/lab", "netstack/netstacktest"}
-	forTestsDemo = "cmd/demo"
+	forTests      = []string{"netstack/lab", "netstack/netstacktest"}
+	throwAwayNets = []string{"cmd/bench", "cmd/demo"}
 )
 
 // Where packages of others may be imported, and net/http; a folder stands for all below it. Anything else
@@ -114,10 +114,10 @@ func refuse(file, imported string) string {
 	folder, isTest := path.Dir(file), strings.HasSuffix(file, "_test.go")
 	if ours, ok := strings.CutPrefix(imported, module+"/"); ok {
 		if slices.Contains(forTests, ours) {
-			if isTest || folder == forTestsDemo || slices.Contains(forTests, folder) {
+			if isTest || slices.Contains(throwAwayNets, folder) || slices.Contains(forTests, folder) {
 				return ""
 			}
-			return "that is for tests and " + forTestsDemo
+			return "that is for tests, " + strings.Join(throwAwayNets, " and ")
 		}
 		for _, m := range mayImport {
 			if !within(m.folder, folder) {
@@ -211,6 +211,7 @@ func TestLayoutRefuses(t *testing.T) {
 		{"netstack/x_test.go", "pinproxy/netstack/lab", true},
 		{"cmd/pinproxy/x.go", "pinproxy/netstack/lab", false},
 		{"cmd/demo/x.go", "pinproxy/netstack/lab", true},
+		{"cmd/bench/x.go", "pinproxy/netstack/lab", true},
 		{"proxy/lease/x.go", "pinproxy/proxy", false},
 		{"proxy/udp/x.go", "pinproxy/rules", false},
 		{"proxy/udp/x.go", "pinproxy/netstack", false},

@@ -1,0 +1,232 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"pinproxy/netstack/lab"
+)
+
+// bench is the whole run.
+func bench(ctx context.Context, o options, stdout, stderr io.Writer) error {
+	path, err := filepath.Abs(o.pinproxy)
+	if err == nil {
+		_, err = os.Stat(path)
+	}
+	if err != nil {
+		return err
+	}
+	o.pinproxy = path
+	all, err := load(o)
+	if err != nil {
+		return err
+	}
+	if f, err := os.OpenFile(tunDevice, os.O_RDWR, 0); err != nil {
+		return fmt.Errorf("%w (run it as root, with the kernel's TUN driver)", err)
+	} else {
+		f.Close()
+	}
+	if err := lab.Enter(); err != nil {
+		return err
+	}
+	// From here on in namespaces of our own.
+	if err := allowDescriptors(); err != nil {
+		return fmt.Errorf("allow more descriptors: %w", err)
+	}
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	b := &bencher{o: o, dir: dir, samples: all, first: all.rounds(), progress: newProgress(stderr)}
+	b.plan()
+	limit := 2*b.progress.planned + time.Minute
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	// Building a network knows no deadline, hence the force.
+	force := time.AfterFunc(limit+time.Minute, func() {
+		fmt.Fprintf(os.Stderr, "\nbench: error: not done after %s\n", limit)
+		os.Exit(1)
+	})
+	defer force.Stop()
+	err = lab.Run(func(n *lab.Net) error { return b.run(ctx, n) })
+	b.progress.done()
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
+		err = fmt.Errorf("not done after %s", limit)
+	}
+	if err != nil {
+		return err
+	}
+	all.table(stdout)
+	return b.publish(stdout)
+}
+
+// bencher is a run.
+type bencher struct {
+	o        options
+	dir      string
+	samples  *samples
+	first    int // number of the first round
+	progress *progress
+	found    map[string]string // what can be measured, by kind
+	network  *network
+	systems  []*system
+}
+
+// plan finds out what there is, and how long it will take.
+func (b *bencher) plan() {
+	b.found = find(kinds, b.o.pinproxy)
+	n := time.Duration(0)
+	for _, k := range kinds {
+		if b.wants(k) {
+			n++
+			for round := range b.o.rounds {
+				for _, p := range probes {
+					if b.takesPart(p, k, round) {
+						b.progress.planned += p.needs(b.o)
+					}
+				}
+			}
+		}
+	}
+	b.progress.planned += n * startTime
+}
+
+// wants reports whether systems of the kind are there and asked for.
+func (b *bencher) wants(k kind) bool {
+	if b.found[k.key] == "" || len(b.o.systems) > 0 && !slices.Contains(b.o.systems, k.key) {
+		return false
+	}
+	return slices.ContainsFunc(probes, func(p probe) bool { return b.asked(p) && p.fits(k) })
+}
+
+func (b *bencher) asked(p probe) bool {
+	return len(b.o.only) == 0 || slices.Contains(b.o.only, p.group)
+}
+
+func (b *bencher) takesPart(p probe, k kind, round int) bool {
+	return b.asked(p) && p.fits(k) && (!p.once || round == b.o.rounds-1)
+}
+
+// run builds the network, starts everything, and measures.
+func (b *bencher) run(ctx context.Context, n *lab.Net) error {
+	var err error
+	if b.network, err = newNetwork(n); err != nil {
+		return err
+	}
+	if _, err := b.network.server.do(ctx, task{Do: "serve"}); err != nil {
+		return err
+	}
+	defer func() {
+		for _, s := range b.systems {
+			s.stop()
+		}
+	}()
+	for _, k := range kinds {
+		if !b.wants(k) {
+			continue
+		}
+		b.progress.step("starting "+k.title, startTime)
+		s, err := newSystem(b.network, k, b.found[k.key], b.dir)
+		if err != nil {
+			return err
+		}
+		b.systems = append(b.systems, s)
+		b.samples.Versions[k.key] = version(k, s.binary)
+		if err := b.start(ctx, s); err != nil {
+			return err
+		}
+	}
+	b.samples.Machine = machine()
+	for round := range b.o.rounds {
+		for _, p := range probes {
+			for _, s := range b.systems {
+				if !b.takesPart(p, s.kind, round) {
+					continue
+				}
+				b.progress.step(fmt.Sprintf("round %d of %d: %s: %s", round+1, b.o.rounds, p.name, s.title), p.needs(b.o))
+				if err := b.measure(ctx, p, s, b.first+round); err != nil {
+					return err
+				}
+			}
+		}
+		if b.o.samples != "" {
+			if err := b.samples.save(b.o.samples); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// start starts a system. Without those of pinproxy there is nothing to compare; others are left out.
+func (b *bencher) start(ctx context.Context, s *system) error {
+	s.broken = s.start(ctx)
+	switch {
+	case s.broken == nil:
+		return nil
+	case ctx.Err() != nil || s.program == "":
+		return s.broken
+	}
+	b.progress.note(fmt.Sprintf("left out: %v", s.broken))
+	return nil
+}
+
+// measure lets one probe have a system.
+func (b *bencher) measure(ctx context.Context, p probe, s *system, round int) error {
+	if s.broken != nil {
+		return nil
+	}
+	if p.once { // or what came before would be seen
+		s.stop()
+		if err := b.start(ctx, s); s.broken != nil {
+			return err
+		}
+	}
+	b.network.setTimestamps(!p.plain)
+	results, err := p.measure(ctx, s, b.o)
+	b.network.setTimestamps(true)
+	switch {
+	case err == nil:
+		for _, r := range results {
+			b.samples.List = append(b.samples.List, sample{Round: round, System: s.key, Measure: r.measure, Value: r.value, Failed: r.failed})
+		}
+		return nil
+	case ctx.Err() != nil || errors.Is(err, errServer) || s.program == "" && errors.Is(err, errBroken):
+		return fmt.Errorf("%s: %s: %w%s", p.name, s.title, err, s.lastWords())
+	}
+	for _, m := range p.results {
+		b.samples.List = append(b.samples.List, sample{Round: round, System: s.key, Measure: m, Err: first(err)})
+	}
+	if errors.Is(err, errBroken) {
+		s.broken = err
+		b.progress.note(fmt.Sprintf("left out from here on: %s: %v%s", s.title, err, s.lastWords()))
+	}
+	return nil
+}
+
+// publish writes the page, if there is one to be written.
+func (b *bencher) publish(stdout io.Writer) error {
+	if b.o.page == "" {
+		return nil
+	}
+	if !b.samples.complete() {
+		fmt.Fprintf(stdout, "\n%s is left as it was: it takes a run of everything.\n", b.o.page)
+		return nil
+	}
+	picture := b.o.page[:len(b.o.page)-len(filepath.Ext(b.o.page))] + ".svg"
+	err := os.WriteFile(b.o.page, []byte(b.samples.page(filepath.Base(picture))), 0o644)
+	if err == nil {
+		err = os.WriteFile(picture, []byte(b.samples.picture()), 0o644)
+	}
+	if err == nil {
+		fmt.Fprintf(stdout, "\nWritten: %s and %s.\n", b.o.page, picture)
+	}
+	return err
+}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/xml"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"pinproxy/netstack/lab"
+	"pinproxy/rules"
+)
+
+// The test binary is the agents of the bench that it runs.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && (os.Args[1] == "agent" || os.Args[1] == "tun") {
+		main()
+	}
+	lab.Main(m)
+}
+
+// pinproxy builds it.
+func pinproxy(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "pinproxy")
+	cmd := exec.Command("go", "build", "-o", path, "pinproxy/cmd/pinproxy")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build pinproxy: %v\n%s", err, out)
+	}
+	return path
+}
+
+// Everything there is without other programs, for a moment each.
+func TestBench(t *testing.T) {
+	path := pinproxy(t)
+	t.Setenv("PATH", t.TempDir())
+	dir := t.TempDir()
+	page, file := filepath.Join(dir, "bench.md"), filepath.Join(dir, "samples")
+	args := []string{
+		"--time", "20ms", "--flows", "40", "--systems", "direct,pinproxy,pinproxy-command,tun",
+		"--rounds", "1", "--samples", file, "--page", page, path,
+	}
+	var stdout, stderr bytes.Buffer
+	if code := run(t.Context(), args, nil, &stdout, &stderr); code != 0 {
+		t.Fatalf("status %d\n%s\n%s", code, &stdout, &stderr)
+	}
+
+	all, err := load(options{samples: file, window: 20 * time.Millisecond, flows: 40})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{keyPinproxy, keyCommand} {
+		for _, m := range measures {
+			if strings.HasPrefix(m.key, "cpu") {
+				continue
+			}
+			if f := all.figure(key, m.key); f.n != 1 || f.median <= 0 && m.group != "connections" && m.group != "pinned" {
+				t.Errorf("%s: %s: %+v", key, m.title, f)
+			}
+		}
+	}
+	for _, m := range []string{"up1", "down1"} {
+		if all.figure(keyTUN, m).median <= 0 {
+			t.Errorf("TUN alone: %s: %+v", m, all.figure(keyTUN, m))
+		}
+	}
+	for _, f := range all.failures() {
+		if f.system != "direct" || f.errs != nil { // a port that the program binds itself is in TIME_WAIT
+			t.Error(f)
+		}
+	}
+
+	for _, want := range []string{"up 1", "Gbit/s", "\ndirect ", "\npinproxy -- CMD ", "\nTUN alone ", "pinproxy is … × what a system makes"} {
+		if !strings.Contains(stdout.String(), want) {
+			t.Errorf("the table lacks %q", want)
+		}
+	}
+	text, err := os.ReadFile(page)
+	if err != nil || !strings.Contains(string(text), "](bench.svg)") || !strings.Contains(string(text), "| **pinproxy** |") {
+		t.Errorf("the page: %v\n%s", err, text)
+	}
+	picture, err := os.ReadFile(filepath.Join(dir, "bench.svg"))
+	if err != nil || wellFormed(picture) != nil {
+		t.Errorf("the picture: %v, %v\n%s", err, wellFormed(picture), picture)
+	}
+	if t.Failed() {
+		t.Logf("%s\n%s", &stdout, &stderr)
+	}
+}
+
+func wellFormed(text []byte) error {
+	for d := xml.NewDecoder(bytes.NewReader(text)); ; {
+		if _, err := d.Token(); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// interrupter cancels when something is written to it.
+type interrupter struct {
+	mu     sync.Mutex
+	b      bytes.Buffer
+	cancel func()
+}
+
+func (i *interrupter) Write(b []byte) (int, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.cancel()
+	return i.b.Write(b)
+}
+
+// An interrupted run ends at once, with everything it has started.
+func TestInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	stderr := &interrupter{cancel: cancel} // progress is what comes first
+	var stdout bytes.Buffer
+	code := run(ctx, []string{"--systems", "direct", "/bin/true"}, nil, &stdout, stderr)
+	if want := "bench: error: interrupted\n"; code != 1 || !strings.HasSuffix(stderr.b.String(), want) {
+		t.Errorf("status %d, %q, want 1 and %q", code, stderr.b.String(), want)
+	}
+	if left := children(os.Getpid()); len(left) > 0 {
+		t.Errorf("processes %v are left", left)
+	}
+}
+
+// A pinproxy that does not work is an error that says why.
+func TestBroken(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	code := run(t.Context(), []string{"--systems", "pinproxy", "/bin/false"}, nil, &stdout, &stderr)
+	if want := "bench: error: pinproxy: "; code != 1 || !strings.Contains(stderr.String(), want) {
+		t.Errorf("status %d, %q, want 1 and %q", code, &stderr, want)
+	}
+}
+
+func TestManyRules(t *testing.T) {
+	n := 0
+	var list []*rules.Rule
+	for line := range strings.Lines(manyRulesFile()) {
+		r, err := rules.Parse(strings.TrimSpace(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, r)
+		n++
+	}
+	if _, err := rules.NewSet(list); n != manyRules || err != nil {
+		t.Errorf("%d rules, %v", n, err)
+	}
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// page is the figures in Markdown, with the picture of that name.
+func (s *samples) page(picture string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `# pinproxy beside others
+
+Written by `+"`make bench`"+`, which measures this again: in network namespaces of its own, all systems in turns, %s, %s
+each time. %s
+
+Application, system and server share the processors, so that a system also pays for what it makes the other
+two do. Figures of one run can be compared with each other; those of different runs, or machines, can't.
+
+![Throughput, connections a second, round trips and memory, as bars](%s)
+
+`, s.roundsInWords(), s.Window, s.Machine, picture)
+
+	for _, block := range s.blocks() {
+		fmt.Fprintf(&b, "%s\n\n|", block.text)
+		for _, k := range s.shown() {
+			fmt.Fprintf(&b, " | %s", emphasized(k))
+		}
+		fmt.Fprintf(&b, " |\n| ---%s |\n", strings.Repeat(" | ---:", len(s.shown())))
+		for _, m := range s.columns() {
+			fmt.Fprintf(&b, "| %s, %s", m.title, m.unit)
+			for _, k := range s.shown() {
+				fmt.Fprintf(&b, " | %s", block.cell(k, m))
+			}
+			fmt.Fprint(&b, " |\n")
+		}
+		fmt.Fprint(&b, "\n")
+	}
+
+	fmt.Fprint(&b, "## What went wrong\n\nConnections that failed, and systems that could not be measured, in all rounds.\n\n")
+	for _, f := range s.failures() {
+		fmt.Fprintf(&b, "- %s\n", f)
+	}
+	if len(s.failures()) == 0 {
+		fmt.Fprint(&b, "Nothing.\n")
+	}
+
+	fmt.Fprint(&b, "\n## The systems\n\n")
+	for _, k := range s.shown() {
+		name := k.title
+		if v := s.Versions[k.key]; v != "" {
+			name += " " + v
+		}
+		fmt.Fprintf(&b, "- **%s**: %s.\n", name, k.how)
+	}
+	fmt.Fprintf(&b, `
+## What is measured
+
+- **Throughput**: payload that arrives, counted by the receiver once the flows have run for a while. CPU is the system's
+  own user and system time for all of the run, from /proc.
+- **Connections**: connect, %d bytes there and back, close; the client closes first. 16 workers at once, or 1. Eight
+  destination addresses, in turns, where the system is not a listener.
+- **Round trip**: %d bytes there and back over one connection, one after the other.
+- **One port**: connections one after the other through one source port to one address and port. Each has to get the
+  4-tuple from the one before, which is in TIME_WAIT; without TCP timestamps on the server's side the kernel
+  gives it back after a minute only.
+- **Memory**: resident set, beside that before, for each of %s idle flows, in a process that has just been started; 500
+  flows where one costs hundreds of kilobytes.
+
+`+"`make bench BENCHFLAGS=--help`"+` names the flags for less, or more.
+`, messageSize, pingSize, count(float64(s.Flows)))
+	return b.String()
+}
+
+func emphasized(k kind) string {
+	if slices.Contains([]string{keyPinproxy, keyCommand}, k.key) {
+		return "**" + k.title + "**"
+	}
+	return k.title
+}

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"encoding/xml"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// panel is a part of the picture: bars of one measure, or of two that belong together.
+type panel struct {
+	title    string
+	measures []string
+	labels   []string // what tells the bars of a system apart
+}
+
+var panels = []panel{
+	{"Throughput, 1 flow, Gbit/s", []string{"up1", "down1"}, []string{"up", "down"}},
+	{"Throughput, 8 flows, Gbit/s", []string{"up8", "down8"}, []string{"up", "down"}},
+	{"Connections a second", []string{"conn1", "conn16"}, []string{"1 worker", "16 workers"}},
+	{"Round trip of 64 bytes, µs (less is better)", []string{"p50", "p99"}, []string{"p50", "p99"}},
+	{"Connections a second through one pinned port", []string{"pin", "pinplain"}, []string{"timestamps", "without"}},
+	{"Memory of an idle flow, bytes (less is better)", []string{"memory"}, []string{""}},
+}
+
+// Sizes of the picture, in its own units.
+const (
+	panelWidth = 480
+	labelWidth = 118
+	valueWidth = 62
+	barHeight  = 8
+	rowHeight  = 2*barHeight + 7
+	headHeight = 46
+	margin     = 16
+)
+
+// style has colours for both kinds of screen. The picture brings its own ground along, so text is readable
+// wherever it is shown.
+const style = `
+  .ground { fill: #ffffff } .line { stroke: #d0d7de }
+  text { font: 12px system-ui, sans-serif; fill: #1f2328 }
+  .title { font-weight: 600; font-size: 13px } .dim { fill: #59636e } .value { font-size: 10px }
+  .ours { font-weight: 600 }
+  .a0 { fill: #0969da } .a1 { fill: #54aeff } .b0 { fill: #6e7781 } .b1 { fill: #afb8c1 }
+  @media (prefers-color-scheme: dark) {
+    .ground { fill: #0d1117 } .line { stroke: #3d444d }
+    text { fill: #f0f6fc } .dim { fill: #9198a1 }
+    .a0 { fill: #4493f8 } .a1 { fill: #1f4f95 } .b0 { fill: #8b949e } .b1 { fill: #484f58 }
+  }
+`
+
+// picture draws the figures as SVG.
+func (s *samples) picture() string {
+	var body strings.Builder
+	var heights [2]int // of the two columns
+	for i, p := range panels {
+		column := i % 2
+		part, height := s.panel(p)
+		fmt.Fprintf(&body, "<g transform=\"translate(%d %d)\">\n%s</g>\n", margin+column*(panelWidth+margin), margin+heights[column], part)
+		heights[column] += height
+		if column == 1 {
+			heights[0], heights[1] = max(heights[0], heights[1]), max(heights[0], heights[1])
+		}
+	}
+	width, height := 2*panelWidth+3*margin, max(heights[0], heights[1])+margin
+	return fmt.Sprintf(`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" role="img" aria-label="pinproxy beside others">
+<style>%s</style>
+<rect class="ground" width="%d" height="%d" rx="6"/>
+%s</svg>
+`, width, height, width, height, style, width, height, body.String())
+}
+
+// panel draws one panel and returns how high it is.
+func (s *samples) panel(p panel) (string, int) {
+	var rows []kind
+	top := 0.0
+	first := measures[slices.IndexFunc(measures, func(m measure) bool { return m.key == p.measures[0] })]
+	for _, k := range s.ranking(first) {
+		if k.key == keyMany || k.key == keyTUN {
+			continue
+		}
+		rows = append(rows, k)
+		for _, m := range p.measures {
+			top = max(top, s.figure(k.key, m).median)
+		}
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "<text class=\"title\" y=\"12\">%s</text>\n", escape(p.title))
+	x := labelWidth
+	for i, label := range p.labels {
+		if label != "" {
+			fmt.Fprintf(&b, "<rect class=\"b%d\" x=\"%d\" y=\"22\" width=\"10\" height=\"10\"/><text class=\"dim value\" x=\"%d\" y=\"31\">%s</text>\n", i, x, x+14, escape(label))
+			x += 24 + 7*len(label)
+		}
+	}
+	for i, k := range rows {
+		y := headHeight + i*rowHeight
+		class, bar := "dim", "b"
+		if emphasized(k) != k.title {
+			class, bar = "ours", "a"
+		}
+		fmt.Fprintf(&b, "<text class=\"%s\" x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>\n", class, labelWidth-8, y+barHeight+4, escape(k.title))
+		for j, m := range p.measures {
+			f := s.figure(k.key, m)
+			if f.n == 0 || top == 0 {
+				continue
+			}
+			length := f.median / top * (panelWidth - labelWidth - valueWidth)
+			at := y + j*barHeight
+			if len(p.measures) == 1 {
+				at += barHeight / 2
+			}
+			fmt.Fprintf(&b, "<rect class=\"%s%d\" x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%d\"/>", bar, j, labelWidth, at, max(length, 1), barHeight-1)
+			fmt.Fprintf(&b, "<text class=\"dim value\" x=\"%.1f\" y=\"%d\">%s</text>\n", labelWidth+max(length, 1)+4, at+barHeight-1, escape(number(f)))
+		}
+	}
+	height := headHeight + len(rows)*rowHeight
+	fmt.Fprintf(&b, "<line class=\"line\" x1=\"%d\" x2=\"%d\" y1=\"%d\" y2=\"%d\"/>\n", labelWidth, labelWidth, headHeight-4, height)
+	return b.String(), height + margin
+}
+
+func escape(text string) string {
+	var b strings.Builder
+	_ = xml.EscapeText(&b, []byte(text)) // a Builder takes everything
+	return b.String()
+}

@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// result is a figure that a probe has found.
+type result struct {
+	measure string
+	value   float64
+	failed  int
+}
+
+// probe measures one system for a while.
+type probe struct {
+	name    string
+	group   string   // for --only
+	results []string // measures it may give
+	systems []string // that can be measured so; all if empty
+	without []string // that can't
+	plain   bool     // the server does without TCP timestamps
+	once    bool     // a run, with the system started afresh
+	needs   func(o options) time.Duration
+	measure func(ctx context.Context, s *system, o options) ([]result, error)
+}
+
+// warm is how long bytes and messages flow before they count.
+func warm(o options) time.Duration { return o.window/4 + 50*time.Millisecond }
+
+func oneWindow(o options) time.Duration  { return o.window + 20*time.Millisecond }
+func warmWindow(o options) time.Duration { return o.window + warm(o) + 70*time.Millisecond }
+
+// settle is how long flows are idle before memory is looked at, so that garbage has been collected and stacks have
+// shrunk.
+func settle(o options) time.Duration { return min(2*time.Second, 5*o.window) }
+
+func idleTime(o options) time.Duration {
+	return startTime + settle(o) + settle(o)/4 + time.Duration(o.flows)*300*time.Microsecond
+}
+
+// startTime is about how long a system takes to start.
+const startTime = 500 * time.Millisecond
+
+// oneFlowOnly are systems that take nothing but one flow of bulk data.
+var (
+	pinning     = []string{keyDirect, keyPinproxy, keyCommand, "socat", "haproxy"}
+	oneFlowOnly = []string{keyTUN}
+	notMany     = []string{keyTUN, keyMany}
+)
+
+// probes, in the order in which they take turns.
+var probes = []probe{
+	{name: "up, 1 flow", group: "throughput", results: []string{"up1", "cpuup"}, without: []string{keyMany}, needs: warmWindow, measure: up(1, "up1", "cpuup")},
+	{name: "down, 1 flow", group: "throughput", results: []string{"down1", "cpudown"}, without: []string{keyMany}, needs: warmWindow, measure: down(1, "down1", "cpudown")},
+	{name: "up, 8 flows", group: "throughput", results: []string{"up8"}, without: notMany, needs: warmWindow, measure: up(8, "up8", "")},
+	{name: "down, 8 flows", group: "throughput", results: []string{"down8"}, without: notMany, needs: warmWindow, measure: down(8, "down8", "")},
+	{name: "connections, 1 worker", group: "connections", results: []string{"conn1"}, without: oneFlowOnly, needs: oneWindow, measure: connections(1, "conn1")},
+	{name: "connections, 16 workers", group: "connections", results: []string{"conn16"}, without: oneFlowOnly, needs: oneWindow, measure: connections(16, "conn16")},
+	{name: "round trips", group: "latency", results: []string{"p50", "p99"}, without: oneFlowOnly, needs: warmWindow, measure: roundTrips},
+	{name: "one pinned port", group: "pinned", results: []string{"pin"}, systems: pinning, needs: oneWindow, measure: pinned(portPinned, "pin")},
+	{name: "one pinned port, no timestamps", group: "pinned", results: []string{"pinplain"}, systems: pinning, plain: true, needs: oneWindow, measure: pinned(portPlain, "pinplain")},
+	{name: "idle flows", group: "memory", results: []string{"memory"}, without: []string{keyDirect, keyTUN, keyMany}, once: true, needs: idleTime, measure: idle},
+}
+
+// fits reports whether the system can be measured so.
+func (p *probe) fits(k kind) bool {
+	return !slices.Contains(p.without, k.key) && (len(p.systems) == 0 || slices.Contains(p.systems, k.key))
+}
+
+// up has n flows send, and the server count.
+func up(n int, measure, cpu string) func(context.Context, *system, options) ([]result, error) {
+	return func(ctx context.Context, s *system, o options) ([]result, error) {
+		counted := make(chan error, 1)
+		var got report
+		go func() {
+			var err error
+			got, err = s.net.server.do(ctx, task{Do: "count", Warm: warm(o), Time: o.window})
+			counted <- err
+		}()
+		before := s.cpu()
+		sent, err := s.client.do(ctx, task{Do: "send", To: s.to(portSink), N: n, Warm: warm(o), Time: o.window + 50*time.Millisecond})
+		used := s.cpu() - before
+		if serverErr := <-counted; serverErr != nil {
+			return nil, fmt.Errorf("%w: the server: %w", errServer, serverErr)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return moved(measure, cpu, got, sent.All, used), nil
+	}
+}
+
+// down has n flows receive, and the client count.
+func down(n int, measure, cpu string) func(context.Context, *system, options) ([]result, error) {
+	return func(ctx context.Context, s *system, o options) ([]result, error) {
+		before := s.cpu()
+		got, err := s.client.do(ctx, task{Do: "receive", To: s.to(portSource), N: n, Warm: warm(o), Time: o.window})
+		if err != nil {
+			return nil, err
+		}
+		return moved(measure, cpu, got, got.All, s.cpu()-before), nil
+	}
+}
+
+// moved is what r and the processor time used for all bytes say. cpu is empty where nobody asks for it.
+func moved(measure, cpu string, r report, all int64, used time.Duration) []result {
+	list := []result{{measure: measure, value: 8 * float64(r.Bytes) / float64(r.Took.Nanoseconds())}}
+	if cpu != "" && used > 0 && all > 0 {
+		list = append(list, result{measure: cpu, value: used.Seconds() / (float64(all) / 1e9)})
+	}
+	return list
+}
+
+// connections has workers make short connections to all addresses of the server.
+func connections(workers int, measure string) func(context.Context, *system, options) ([]result, error) {
+	return func(ctx context.Context, s *system, o options) ([]result, error) {
+		r, err := s.client.do(ctx, task{Do: "connect", To: s.to(portShort), N: workers, Time: o.window})
+		return []result{{measure, float64(r.OK) / r.Took.Seconds(), r.Failed}}, err
+	}
+}
+
+// pinned has one worker make short connections through one source port to one address. Where nobody is between, it
+// binds the port itself.
+func pinned(port uint16, measure string) func(context.Context, *system, options) ([]result, error) {
+	return func(ctx context.Context, s *system, o options) ([]result, error) {
+		t := task{Do: "connect", To: s.to(port)[:1], N: 1, Time: o.window}
+		if s.key == keyDirect {
+			t.From = pinnedTo[port]
+		}
+		r, err := s.client.do(ctx, t)
+		return []result{{measure, float64(r.OK) / r.Took.Seconds(), r.Failed}}, err
+	}
+}
+
+func roundTrips(ctx context.Context, s *system, o options) ([]result, error) {
+	r, err := s.client.do(ctx, task{Do: "ping", To: s.to(portEcho), Warm: warm(o), Time: o.window})
+	if err != nil {
+		return nil, err
+	}
+	return []result{
+		{measure: "p50", value: float64(r.P50.Nanoseconds()) / 1e3},
+		{measure: "p99", value: float64(r.P99.Nanoseconds()) / 1e3},
+	}, nil
+}
+
+// idle opens flows and looks at what they have made of the system's memory.
+func idle(ctx context.Context, s *system, o options) ([]result, error) {
+	n := o.flows
+	if slices.Contains([]string{"socat", "slirp4netns"}, s.key) {
+		n = min(n, 500) // hundreds of kilobytes each
+	}
+	time.Sleep(settle(o) / 4)
+	before := s.resident()
+	defer func() {
+		_, err := s.client.do(ctx, task{Do: "release"})
+		_, serverErr := s.net.server.do(ctx, task{Do: "release"})
+		_ = errors.Join(err, serverErr) // who is next to use them will see
+	}()
+	opened, err := s.client.do(ctx, task{Do: "hold", To: s.to(portHold), N: n, Time: 10 * socketPatience})
+	if err != nil {
+		return nil, err
+	}
+	held, err := s.net.server.do(ctx, task{Do: "holding", N: opened.OK, Time: socketPatience})
+	if err != nil {
+		return nil, fmt.Errorf("%w: the server: %w", errServer, err)
+	}
+	if held.OK < n/2 {
+		return nil, fmt.Errorf("%d of %d flows stand; %s", held.OK, n, opened.Failure)
+	}
+	time.Sleep(settle(o))
+	return []result{{"memory", float64(s.resident()-before) / float64(held.OK), n - held.OK}}, nil
+}
+
+// errServer says that it is not the system that has failed.
+var errServer = errors.New("the other end has failed")
+
+// cpu is the processor time that the system has used.
+func (s *system) cpu() (sum time.Duration) {
+	for _, p := range s.proxy {
+		if t, err := cpuTime(p.Pid(), s.descendants); err == nil { // else it has ended, which its client will see
+			sum += t
+		}
+	}
+	return sum
+}
+
+// resident is the memory that the system occupies.
+func (s *system) resident() (sum int64) {
+	for _, p := range s.proxy {
+		if n, err := residentSet(p.Pid(), s.descendants); err == nil {
+			sum += n
+		}
+	}
+	return sum
+}
+
+// descriptors returns how many descriptors a process may have.
+func descriptors() int {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return 1024
+	}
+	return int(min(l.Cur, 1<<20))
+}
+
+// allowDescriptors has this process, and what it starts, have as many as it may.
+func allowDescriptors() error {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return err
+	}
+	l.Cur = min(l.Max, 1<<20)
+	return unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
+}
+
+// first is the first line of an error.
+func first(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}

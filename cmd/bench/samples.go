@@ -1,0 +1,214 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// sample is one figure of one system.
+type sample struct {
+	Round   int
+	System  string // kind.key
+	Measure string // measure.key
+	Value   float64
+	Failed  int    `json:",omitempty"` // connections that failed meanwhile
+	Err     string `json:",omitempty"` // why there is no value
+}
+
+// samples are all figures so far, with what they were measured under.
+type samples struct {
+	Window   time.Duration
+	Flows    int
+	Machine  string
+	Versions map[string]string // of the systems
+	List     []sample
+}
+
+// load reads the samples of earlier runs, if there are any, and checks that they go with o.
+func load(o options) (*samples, error) {
+	s := &samples{Window: o.window, Flows: o.flows, Versions: make(map[string]string)}
+	if o.samples == "" {
+		return s, nil
+	}
+	text, err := os.ReadFile(o.samples)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	old := &samples{Versions: make(map[string]string)}
+	if err := json.Unmarshal(text, old); err != nil {
+		return nil, fmt.Errorf("read %s: %w", o.samples, err)
+	}
+	if old.Window != s.Window || old.Flows != s.Flows {
+		return nil, fmt.Errorf("%s was measured with --time %s --flows %d", o.samples, old.Window, old.Flows)
+	}
+	return old, nil
+}
+
+// save writes the samples for a later run.
+func (s *samples) save(file string) error {
+	text, err := json.MarshalIndent(s, "", "\t")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(text, '\n'), 0o644)
+}
+
+// rounds returns how many rounds there are.
+func (s *samples) rounds() int {
+	n := 0
+	for _, x := range s.List {
+		n = max(n, x.Round+1)
+	}
+	return n
+}
+
+// roundsInWords is for a sentence.
+func (s *samples) roundsInWords() string {
+	if n := s.rounds(); n != 1 {
+		return fmt.Sprintf("%d rounds", n)
+	}
+	return "1 round"
+}
+
+// values returns what was measured, by round.
+func (s *samples) values(system, measure string) map[int]float64 {
+	byRound := make(map[int]float64)
+	for _, x := range s.List {
+		if x.System == system && x.Measure == measure && x.Err == "" {
+			byRound[x.Round] = x.Value
+		}
+	}
+	return byRound
+}
+
+// figure is the middle of what was measured and how far it went from it: half of the range in which the middle half
+// of the values is, as a part of the median.
+type figure struct {
+	median, spread float64
+	n              int
+}
+
+func (s *samples) figure(system, measure string) figure {
+	var list []float64
+	for _, v := range s.values(system, measure) {
+		list = append(list, v)
+	}
+	return figureOf(list)
+}
+
+// ratio is the figure of the ratios of one system to another in the same rounds.
+func (s *samples) ratio(system, other, measure string) figure {
+	var list []float64
+	others := s.values(other, measure)
+	for round, v := range s.values(system, measure) {
+		if o, ok := others[round]; ok && o > 0 {
+			list = append(list, v/o)
+		}
+	}
+	return figureOf(list)
+}
+
+func figureOf(list []float64) figure {
+	if len(list) == 0 {
+		return figure{}
+	}
+	slices.Sort(list)
+	f := figure{median: quantile(list, 0.5), n: len(list)}
+	if f.median > 0 {
+		f.spread = (quantile(list, 0.75) - quantile(list, 0.25)) / 2 / f.median
+	}
+	return f
+}
+
+// quantile of a sorted list, between two values in proportion.
+func quantile[T float64 | time.Duration](list []T, q float64) T {
+	if len(list) == 0 {
+		return 0
+	}
+	at := q * float64(len(list)-1)
+	below := int(math.Floor(at))
+	above := min(below+1, len(list)-1)
+	return list[below] + T(float64(list[above]-list[below])*(at-float64(below)))
+}
+
+// has reports whether anything was measured, or tried, of a system.
+func (s *samples) has(system string) bool {
+	return slices.ContainsFunc(s.List, func(x sample) bool { return x.System == system })
+}
+
+// measured reports whether there is a figure of any system.
+func (s *samples) measured(measure string) bool {
+	return slices.ContainsFunc(s.List, func(x sample) bool { return x.Measure == measure && x.Err == "" })
+}
+
+// complete reports whether there are figures of pinproxy, by every measure, and of no proxy.
+func (s *samples) complete() bool {
+	for _, m := range measures {
+		if strings.HasPrefix(m.key, "cpu") {
+			continue // the kernel counts in ticks: a short run may take none
+		}
+		if s.figure(keyPinproxy, m.key).n == 0 || s.figure(keyCommand, m.key).n == 0 {
+			return false
+		}
+	}
+	return s.has(keyDirect)
+}
+
+// failure is what went wrong with one measure of one system, over all rounds.
+type failure struct {
+	system, measure string
+	failed          int
+	errs            []string
+}
+
+// failures returns what went wrong, in the order of the table.
+func (s *samples) failures() []failure {
+	var list []failure
+	for _, k := range kinds {
+		for _, m := range measures {
+			f := failure{system: k.title, measure: m.title}
+			for _, x := range s.List {
+				if x.System != k.key || x.Measure != m.key {
+					continue
+				}
+				f.failed += x.Failed
+				if x.Err != "" && !slices.Contains(f.errs, x.Err) {
+					f.errs = append(f.errs, x.Err)
+				}
+			}
+			if f.failed > 0 || len(f.errs) > 0 {
+				list = append(list, f)
+			}
+		}
+	}
+	return list
+}
+
+// shown are the systems there is something of.
+func (s *samples) shown() []kind {
+	return slices.DeleteFunc(slices.Clone(kinds), func(k kind) bool { return !s.has(k.key) })
+}
+
+// ranking sorts the systems that have a figure, the best first.
+func (s *samples) ranking(m measure) []kind {
+	list := slices.DeleteFunc(s.shown(), func(k kind) bool { return s.figure(k.key, m.key).n == 0 })
+	slices.SortStableFunc(list, func(a, b kind) int {
+		order := cmp.Compare(s.figure(b.key, m.key).median, s.figure(a.key, m.key).median)
+		if m.less {
+			return -order
+		}
+		return order
+	})
+	return list
+}
