@@ -43,6 +43,12 @@ type advised struct {
 func (e *advised) Error() string { return e.err.Error() }
 func (e *advised) Unwrap() error { return e.err }
 
+// goneError says that the application did not want the answer any more.
+type goneError struct{ err error }
+
+func (e *goneError) Error() string { return e.err.Error() }
+func (e *goneError) Unwrap() error { return e.err }
+
 // hintOf is what would help against err; empty if there is nothing known.
 func hintOf(err error) string {
 	var pin *pinError

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"time"
 
@@ -84,8 +85,8 @@ func (l *live) busy(ctx context.Context, ways []rules.Busy, wait lease.Request, 
 			}
 			l.towards(l.flow.Dst())
 		case rules.Any:
-			l.proxy.cfg.Log.Warn("flow leaves unpinned, as busy=any allows",
-				"id", l.id, "src", l.flow.Src().String(), "dst", l.flow.Dst().String(), "rule", rule.String(), "cause", cause.Error())
+			l.say(slog.LevelWarn, "flow leaves unpinned, as busy=any allows", KindBusy,
+				append(l.who(), slog.String("rule", rule.String()), slog.String("cause", cause.Error())))
 			c, err := l.dial(ctx, netip.AddrPort{})
 			return c, leased{}, err
 		case rules.Fail:

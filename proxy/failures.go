@@ -22,6 +22,7 @@ type Failure struct {
 	Rule        string // empty if none was for it
 	Name        string // that was decided by; may be empty
 	Dst         netip.AddrPort
+	Kind        Kind
 	Cause       string
 	Hint        string // what would help; may be empty
 	Times       uint64 // since First, while it was remembered
@@ -53,7 +54,7 @@ func (l *live) failure(err error) Failure {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	f := Failure{Name: l.decision.Name, Dst: l.flow.Dst(), Cause: err.Error(), Hint: hintOf(err), Times: 1, First: now, Last: now}
+	f := Failure{Name: l.decision.Name, Dst: l.flow.Dst(), Kind: kindOf(err), Cause: err.Error(), Hint: hintOf(err), Times: 1, First: now, Last: now}
 	if l.decision.Rule != nil {
 		f.Rule = l.decision.Rule.String()
 	}

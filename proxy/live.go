@@ -34,7 +34,8 @@ type live struct {
 	cancel   context.CancelFunc // gives up what is not spliced yet
 	stage    Stage
 	cause    error          // what it waits for, if that is known
-	decision rules.Decision // this and upstream are written by the flow's own goroutine alone
+	decision rules.Decision // this, tally and upstream are written by the flow's own goroutine alone
+	tally    *tally         // of the decision's rule
 	upstream netip.AddrPort // flow.Dst(), or another address of the name
 	local    netip.AddrPort // of the upstream socket, once there is one
 	app, net Conn           // while spliced
@@ -54,6 +55,9 @@ func (l *live) run(ctx context.Context) {
 	if err != nil {
 		l.fail(l.diagnose(err))
 		return
+	}
+	if rule := l.decision.Rule; rule != nil && rule.Pin().Ports().Contains(l.local.Port()) {
+		l.tally.serve(l.local.Port())
 	}
 	l.open(app, up)
 	end := l.splice()
@@ -78,16 +82,18 @@ func (l *live) answer(ctx context.Context) (up, app Conn, held leased, err error
 	if err != nil {
 		closeByReset(up)
 		held.Release(0)
-		return nil, nil, leased{}, err
+		return nil, nil, leased{}, &goneError{err}
 	}
 	return up, app, held, nil
 }
 
 func (l *live) decide() {
 	d := l.proxy.cfg.Names.Decide(l.flow.Dst())
+	t := l.proxy.tallies.of(d.Rule)
+	t.hits.Add(1)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.decision = d
+	l.decision, l.tally = d, t
 }
 
 // towards says where the flow is being connected to.
@@ -160,7 +166,9 @@ func (l *live) refuse(err error) {
 
 // fail logs a flow that was never spliced.
 func (l *live) fail(err error) {
-	l.proxy.failed.Add(1)
+	kind := kindOf(err)
+	l.proxy.failed[kind].Add(1)
+	l.tally.failed.Add(1)
 	l.proxy.failures.add(l.failure(err))
 	level := slog.LevelWarn
 	hint := hintOf(err)
@@ -179,11 +187,12 @@ func (l *live) fail(err error) {
 	if hint != "" {
 		attrs = append(attrs, slog.String("hint", hint))
 	}
-	l.proxy.cfg.Log.LogAttrs(context.Background(), level, "flow failed", attrs...)
+	l.say(level, "flow failed", kind, attrs)
 }
 
 // log writes the one line of a flow that was spliced.
 func (l *live) log(end string) {
+	l.tally.ended.Add(1)
 	l.proxy.ended.Add(1)
 	attrs := append(l.attrs(),
 		slog.Uint64("up", l.up.Load()),

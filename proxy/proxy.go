@@ -98,10 +98,15 @@ type Proxy struct {
 
 	failures failures
 
-	ended, failed atomic.Uint64
+	tallies  tallies
+	throttle throttle
+
+	ended  atomic.Uint64
+	failed [kinds]atomic.Uint64
 
 	mu       sync.Mutex
 	live     map[*live]struct{}
+	up, down uint64 // bytes of flows that are gone
 	draining bool
 }
 
@@ -154,11 +159,20 @@ func (p *Proxy) remove(l *live) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.live, l)
+	up, down := l.up.Load(), l.down.Load()
+	p.up += up
+	p.down += down
+	l.tally.up += up
+	l.tally.down += down
 }
 
 // Stats returns the counters.
 func (p *Proxy) Stats() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return Stats{Live: len(p.live), Ended: p.ended.Load(), Failed: p.failed.Load()}
+	s := Stats{Live: len(p.live), Ended: p.ended.Load()}
+	for kind := range p.failed {
+		s.Failed += p.failed[kind].Load()
+	}
+	return s
 }

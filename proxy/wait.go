@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -76,15 +75,15 @@ func (w *wait) queued(busy *lease.BusyError) {
 	}
 	l := w.flow
 	l.enter(Waiting, busy)
-	l.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "flow waits for its source port",
-		append(l.who(), slog.String("rule", w.rule.String()), slog.Duration("for", w.left().Round(time.Millisecond)), slog.String("cause", busy.Error()))...)
+	l.say(slog.LevelInfo, "flow waits for its source port", KindBusy,
+		append(l.who(), slog.String("rule", w.rule.String()), slog.Duration("for", w.left().Round(time.Millisecond)), slog.String("cause", busy.Error())))
 	if w.reclaim {
 		return
 	}
 	w.timer = time.AfterFunc(idleHint, func() {
 		if l.behindIdle(w.rule) {
-			l.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "flow waits behind an idle one",
-				append(l.who(), slog.String("rule", w.rule.String()), slog.String("hint", "busy=reclaim ends the idle flow for the one that waits"))...)
+			l.say(slog.LevelInfo, "flow waits behind an idle one", KindBusy,
+				append(l.who(), slog.String("rule", w.rule.String()), slog.String("hint", "busy=reclaim ends the idle flow for the one that waits")))
 		}
 	})
 }
@@ -149,7 +148,7 @@ func (w *wait) tell() {
 	if w.obstacle.Hint != "" {
 		attrs = append(attrs, slog.String("hint", w.obstacle.Hint))
 	}
-	w.flow.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelWarn, "flow waits for the kernel to free its source port", attrs...)
+	w.flow.say(slog.LevelWarn, "flow waits for the kernel to free its source port", KindTaken, attrs)
 }
 
 // cause is what the kernel said, and why.

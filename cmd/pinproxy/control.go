@@ -42,12 +42,19 @@ type control struct {
 	set    *rules.Set
 	names  *rules.Names
 	pins   *proxy.Proxy
+
+	lookout lookout
+}
+
+func newControl(c *control) *control {
+	c.lookout.c = c
+	return c
 }
 
 func (c *control) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /about", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.about()) })
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.status()) })
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) { answer(w, c.lookout.look(r.Context())) })
 	mux.HandleFunc("GET /destination", func(w http.ResponseWriter, r *http.Request) {
 		d, err := c.destination(r.FormValue("dst"), r.FormValue("name"), r.FormValue("rule"))
 		if err != nil {

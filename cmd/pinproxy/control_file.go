@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	osuser "os/user"
+	"strconv"
 	"syscall"
 
 	"pinproxy/netstack/host"
@@ -23,6 +25,35 @@ func controlSocket(o options) (string, error) {
 		return "", err
 	}
 	return host.SocketFile(stateDir(), namespace), nil
+}
+
+// groupOf is the number of a group; -1 for "".
+func groupOf(name string) (int, error) {
+	if name == "" {
+		return -1, nil
+	}
+	if g, err := osuser.LookupGroup(name); err == nil {
+		name = g.Gid
+	}
+	gid, err := strconv.ParseUint(name, 10, 31)
+	if err != nil {
+		return -1, &usageError{fmt.Sprintf("--socket-group %s: there is no such group", name), "sudo groupadd --system " + quote(name)}
+	}
+	return int(gid), nil
+}
+
+// share lets the group use the socket at path, too. It is the group's before it is open to it.
+func share(path string, group int) error {
+	if group < 0 {
+		return nil
+	}
+	if err := os.Lchown(path, -1, group); err != nil {
+		return fmt.Errorf("give %s to group %d: %w", path, group, cause(err))
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		return fmt.Errorf("open %s to group %d: %w", path, group, cause(err))
+	}
+	return nil
 }
 
 // listenControl listens on path for the same user and root alone. A socket that nobody listens on any more is
@@ -104,6 +135,9 @@ func openControl(ctx context.Context, o options, log *slog.Logger) (l net.Listen
 	if err != nil {
 		log.Warn("no control socket: check and status can't ask this pinproxy", "err", err.Error())
 		return nil, "", nil
+	}
+	if err := share(path, o.socketGroup); err != nil {
+		log.Warn("the control socket is for its user and root alone", "err", err.Error())
 	}
 	return l, path, remove
 }

@@ -134,6 +134,9 @@ var variable = []struct{ pattern, with string }{
 	{`\bin [0-9.]+[mµ]?s\b`, `in TIME`},
 	{`"took": [0-9.e-]+`, `"took": TIME`},
 	{`"(left|idle)": [0-9.e-]+`, `"$1": TIME`},
+	{`"((?:up|down)_rate)": [0-9.e+-]+`, `"$1": RATE`},
+	{`\b\d+/s (up|down)`, `RATE/s $1`},
+	{`TIME_WAIT \d+s`, `TIME_WAIT TIME`},
 	{`(held for|link pin0, for) [0-9.µm]+s`, `$1 TIME`},
 	{`(bank.example +\S+) +\d+s`, `$1 TTL`},
 	{` 0?[0-9]s`, ` TIME`},
@@ -161,6 +164,7 @@ func (s *checkScript) steady(text string) string {
 	}
 	if strings.HasPrefix(text, "pinproxy VERSION") { // the tables of status are as wide as what stands in them
 		text = regexp.MustCompile(` {3,}`).ReplaceAllString(text, "  ")
+		text = regexp.MustCompile(`(?m)^(\S+=\S+(?:  \d+){5}|\d+  (?:open|waiting)  .*)  \S+  \S+$`).ReplaceAllString(text, "$1  RATE  RATE")
 	}
 	return text
 }

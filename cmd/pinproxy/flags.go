@@ -40,6 +40,9 @@ type options struct {
 	target  target // of check
 	connect bool
 	json    bool
+	watch   bool
+
+	socketGroup int // group that may open the control socket too; -1: none
 }
 
 // usageError is a mistake on the command line.
@@ -53,7 +56,8 @@ func (e *usageError) Error() string { return e.msg }
 // parseArgs reads the command line. Its errors are *usageError, *rules.SyntaxError
 // or *rules.ConflictError; each means exit status 2.
 func parseArgs(args []string) (options, error) {
-	o := options{}
+	o := options{socketGroup: -1}
+	var socketGroup string
 	var ruleTexts, ruleFiles, loopback []string
 	var offload, level, format string
 	fs := pflag.NewFlagSet("pinproxy", pflag.ContinueOnError)
@@ -73,6 +77,8 @@ func parseArgs(args []string) (options, error) {
 	fs.StringVar(&o.socket, "socket", "", "")
 	fs.BoolVar(&o.connect, "connect", false, "")
 	fs.BoolVar(&o.json, "json", false, "")
+	fs.BoolVar(&o.watch, "watch", false, "")
+	fs.StringVar(&socketGroup, "socket-group", "", "")
 	if err := fs.Parse(args); err != nil {
 		return o, &usageError{strings.TrimPrefix(err.Error(), "pflag: "), "pinproxy --help"}
 	}
@@ -92,7 +98,7 @@ func parseArgs(args []string) (options, error) {
 	if err := o.belong(fs); err != nil {
 		return o, err
 	}
-	if err := o.commandFlags(loopback); err != nil {
+	if err := o.commandFlags(loopback, fs); err != nil {
 		return o, err
 	}
 	if len(o.argv) > 0 && !fs.Changed("log-level") {
@@ -109,6 +115,9 @@ func parseArgs(args []string) (options, error) {
 		return o, nil
 	}
 	var err error
+	if o.socketGroup, err = groupOf(socketGroup); err != nil {
+		return o, err
+	}
 	if o.offload, err = choice("offload", offload, "off", "auto"); err != nil {
 		return o, err
 	}
@@ -126,7 +135,7 @@ func parseArgs(args []string) (options, error) {
 }
 
 // commandFlags looks at the flags that are for a command only, or for a whole host only.
-func (o *options) commandFlags(loopback []string) error {
+func (o *options) commandFlags(loopback []string, fs *pflag.FlagSet) error {
 	switch {
 	case len(o.argv) == 0 && len(loopback) > 0:
 		return &usageError{"--host-loopback is for a command: on the whole host loopback is loopback", "pinproxy --rule RULE --host-loopback " + quote(loopback[0]) + " -- CMD"}
@@ -138,8 +147,11 @@ func (o *options) commandFlags(loopback []string) error {
 		return &usageError{"--dry-run with a command: nothing on the host is changed for it", "leave out --dry-run"}
 	case o.strict:
 		return &usageError{"--strict with a command: all of its connections are captured as it is", "leave out --strict"}
-	case o.socket != "":
-		return &usageError{"--socket with a command: check and status are for a whole host", "leave out --socket"}
+	}
+	for _, name := range []string{"socket", "socket-group"} {
+		if fs.Changed(name) {
+			return &usageError{fmt.Sprintf("--%s with a command: check and status are for a whole host", name), "leave out --" + name}
+		}
 	}
 	for _, text := range loopback {
 		a, err := netip.ParseAddr(text)
@@ -194,16 +206,20 @@ func (o *options) belong(fs *pflag.FlagSet) error {
 		case "check":
 			mine = slices.Contains([]string{"rule", "rules", "connect", "json", "socket", "dial-timeout", "tun"}, f.Name)
 		case "status":
-			mine = slices.Contains([]string{"json", "socket"}, f.Name)
+			mine = slices.Contains([]string{"json", "socket", "watch"}, f.Name)
 		case "cleanup":
 			mine = false
 		default:
-			mine = f.Name != "connect" && f.Name != "json"
+			mine = !slices.Contains([]string{"connect", "json", "watch"}, f.Name)
 		}
 		switch {
 		case mine || err != nil:
 		case o.command == "":
-			err = &usageError{fmt.Sprintf("--%s goes with a command", f.Name), "pinproxy check --" + f.Name + " HOST:PORT"}
+			hint := "pinproxy check --" + f.Name + " HOST:PORT"
+			if f.Name == "watch" {
+				hint = "pinproxy status --watch"
+			}
+			err = &usageError{fmt.Sprintf("--%s goes with a command", f.Name), hint}
 		default:
 			err = &usageError{fmt.Sprintf("--%s means nothing to %s", f.Name, o.command), "pinproxy --help"}
 		}

@@ -135,7 +135,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lo
 		log.Warn(w.Error())
 	}
 	if l, path, remove := openControl(ctx, o, log); l != nil {
-		c := &control{link: dev.Name(), strict: o.strict, began: began, set: o.set, names: names, pins: pins}
+		c := newControl(&control{link: dev.Name(), strict: o.strict, began: began, set: o.set, names: names, pins: pins})
 		parts.Go(func() error {
 			if err := c.serve(ctx, l); err != nil {
 				log.Warn("the control socket has failed", "err", err.Error())

@@ -30,12 +30,34 @@ type ruleJSON struct {
 
 type statusJSON struct {
 	aboutJSON
-	Now      time.Time     `json:"now"`
-	Ended    uint64        `json:"ended"`  // flows that were connected, since the start
-	Failed   uint64        `json:"failed"` // flows that were not
-	Flows    []flowJSON    `json:"flows"`
-	Failures []failureJSON `json:"failures"`
-	Names    []nameJSON    `json:"names"`
+	Now      time.Time         `json:"now"`
+	Ended    uint64            `json:"ended"`  // flows that were connected, since the start
+	Failed   uint64            `json:"failed"` // flows that were not
+	Kinds    map[string]uint64 `json:"failed_kinds"`
+	Up       uint64            `json:"up"`
+	Down     uint64            `json:"down"`
+	UpRate   float64           `json:"up_rate"` // bytes a second
+	DownRate float64           `json:"down_rate"`
+	Rules    []ruleStateJSON   `json:"rules"` // instead of aboutJSON's
+	Ports    []portJSON        `json:"ports"`
+	Flows    []flowJSON        `json:"flows"`
+	Failures []failureJSON     `json:"failures"`
+	Names    []nameJSON        `json:"names"`
+}
+
+type ruleStateJSON struct {
+	ruleJSON
+	Hits     uint64  `json:"hits"` // flows it was for
+	Failed   uint64  `json:"failed"`
+	Open     int     `json:"open"`
+	Waiting  int     `json:"waiting"` // arrived ones too
+	Dialing  int     `json:"dialing"`
+	Up       uint64  `json:"up"`
+	Down     uint64  `json:"down"`
+	UpRate   float64 `json:"up_rate"`
+	DownRate float64 `json:"down_rate"`
+	Ports    int     `json:"ports"` // of the pin
+	Free     int     `json:"free"`  // those that nothing has
 }
 
 type flowJSON struct {
@@ -51,6 +73,8 @@ type flowJSON struct {
 	Idle     float64        `json:"idle"`
 	Up       uint64         `json:"up"`
 	Down     uint64         `json:"down"`
+	UpRate   float64        `json:"up_rate"`
+	DownRate float64        `json:"down_rate"`
 	Cause    string         `json:"cause,omitempty"`
 	Hint     string         `json:"hint,omitempty"`
 }
@@ -59,6 +83,7 @@ type failureJSON struct {
 	Rule  string         `json:"rule,omitempty"`
 	Name  string         `json:"name,omitempty"`
 	Dst   netip.AddrPort `json:"dst"`
+	Kind  string         `json:"kind"`
 	Cause string         `json:"cause"`
 	Hint  string         `json:"hint,omitempty"`
 	Times uint64         `json:"times"`
@@ -111,17 +136,31 @@ func ruleInJSON(r *rules.Rule) ruleJSON {
 	return ruleJSON{Rule: r.String(), Source: source, Line: line}
 }
 
+// status is everything at this moment, but for the rates and what the kernel tells of ports: see lookout.
 func (c *control) status() statusJSON {
-	counts := c.pins.Stats()
+	about, totals := c.about(), c.pins.Totals()
 	s := statusJSON{
-		aboutJSON: c.about(), Now: time.Now(), Ended: counts.Ended, Failed: counts.Failed,
-		Flows: []flowJSON{}, Failures: []failureJSON{}, Names: []nameJSON{},
+		aboutJSON: about, Now: time.Now(), Ended: totals.Ended, Up: totals.Up, Down: totals.Down, Kinds: make(map[string]uint64),
+		Rules: []ruleStateJSON{}, Ports: []portJSON{}, Flows: []flowJSON{}, Failures: []failureJSON{}, Names: []nameJSON{},
+	}
+	for _, kind := range proxy.Kinds() {
+		s.Failed += totals.Failed[kind]
+		s.Kinds[kind.String()] = totals.Failed[kind]
+	}
+	list := c.set.Rules()
+	for i, n := range c.pins.RuleStats(list) {
+		s.Rules = append(s.Rules, ruleStateJSON{
+			ruleJSON: ruleInJSON(list[i]), Hits: n.Hits, Failed: n.Failed, Up: n.Up, Down: n.Down, Ports: list[i].Pin().Ports().Len(),
+			Open: n.Stages[proxy.Open], Dialing: n.Stages[proxy.Dialing], Waiting: n.Stages[proxy.Waiting] + n.Stages[proxy.Arrived],
+		})
 	}
 	for _, f := range c.pins.Flows() {
 		s.Flows = append(s.Flows, flowInJSON(f))
 	}
 	for _, f := range c.pins.Failures() {
-		s.Failures = append(s.Failures, failureJSON(f))
+		s.Failures = append(s.Failures, failureJSON{
+			Rule: f.Rule, Name: f.Name, Dst: f.Dst, Kind: f.Kind.String(), Cause: f.Cause, Hint: f.Hint, Times: f.Times, First: f.First, Last: f.Last,
+		})
 	}
 	for e := range c.names.All() {
 		if len(s.Names) == maxNamesListed {

@@ -41,7 +41,7 @@ Usage:
   pinproxy --rule RULE... [flags] -- CMD...  pin for one command, without privileges
   pinproxy check [--rule RULE]... [--connect] [--json] HOST:PORT
                                              which rule, which port, what stands in the way
-  pinproxy status [--json]                   rules, flows and failures of the running pinproxy
+  pinproxy status [--json] [--watch]         rules, ports, flows and failures of the running pinproxy
   pinproxy cleanup                           undo what a killed pinproxy left behind
 
 Rules, destination=source:
@@ -67,8 +67,10 @@ Flags:
       --log-format FORMAT  text or json (default text)
       --socket PATH        control socket, of which check and status ask
                            (default /run/pinproxy.sock)
+      --socket-group GROUP who may ask, besides the same user and root
       --connect            check: make a connection from the pin, and send nothing
       --json               check, status: print JSON
+      --watch              status: print it again each second, on a terminal in place
       --version            print the version
   -h, --help               print this
 

@@ -50,18 +50,36 @@ func Find(local, remote netip.AddrPort) (Socket, bool, error) {
 
 // OnPort lists the sockets, of both families, that have the local port.
 func OnPort(port uint16) ([]Socket, error) {
-	var found []Socket
+	list, err := dump(port, func(p uint16) bool { return p == port })
+	if err != nil {
+		return nil, fmt.Errorf("list the sockets on port %d: %w", port, err)
+	}
+	return list, nil
+}
+
+// OnPorts lists the sockets, of both families, whose local port is in the set. It looks at each TCP socket there is:
+// ask it no more often than somebody looks.
+func OnPorts(in func(port uint16) bool) ([]Socket, error) {
+	list, err := dump(0, in)
+	if err != nil {
+		return nil, fmt.Errorf("list the sockets on the pins' ports: %w", err)
+	}
+	return list, nil
+}
+
+// dump has the kernel list the sockets on port, 0 for any, and returns those in the set.
+func dump(port uint16, in func(port uint16) bool) (found []Socket, err error) {
 	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-		dump := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
-		dump.AddRawData(request(netip.AddrPortFrom(any, port), netip.AddrPortFrom(any, 0), noCookie))
-		list, err := dump.Execute(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY)
-		if err != nil {
-			return nil, fmt.Errorf("list the sockets on port %d: %w", port, err)
-		}
-		for _, b := range list {
-			if len(b) >= messageLen && binary.BigEndian.Uint16(b[messageSockID:]) == port {
+		r := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
+		r.AddRawData(request(netip.AddrPortFrom(any, port), netip.AddrPortFrom(any, 0), noCookie))
+		err := r.ExecuteIter(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY, func(b []byte) bool {
+			if len(b) >= messageLen && in(binary.BigEndian.Uint16(b[messageSockID:])) {
 				found = append(found, parse(b))
 			}
+			return true
+		})
+		if err != nil {
+			return nil, err
 		}
 	}
 	return found, nil

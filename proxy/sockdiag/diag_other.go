@@ -13,6 +13,9 @@ func Find(_, _ netip.AddrPort) (Socket, bool, error) { return Socket{}, false, e
 // OnPort is Linux's.
 func OnPort(uint16) ([]Socket, error) { return nil, errors.ErrUnsupported }
 
+// OnPorts is Linux's.
+func OnPorts(func(port uint16) bool) ([]Socket, error) { return nil, errors.ErrUnsupported }
+
 // Destroy is Linux's.
 func Destroy(Socket) error { return errors.ErrUnsupported }
 

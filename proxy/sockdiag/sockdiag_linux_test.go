@@ -65,6 +65,15 @@ func TestStates(t *testing.T) {
 		if got := states(t, top.Client, 63999); !slices.Equal(got, []State{Established}) {
 			t.Errorf("%v", got)
 		}
+		if err := top.Client.Do(func() error {
+			list, err := OnPorts(func(port uint16) bool { return port > 63000 })
+			if len(list) != 1 || list[0] != s || list[0].ID() == 0 {
+				t.Errorf("on ports above 63000: %+v, want %+v", list, s)
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
 		if got := states(t, top.Server, 7); !slices.Contains(got, Listen) || !slices.Contains(got, Established) {
 			t.Errorf("the server has %v", got)
 		}

@@ -1,6 +1,7 @@
 package sockdiag
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"time"
@@ -65,6 +66,9 @@ type Socket struct {
 
 // Orphan says that no program has the socket open.
 func (s Socket) Orphan() bool { return s.inode == 0 }
+
+// ID is the kernel's number of the socket, which no other has until the next boot (sock_gen_cookie).
+func (s Socket) ID() uint64 { return binary.NativeEndian.Uint64(s.cookie[:]) }
 
 // String says what the socket does: "listens on 0.0.0.0:63999".
 func (s Socket) String() string {

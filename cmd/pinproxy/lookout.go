@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+const (
+	// rateSpan is what a rate is taken over at least, rateOld at most; rateEvery is how old the look before must be to
+	// make way for this one.
+	rateSpan  = 250 * time.Millisecond
+	rateEvery = 900 * time.Millisecond
+	rateOld   = 5 * time.Second
+)
+
+// lookout takes looks at everything, one at a time, for `status` and for the page. Between two looks it costs nothing,
+// and nothing is counted for it on a flow's way.
+type lookout struct {
+	c *control
+
+	mu     sync.Mutex // held while looking
+	before moved
+	owners owners
+}
+
+// moved is what had been moved at a moment.
+type moved struct {
+	at    time.Time
+	all   traffic
+	rules map[string]traffic
+	flows map[uint64]traffic
+}
+
+type traffic struct{ up, down uint64 }
+
+func movedBy(s *statusJSON) moved {
+	m := moved{s.Now, traffic{s.Up, s.Down}, make(map[string]traffic, len(s.Rules)), make(map[uint64]traffic, len(s.Flows))}
+	for _, r := range s.Rules {
+		m.rules[r.Rule] = traffic{r.Up, r.Down}
+	}
+	for _, f := range s.Flows {
+		m.flows[f.ID] = traffic{f.Up, f.Down}
+	}
+	return m
+}
+
+// look returns what there is now. The first one in a while takes rateSpan, for the sake of the rates.
+func (l *lookout) look(ctx context.Context) *statusJSON {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Since(l.before.at) > rateOld {
+		now := l.c.status()
+		l.before = movedBy(&now)
+	}
+	now := l.c.status()
+	if wait := rateSpan - now.Now.Sub(l.before.at); wait > 0 && len(now.Flows) > 0 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+		now = l.c.status()
+	}
+	now.rate(l.before)
+	l.ports(&now)
+	if now.Now.Sub(l.before.at) >= rateEvery {
+		l.before = movedBy(&now)
+	}
+	return &now
+}
+
+// rate fills in what has been moved in each second since before.
+func (s *statusJSON) rate(before moved) {
+	span := s.Now.Sub(before.at).Seconds()
+	if span <= 0 {
+		return
+	}
+	rate := func(was traffic, up, down uint64) (float64, float64) {
+		return perSecond(was.up, up, span), perSecond(was.down, down, span)
+	}
+	s.UpRate, s.DownRate = rate(before.all, s.Up, s.Down)
+	for i := range s.Rules {
+		if r := &s.Rules[i]; r.Up+r.Down > 0 {
+			was, ok := before.rules[r.Rule]
+			if !ok {
+				was = traffic{r.Up, r.Down} // it has come since
+			}
+			r.UpRate, r.DownRate = rate(was, r.Up, r.Down)
+		}
+	}
+	for i := range s.Flows {
+		f := &s.Flows[i]
+		f.UpRate, f.DownRate = rate(before.flows[f.ID], f.Up, f.Down)
+	}
+}
+
+// perSecond is a whole number: fractions of a byte say nothing.
+func perSecond(was, is uint64, span float64) float64 {
+	if is <= was {
+		return 0
+	}
+	return float64(uint64(float64(is-was)/span + 0.5))
+}

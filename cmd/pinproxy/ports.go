@@ -1,0 +1,196 @@
+package main
+
+import (
+	"cmp"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"pinproxy/proxy/sockdiag"
+	"pinproxy/rules"
+)
+
+const (
+	// maxPinListed is how many ports a pin may have for its free ones to be listed as well.
+	maxPinListed = 32
+	// maxPortsListed and maxHolders bound the list.
+	maxPortsListed = 4096
+	maxHolders     = 16
+)
+
+// What has a port. The words are those of JSON.
+const (
+	portFree     = "free"
+	portFlow     = "flow"
+	portTimeWait = "time_wait" // a connection that is over, in any of the states that are
+	portForeign  = "foreign"   // a program that is not pinproxy
+)
+
+// portJSON is a source port of a pin, and what has it. A port serves many destinations, so many may.
+type portJSON struct {
+	Rule    string       `json:"rule"`
+	Port    uint16       `json:"port"`
+	State   string       `json:"state"`   // of what matters most: foreign, flow, time_wait, free
+	Waiting int          `json:"waiting"` // flows, where the pin has no other port
+	Holders []holderJSON `json:"holders"`
+	More    int          `json:"more"` // holders that are not listed
+}
+
+type holderJSON struct {
+	State   string  `json:"state"`
+	Local   string  `json:"local,omitempty"`
+	Remote  string  `json:"remote,omitempty"`
+	Flow    uint64  `json:"flow,omitempty"`
+	Left    float64 `json:"left,omitempty"` // seconds of a TIME_WAIT
+	PID     int     `json:"pid,omitempty"`
+	Process string  `json:"process,omitempty"`
+	UID     *uint32 `json:"uid,omitempty"`  // of a program that may not be named
+	Text    string  `json:"text,omitempty"` // what a program does there
+}
+
+// owners remembers which programs have sockets: to find that out all processes are looked through.
+type owners map[uint64]sockdiag.Process
+
+// of names the owners of sockets, and forgets those of others.
+func (o *owners) of(list []sockdiag.Socket) owners {
+	now := make(owners)
+	var unknown []sockdiag.Socket
+	for _, s := range list {
+		if p, ok := (*o)[s.ID()]; ok {
+			now[s.ID()] = p
+		} else {
+			unknown = append(unknown, s)
+		}
+	}
+	if len(unknown) > 0 {
+		for i, p := range sockdiag.Owners(unknown) {
+			now[unknown[i].ID()] = p
+		}
+	}
+	*o = now
+	return now
+}
+
+// ports fills in which ports the pins have, and who has them.
+func (l *lookout) ports(s *statusJSON) {
+	list := l.c.set.Rules()
+	var all []rules.PortRange
+	for _, r := range list {
+		all = append(all, r.Pin().Ports().Ranges()...)
+	}
+	union := rules.NewPortSet(all...)
+	onPort := make(map[uint16][]holderJSON)
+	flows := make(map[[2]netip.AddrPort]bool, len(s.Flows))
+	ruleOf := make(map[uint64]string)
+	for _, f := range s.Flows {
+		local, err := netip.ParseAddrPort(f.Local)
+		if err != nil || f.Rule == "" {
+			continue
+		}
+		flows[[2]netip.AddrPort{local, f.Upstream}] = true
+		ruleOf[f.ID] = f.Rule
+		onPort[local.Port()] = append(onPort[local.Port()], holderJSON{State: portFlow, Local: f.Local, Remote: f.Upstream.String(), Flow: f.ID})
+	}
+	for _, h := range l.sockets(union, flows) {
+		onPort[h.port] = append(onPort[h.port], h.holderJSON)
+	}
+	for i, r := range list {
+		state := &s.Rules[i]
+		state.Free = state.Ports
+		for _, port := range portsOf(r.Pin().Ports(), onPort) {
+			p := portJSON{Rule: r.String(), Port: port, State: portFree, Holders: []holderJSON{}}
+			for _, h := range onPort[port] {
+				if h.Flow == 0 || ruleOf[h.Flow] == p.Rule {
+					p.Holders = append(p.Holders, h)
+				}
+			}
+			p.settle()
+			if state.Ports == 1 {
+				p.Waiting = state.Waiting
+			}
+			if p.State != portFree && p.State != portTimeWait {
+				state.Free--
+			}
+			if len(s.Ports) < maxPortsListed {
+				s.Ports = append(s.Ports, p)
+			}
+		}
+	}
+}
+
+// portsOf lists a pin's ports that are worth a line: all, or of many those that something has.
+func portsOf(pin rules.PortSet, on map[uint16][]holderJSON) (list []uint16) {
+	if pin.Len() > maxPinListed {
+		for port := range on {
+			if pin.Contains(port) {
+				list = append(list, port)
+			}
+		}
+		slices.Sort(list)
+		return list
+	}
+	for _, r := range pin.Ranges() {
+		for port := int(r.First); port <= int(r.Last); port++ {
+			list = append(list, uint16(port))
+		}
+	}
+	return list
+}
+
+// settle puts what matters most first, and says what it is.
+func (p *portJSON) settle() {
+	rank := func(h holderJSON) int { return slices.Index([]string{portForeign, portFlow, portTimeWait}, h.State) }
+	slices.SortStableFunc(p.Holders, func(a, b holderJSON) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Flow, b.Flow), cmp.Compare(b.Left, a.Left))
+	})
+	if len(p.Holders) > 0 {
+		p.State = p.Holders[0].State
+	}
+	if p.More = max(len(p.Holders)-maxHolders, 0); p.More > 0 {
+		p.Holders = p.Holders[:maxHolders]
+	}
+}
+
+// portHolder is what has a port.
+type portHolder struct {
+	port uint16
+	holderJSON
+}
+
+// sockets asks the kernel what else there is on the ports than flows. That it can't tell is no reason to say nothing.
+func (l *lookout) sockets(ports rules.PortSet, flows map[[2]netip.AddrPort]bool) (found []portHolder) {
+	list, err := sockdiag.OnPorts(ports.Contains)
+	if err != nil {
+		return nil
+	}
+	var owned []sockdiag.Socket
+	for _, s := range list {
+		switch {
+		case flows[[2]netip.AddrPort{s.Local, s.Remote}]:
+		case s.State.Over() && s.Orphan():
+			found = append(found, portHolder{s.Local.Port(), holderJSON{
+				State: portTimeWait, Local: s.Local.String(), Remote: s.Remote.String(), Left: s.Left.Round(100 * time.Millisecond).Seconds(),
+			}})
+		case !s.Orphan():
+			owned = append(owned, s)
+		}
+	}
+	known := l.owners.of(owned)
+	for _, s := range owned {
+		p := known[s.ID()]
+		if p.PID == os.Getpid() {
+			continue // being dialed, or ended just now
+		}
+		h := holderJSON{State: portForeign, Local: s.Local.String(), PID: p.PID, Process: p.Name, Text: s.String()}
+		if s.Remote.Port() != 0 {
+			h.Remote = s.Remote.String()
+		}
+		if p.PID == 0 {
+			uid := s.UID
+			h.UID = &uid
+		}
+		found = append(found, portHolder{s.Local.Port(), h})
+	}
+	return found
+}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func tableOf() *grid {
+	t := newTable(column{name: "FLOW"}, column{name: "NAME", least: 8}, column{name: "FROM", drop: 2}, right("UP", 1))
+	t.row(1, "www.bank.example", "192.0.0.8:40000", 5)
+	t.row(12, "a\x1b]0;b", "192.0.0.8:9", "1.2M")
+	return t
+}
+
+// A table is as wide as its cells, or as it may be: columns go, then cells are cut.
+func TestTable(t *testing.T) {
+	for _, c := range []struct {
+		width int
+		want  string
+	}{
+		{0, `
+FLOW  NAME              FROM               UP
+1     www.bank.example  192.0.0.8:40000     5
+12    a?]0;b            192.0.0.8:9      1.2M
+`},
+		{40, `
+FLOW  NAME         FROM               UP
+1     www.bank.e…  192.0.0.8:40000     5
+12    a?]0;b       192.0.0.8:9      1.2M
+`},
+		{28, `
+FLOW  NAME                UP
+1     www.bank.example     5
+12    a?]0;b            1.2M
+`},
+		{18, `
+FLOW  NAME
+1     www.bank.ex…
+12    a?]0;b
+`},
+		{3, `
+FLOW  NAME
+1     www.ban…
+12    a?]0;b
+`},
+	} {
+		var b strings.Builder
+		tableOf().write(&b, c.width)
+		if diff := cmp.Diff(c.want, "\n"+b.String()); diff != "" {
+			t.Errorf("width %d (-want +got):\n%s", c.width, diff)
+		}
+	}
+}
+
+// Whatever is to be shown, a screen is filled and never more.
+func TestPaint(t *testing.T) {
+	text := "pinproxy (devel), pid 1\n\nRULE  HITS\n" + strings.Repeat("a line with a cause that is longer than the screen is wide\n", 3)
+	for _, c := range []struct{ width, height, lines int }{{20, 24, 13}, {20, 12, 12}, {20, 11, 11}, {20, 1, 1}, {80, 24, 6}, {1, 5, 5}} {
+		got := paint(text, c.width, c.height)
+		for _, code := range []string{screenHome, lineRest, screenRest, inverse, plain} {
+			got = strings.ReplaceAll(got, code, "")
+		}
+		list := strings.Split(got, "\r\n")
+		if len(list) != c.lines {
+			t.Errorf("%+v: %d lines", c, len(list))
+		}
+		for _, line := range list {
+			if n := utf8.RuneCountInString(line); n > c.width {
+				t.Errorf("%+v: %d characters: %q", c, n, line)
+			}
+		}
+	}
+	if got := paint(text, 80, 3); !strings.Contains(got, "… and 4 more lines") || !strings.Contains(got, inverse+"pinproxy (devel), pid 1"+plain) {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestSize(t *testing.T) {
+	for n, want := range map[float64]string{
+		0: "0", 5: "5", 9999: "9999", 10_000: "10.0k", 999_949: "999.9k", 999_951: "1.0M", 31e9: "31.0G", 2e15: "2P",
+	} {
+		if got := size(n); got != want {
+			t.Errorf("%v: %q, want %q", n, got, want)
+		}
+	}
+}

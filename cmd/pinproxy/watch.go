@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+const (
+	watchEvery = time.Second
+
+	// Sequences of ECMA-48 and xterm, which every terminal of today knows.
+	screenEnter = "\x1b[?1049h\x1b[?25l" // the other screen, without a cursor
+	screenLeave = "\x1b[?25h\x1b[?1049l"
+	screenHome  = "\x1b[H"
+	lineRest    = "\x1b[K" // clear to the end of the line
+	screenRest  = "\x1b[J" // and to the end of the screen
+	inverse     = "\x1b[7m"
+	plain       = "\x1b[m"
+)
+
+// watchStatus prints the status again and again: in place on a terminal, else one after the other; as JSON one a line.
+// On a terminal it goes on when pinproxy ends, and shows the next.
+func watchStatus(ctx context.Context, o options, stdout io.Writer) error {
+	_, height := terminalSize(stdout)
+	if o.json || height == 0 {
+		return printStatus(ctx, o, stdout)
+	}
+	term := openTTY()
+	defer term.close()
+	screen := screen{stdout}
+	if err := screen.enter(); err != nil {
+		return err
+	}
+	defer screen.leave()
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	var s statusJSON
+	var err error
+	for ask := true; ; {
+		if ask {
+			if s, err = askStatus(ctx, o); ctx.Err() != nil {
+				return nil
+			}
+		}
+		if werr := screen.draw(s, err); werr != nil {
+			return werr
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			ask = true
+		case <-term.resized:
+			ask = false
+		case <-term.stopped: // Ctrl-Z
+			screen.leave()
+			term.stop()
+			if err := screen.enter(); err != nil {
+				return err
+			}
+			ask = true
+		}
+	}
+}
+
+// printStatus is for what is no terminal.
+func printStatus(ctx context.Context, o options, stdout io.Writer) error {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for first := true; ; first = false {
+		s, err := askStatus(ctx, o)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return err
+		case o.json:
+			err = writeLine(stdout, s)
+		case first:
+			_, err = io.WriteString(stdout, s.text(0))
+		default:
+			_, err = io.WriteString(stdout, "\n"+s.text(0))
+		}
+		if err != nil {
+			return fmt.Errorf("print: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// screen is the terminal while it is ours.
+type screen struct{ io.Writer }
+
+func (s screen) enter() error { return s.print(screenEnter) }
+
+// leave gives the terminal back as it was; that it is gone is nobody's concern then.
+func (s screen) leave() { _ = s.print(screenLeave) }
+
+func (s screen) print(text string) error {
+	if _, err := io.WriteString(s.Writer, text); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}
+
+// draw replaces what is shown, in one write and without clearing first, so that nothing flickers.
+func (s screen) draw(now statusJSON, err error) error {
+	width, height := terminalSize(s.Writer)
+	text := now.text(width)
+	if err != nil {
+		text = "pinproxy: error: " + err.Error() + "\n"
+		if hint := hintFor(err); hint != "" && !errors.As(err, &notRunningError{}) {
+			text += "pinproxy: hint: " + hint + "\n"
+		}
+	}
+	return s.print(paint(text, width, height))
+}
+
+// paint makes lines of text fill a screen and no more. What there is no room for is counted in the last line.
+func paint(text string, width, height int) string {
+	var list []string
+	for _, line := range strings.Split(strings.TrimSuffix(text, "\n"), "\n") {
+		list = append(list, fold(printable(line), width)...)
+	}
+	more := ""
+	if len(list) > height {
+		more = fmt.Sprintf("… and %d more lines", len(list)-(height-1))
+		list = list[:max(height-1, 0)]
+	}
+	var b strings.Builder
+	b.WriteString(screenHome)
+	for i, line := range list {
+		if i > 0 {
+			b.WriteString("\r\n")
+		}
+		if strings.HasPrefix(text, "pinproxy ") && (i == 0 || tableHead(line)) {
+			line = inverse + line + plain
+		}
+		b.WriteString(line + lineRest)
+	}
+	if more != "" {
+		if len(list) > 0 {
+			b.WriteString("\r\n")
+		}
+		b.WriteString(cut(more, width) + lineRest)
+	}
+	b.WriteString(screenRest)
+	return b.String()
+}
+
+// tableHead says whether the line names columns.
+func tableHead(line string) bool {
+	first, _, _ := strings.Cut(line, " ")
+	return strings.Contains(" RULE PORT FLOW FAILED NAME ", " "+first+" ")
+}
+
+// fold breaks a line that is too wide.
+func fold(line string, width int) (parts []string) {
+	runes := []rune(line)
+	for len(runes) > width && width > 0 {
+		parts = append(parts, string(runes[:width]))
+		runes = runes[width:]
+	}
+	return append(parts, string(runes))
+}

@@ -1,0 +1,85 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"syscall"
+
+	"pinproxy/proxy/lease"
+)
+
+// Kind sorts the causes of failures: what can be counted where a sentence can't.
+type Kind uint8
+
+// The kinds of failures.
+const (
+	KindOther       Kind = iota
+	KindRefused          // the destination refused
+	KindReset            // the destination answered, and reset at once
+	KindUnreachable      // a router, or the lack of a route, said so
+	KindSilent           // the destination did not answer
+	KindBusy             // flows have every port of the pin, or all rest
+	KindTaken            // the kernel has the port: another program's, or a connection that is not over
+	KindSource           // the pin's source address or port is not to be had on this host
+	KindFirewall         // a firewall of this host forbids it
+	KindNoRule           // no rule is for the destination
+	KindLoop             // the connection would lead back to pinproxy
+	KindCrowd            // too many flows waited
+	KindFiles            // no descriptor was left
+	KindGaveUp           // the application gave up, or pinproxy stopped
+	kinds
+)
+
+// Kinds lists them all.
+func Kinds() []Kind {
+	list := make([]Kind, kinds)
+	for i := range list {
+		list[i] = Kind(i)
+	}
+	return list
+}
+
+// String is the kind in a word, as metrics and JSON have it.
+func (k Kind) String() string {
+	return [...]string{
+		"other", "refused", "reset", "unreachable", "silent", "busy", "taken", "source", "firewall", "no_rule", "loop", "crowd", "files", "gave_up",
+	}[k]
+}
+
+// kindOf sorts the error of a flow that was not connected.
+func kindOf(err error) Kind {
+	var silent *silenceError
+	var gone *goneError
+	is := func(target error) bool { return errors.Is(err, target) }
+	switch {
+	case is(errCrowd):
+		return KindCrowd
+	case is(errNoRule):
+		return KindNoRule
+	case is(errLoop), is(errSelf):
+		return KindLoop
+	case is(context.Canceled) && hintOf(err) == "", errors.As(err, &gone):
+		return KindGaveUp
+	case is(lease.ErrBusy) && !taken(err):
+		return KindBusy
+	case fromCall(err, "bind") && !taken(err):
+		return KindSource
+	case taken(err):
+		return KindTaken
+	case is(syscall.EMFILE), is(syscall.ENFILE):
+		return KindFiles
+	case errors.As(err, &silent), is(context.DeadlineExceeded), isTimeout(err):
+		return KindSilent
+	case is(syscall.ECONNREFUSED):
+		return KindRefused
+	case is(syscall.ECONNRESET):
+		return KindReset
+	case unroutable(err):
+		return KindUnreachable
+	case is(syscall.EACCES), is(syscall.EPERM):
+		return KindFirewall
+	case unavailable(err):
+		return KindSource
+	}
+	return KindOther
+}
