@@ -97,7 +97,7 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 		log.Warn("the kernel gives the device no offloads: it will be slower", "link", dev.Name())
 	}
 	names := rules.NewNames(o.set, rules.Limits{})
-	learn := &learner{set: o.set, names: names, routes: allRouted{}, log: log}
+	learn := &learner{names: names, routes: allRouted{}, log: log}
 	sockets := proxy.Sockets{}
 	relay := dns.NewRelay(out.dial, learn, log, dns.Limits{})
 	resolver := dns.NewResolver(sockets.DialPlain, learn.refresh, quiet(log))

@@ -39,7 +39,6 @@ type control struct {
 	link   string
 	strict bool
 	began  time.Time
-	set    *rules.Set
 	names  *rules.Names
 	pins   *proxy.Proxy
 
@@ -155,7 +154,7 @@ func (c *control) destination(dst, name, rule string) (destinationJSON, error) {
 	}
 	d := c.names.Decide(to)
 	if name != "" {
-		d = rules.Decision{Rule: c.set.Match(name, to), Name: name}
+		d = rules.Decision{Rule: c.names.Set().Match(name, to), Name: name}
 	}
 	answer := destinationJSON{Name: d.Name}
 	about := d.Rule

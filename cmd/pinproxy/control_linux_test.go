@@ -41,7 +41,7 @@ func serveControl(t *testing.T) *instance {
 		t.Fatal(err)
 	}
 	pins := proxy.New(proxy.Config{Names: names, Dialer: proxy.Sockets{}, Log: slog.New(slog.DiscardHandler)})
-	c := newControl(&control{link: "pin0", began: time.Now(), set: set, names: names, pins: pins})
+	c := newControl(&control{link: "pin0", began: time.Now(), names: names, pins: pins})
 	path := filepath.Join(t.TempDir(), "pinproxy.sock")
 	l, remove, err := listenControl(t.Context(), path)
 	if err != nil {

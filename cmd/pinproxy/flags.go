@@ -1,12 +1,10 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -27,6 +25,7 @@ type options struct {
 	version bool
 
 	set         *rules.Set
+	rules       ruleSources
 	tun         string
 	offload     bool
 	dialTimeout time.Duration
@@ -58,14 +57,14 @@ func (e *usageError) Error() string { return e.msg }
 func parseArgs(args []string) (options, error) {
 	o := options{socketGroup: -1}
 	var socketGroup string
-	var ruleTexts, ruleFiles, loopback []string
+	var loopback []string
 	var offload, level, format string
 	fs := pflag.NewFlagSet("pinproxy", pflag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.BoolVarP(&o.help, "help", "h", false, "")
 	fs.BoolVar(&o.version, "version", false, "")
-	fs.StringArrayVarP(&ruleTexts, "rule", "r", nil, "")
-	fs.StringArrayVarP(&ruleFiles, "rules", "f", nil, "")
+	fs.StringArrayVarP(&o.rules.texts, "rule", "r", nil, "")
+	fs.StringArrayVarP(&o.rules.files, "rules", "f", nil, "")
 	fs.StringVar(&o.tun, "tun", link.Default, "")
 	fs.StringVar(&offload, "offload", "auto", "")
 	fs.DurationVar(&o.dialTimeout, "dial-timeout", proxy.DefaultDialTimeout, "")
@@ -92,7 +91,7 @@ func parseArgs(args []string) (options, error) {
 			return o, &usageError{"no command behind --", "pinproxy --rule RULE -- curl https://google.co.uk/"}
 		}
 	}
-	if err := o.positional(words, ruleTexts); err != nil {
+	if err := o.positional(words, o.rules.texts); err != nil {
 		return o, err
 	}
 	if err := o.belong(fs); err != nil {
@@ -107,9 +106,9 @@ func parseArgs(args []string) (options, error) {
 	switch {
 	case o.command == "check" && o.dialTimeout <= 0:
 		return o, dialTimeoutError(o.dialTimeout)
-	case o.command == "check" && len(ruleTexts)+len(ruleFiles) > 0:
+	case o.command == "check" && len(o.rules.texts)+len(o.rules.files) > 0:
 		var err error
-		o.set, err = loadRules(ruleTexts, ruleFiles)
+		o.set, err = o.rules.load(new(rules.Set))
 		return o, err
 	case o.command != "":
 		return o, nil
@@ -130,7 +129,7 @@ func parseArgs(args []string) (options, error) {
 	if o.dialTimeout <= 0 {
 		return o, dialTimeoutError(o.dialTimeout)
 	}
-	o.set, err = loadRules(ruleTexts, ruleFiles)
+	o.set, err = o.rules.load(new(rules.Set))
 	return o, err
 }
 
@@ -241,44 +240,4 @@ func choice(flag, value, no, yes string) (bool, error) {
 		return false, &usageError{fmt.Sprintf("--%s %s: is neither %s nor %s", flag, value, yes, no), fmt.Sprintf("pinproxy --%s %s …", flag, yes)}
 	}
 	return value == yes, nil
-}
-
-// loadRules parses all rules and makes them one set.
-func loadRules(texts, files []string) (*rules.Set, error) {
-	var all []*rules.Rule
-	for _, text := range texts {
-		r, err := rules.Parse(text)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, r)
-	}
-	for _, file := range files {
-		list, err := readRules(file)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, list...)
-	}
-	if len(all) == 0 {
-		msg := "no rule given"
-		if len(files) > 0 {
-			msg = "no rule in " + strings.Join(files, ", ")
-		}
-		return nil, &usageError{msg, "pinproxy --rule 'google.co.uk:443=63999'"}
-	}
-	return rules.NewSet(all)
-}
-
-func readRules(file string) ([]*rules.Rule, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		var path *os.PathError
-		if errors.As(err, &path) {
-			err = path.Err
-		}
-		return nil, &usageError{fmt.Sprintf("read rules file %s: %s", file, err), ""}
-	}
-	defer f.Close()
-	return rules.ParseFile(file, f)
 }

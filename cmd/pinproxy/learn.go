@@ -28,7 +28,6 @@ type router interface {
 // learner is the way from a DNS answer to a route: what names learns, routes
 // carries out. It is the dns.Observer of pinproxy.
 type learner struct {
-	set    *rules.Set
 	names  *rules.Names
 	routes router
 	log    *slog.Logger
@@ -37,7 +36,7 @@ type learner struct {
 }
 
 // Wants implements dns.Observer.
-func (l *learner) Wants(name string) bool { return len(l.set.NameSets(name)) > 0 }
+func (l *learner) Wants(name string) bool { return len(l.names.Set().NameSets(name)) > 0 }
 
 // Observe implements dns.Observer, for answers to an application.
 func (l *learner) Observe(name string, addrs []netip.Addr, ttl time.Duration) error {
@@ -51,10 +50,10 @@ func (l *learner) refresh(name string, addrs []netip.Addr, ttl time.Duration) er
 
 // learn returns when connections to addrs are captured.
 func (l *learner) learn(name string, addrs []netip.Addr, ttl time.Duration, asked bool) error {
-	ctx, cancel := context.WithTimeout(context.Background(), routeTimeout)
-	defer cancel()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), routeTimeout)
+	defer cancel()
 	learned, err := l.names.Observe(name, addrs, ttl, asked, time.Now())
 	for _, s := range learned.Shared {
 		l.log.Warn(s.String())
@@ -87,11 +86,24 @@ func (l *learner) expire(ctx context.Context) error {
 }
 
 func (l *learner) sweep(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, routeTimeout)
-	defer cancel()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, routeTimeout)
+	defer cancel()
 	return l.withdraw(ctx, l.names.Expired(time.Now()))
+}
+
+// replace makes next decide as soon as apply has made the host capture what it needs, what is known of names
+// included. It returns apply's error, and then everything is as before.
+func (l *learner) replace(next *rules.Set, apply func(learned []host.Capture) error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := apply(l.names.Prepare(next)); err != nil {
+		l.names.Cancel()
+		return err
+	}
+	l.names.Switch(time.Now())
+	return nil
 }
 
 // withdraw takes captures away, routes first: until then connections are still

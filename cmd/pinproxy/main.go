@@ -6,7 +6,8 @@
 //
 // See docs/pinproxy.8. The files: flags.go is the command line, words.go all that
 // is said to the user, run.go the only place where the packages meet, learn.go
-// the way from a DNS answer to a route, control.go the socket that tells others of
+// the way from a DNS answer to a route, reload.go the rereading of the rules files,
+// control.go the socket that tells others of
 // the running pinproxy, snapshot.go what is told, ask.go the asking; check.go finds
 // out what becomes of a connection to a target, verdict.go concludes, report.go and
 // check_words.go say it; status.go, cleanup.go, notify.go and cpus.go
@@ -35,7 +36,7 @@ func signals() (stop, now context.Context) {
 	stop, first := context.WithCancel(context.Background())
 	now, second := context.WithCancel(context.Background())
 	c := make(chan os.Signal, 2)
-	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM)
 	go func() {
 		<-c
 		first()

@@ -74,9 +74,8 @@ func (o *owners) of(list []sockdiag.Socket) owners {
 
 // ports fills in which ports the pins have, and who has them.
 func (l *lookout) ports(s *statusJSON) {
-	list := l.c.set.Rules()
 	var all []rules.PortRange
-	for _, r := range list {
+	for _, r := range s.list {
 		all = append(all, r.Pin().Ports().Ranges()...)
 	}
 	union := rules.NewPortSet(all...)
@@ -95,7 +94,7 @@ func (l *lookout) ports(s *statusJSON) {
 	for _, h := range l.sockets(union, flows) {
 		onPort[h.port] = append(onPort[h.port], h.holderJSON)
 	}
-	for i, r := range list {
+	for i, r := range s.list {
 		state := &s.Rules[i]
 		state.Free = state.Ports
 		for _, port := range portsOf(r.Pin().Ports(), onPort) {

@@ -57,6 +57,8 @@ func hostConfig(o options, log *slog.Logger) host.Config {
 // ends, at once. The host is left as it was in either case.
 func serve(stop, now context.Context, o options, stderr io.Writer) (err error) {
 	log := newLog(stderr, o)
+	stop, hangups, restore := listenForHangups(stop)
+	defer restore()
 	lock, err := host.Hold(stop)
 	if err != nil {
 		return err
@@ -78,11 +80,11 @@ func serve(stop, now context.Context, o options, stderr io.Writer) (err error) {
 	if o.offload && !dev.Offload() {
 		log.Warn("the kernel gives the device no offloads: it will be slower", "link", dev.Name())
 	}
-	return capture(stop, now, o, dev, lock, log)
+	return capture(stop, now, o, dev, lock, hangups, log)
 }
 
 // capture puts the parts together and runs them.
-func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lock, log *slog.Logger) (err error) {
+func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lock, hangups <-chan struct{}, log *slog.Logger) (err error) {
 	began := time.Now()
 	config := hostConfig(o, log)
 	config.Link, config.MTU = dev.Name(), dev.MTU()
@@ -91,7 +93,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lo
 		return err
 	}
 	names := rules.NewNames(o.set, rules.Limits{})
-	learn := &learner{set: o.set, names: names, routes: h, log: log}
+	learn := &learner{names: names, routes: h, log: log}
 	sockets := proxy.Sockets{Mark: host.Mark}
 	relay := dns.NewRelay(sockets.DialPlain, learn, log, dns.Limits{})
 	resolver := dns.NewResolver(sockets.DialPlain, learn.refresh, log)
@@ -100,9 +102,9 @@ func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lo
 		Dialer:      sockets,
 		Log:         log,
 		DialTimeout: o.dialTimeout,
-		Direct:      func(dst netip.AddrPort) bool { return dst.Port() == dnsPort && o.set.HasNames() },
+		Direct:      func(dst netip.AddrPort) bool { return dst.Port() == dnsPort && names.HasNames() },
 		Wrap: func(dst netip.AddrPort, c proxy.Conn) proxy.Conn {
-			if dst.Port() == dnsPort && o.set.HasNames() {
+			if dst.Port() == dnsPort && names.HasNames() {
 				return dns.Tap(c, learn, log)
 			}
 			return c
@@ -135,7 +137,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lo
 		log.Warn(w.Error())
 	}
 	if l, path, remove := openControl(ctx, o, log); l != nil {
-		c := newControl(&control{link: dev.Name(), strict: o.strict, began: began, set: o.set, names: names, pins: pins})
+		c := newControl(&control{link: dev.Name(), strict: o.strict, began: began, names: names, pins: pins})
 		parts.Go(func() error {
 			if err := c.serve(ctx, l); err != nil {
 				log.Warn("the control socket has failed", "err", err.Error())
@@ -150,6 +152,8 @@ func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lo
 	parts.Go(func() error {
 		return resolver.Run(ctx, o.set.Names(), func() { ready(log, dev, o.set) })
 	})
+	reload := &reloader{options: o, log: log, learn: learn, host: h, pins: pins, resolver: resolver}
+	parts.Go(func() error { return reload.run(ctx, hangups) })
 
 	select {
 	case <-stop.Done():

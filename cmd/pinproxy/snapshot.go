@@ -43,6 +43,8 @@ type statusJSON struct {
 	Flows    []flowJSON        `json:"flows"`
 	Failures []failureJSON     `json:"failures"`
 	Names    []nameJSON        `json:"names"`
+
+	list []*rules.Rule // of Rules, which may be others a moment later
 }
 
 type ruleStateJSON struct {
@@ -125,7 +127,7 @@ type restingJSON struct {
 
 func (c *control) about() aboutJSON {
 	a := aboutJSON{Version: strings.TrimSpace(version()), PID: os.Getpid(), Started: c.began, Link: c.link, Strict: c.strict, Rules: []ruleJSON{}}
-	for _, r := range c.set.Rules() {
+	for _, r := range c.names.Set().Rules() {
 		a.Rules = append(a.Rules, ruleInJSON(r))
 	}
 	return a
@@ -147,10 +149,10 @@ func (c *control) status() statusJSON {
 		s.Failed += totals.Failed[kind]
 		s.Kinds[kind.String()] = totals.Failed[kind]
 	}
-	list := c.set.Rules()
-	for i, n := range c.pins.RuleStats(list) {
+	s.list = c.names.Set().Rules()
+	for i, n := range c.pins.RuleStats(s.list) {
 		s.Rules = append(s.Rules, ruleStateJSON{
-			ruleJSON: ruleInJSON(list[i]), Hits: n.Hits, Failed: n.Failed, Up: n.Up, Down: n.Down, Ports: list[i].Pin().Ports().Len(),
+			ruleJSON: ruleInJSON(s.list[i]), Hits: n.Hits, Failed: n.Failed, Up: n.Up, Down: n.Down, Ports: s.list[i].Pin().Ports().Len(),
 			Open: n.Stages[proxy.Open], Dialing: n.Stages[proxy.Dialing], Waiting: n.Stages[proxy.Waiting] + n.Stages[proxy.Arrived],
 		})
 	}

@@ -54,7 +54,8 @@ The most specific rule wins, whatever the order.
 
 Flags:
   -r, --rule RULE          pin by this rule; repeatable
-  -f, --rules FILE         read rules, one a line, '#' begins a comment; repeatable
+  -f, --rules FILE         read rules, one a line, '#' begins a comment; repeatable;
+                           SIGHUP has them read again, all or nothing
       --tun NAME           name of the TUN device (default pin0)
       --offload auto|off   segmentation and checksum offload on the device (default auto)
       --dial-timeout D     how long a destination may take to answer (default 30s)

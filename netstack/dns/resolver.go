@@ -29,6 +29,13 @@ type Resolver struct {
 	lookup  func(ctx context.Context, name string) (found, error)
 	observe func(name string, addrs []netip.Addr, ttl time.Duration) error
 	log     *slog.Logger
+	changes chan wanted
+}
+
+// wanted is the names to be kept resolved, and who wants to know when those that are new have been tried.
+type wanted struct {
+	names []string
+	ready func()
 }
 
 // NewResolver returns a Resolver whose sockets come from dial. observe is called
@@ -42,6 +49,7 @@ func NewResolver(dial Dialer, observe func(name string, addrs []netip.Addr, ttl 
 		lookup:  func(ctx context.Context, name string) (found, error) { return lookup(ctx, dial, name) },
 		observe: observe,
 		log:     log,
+		changes: make(chan wanted),
 	}
 }
 
@@ -49,18 +57,52 @@ func NewResolver(dial Dialer, observe func(name string, addrs []netip.Addr, ttl 
 // least and an hour at most, plus up to a tenth by chance; after a minute if it
 // came from /etc/hosts. It calls ready once: when every name was tried, or after
 // 10 s. It returns nil when ctx has ended and its goroutines are gone; ready may
-// not have been called then. Run may be called again, with other names.
+// not have been called then. Run may be called again when it has returned.
 func (r *Resolver) Run(ctx context.Context, names []string, ready func()) error {
-	names = slices.Clone(names)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	slots := make(chan struct{}, atOnce)
+	kept := make(map[string]context.CancelFunc)
+	for want := (wanted{names, ready}); ; {
+		r.follow(ctx, want, kept, slots, &wg)
+		select {
+		case want = <-r.changes:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// Change has Run, which is running, resolve these names from now on. Those that it resolves already go on as they do. It
+// calls ready once those that are new have been tried, as Run does, and returns before that; or when ctx ends.
+func (r *Resolver) Change(ctx context.Context, names []string, ready func()) {
+	select {
+	case r.changes <- wanted{names, ready}:
+	case <-ctx.Done():
+	}
+}
+
+// follow starts and ends the keeping of names, and returns when those started were tried, or it takes too long.
+func (r *Resolver) follow(ctx context.Context, want wanted, kept map[string]context.CancelFunc, slots chan struct{}, wg *sync.WaitGroup) {
+	names := slices.Clone(want.names)
 	for i, n := range names {
 		names[i] = strings.ToLower(strings.TrimSuffix(n, "."))
 	}
 	slices.Sort(names)
 	names = slices.Compact(names)
-
-	var wg, tried sync.WaitGroup
-	slots := make(chan struct{}, atOnce)
+	for name, end := range kept {
+		if _, still := slices.BinarySearch(names, name); !still {
+			end()
+			delete(kept, name)
+		}
+	}
+	var tried sync.WaitGroup
 	for _, name := range names {
+		if kept[name] != nil {
+			continue
+		}
+		ctx, end := context.WithCancel(ctx)
+		kept[name] = end
 		tried.Add(1)
 		wg.Go(func() { r.keep(ctx, name, slots, sync.OnceFunc(tried.Done)) })
 	}
@@ -76,11 +118,9 @@ func (r *Resolver) Run(ctx context.Context, names []string, ready func()) error 
 	case <-late.C:
 	case <-ctx.Done():
 	}
-	if ctx.Err() == nil && ready != nil {
-		ready()
+	if ctx.Err() == nil && want.ready != nil {
+		want.ready()
 	}
-	wg.Wait()
-	return nil
 }
 
 // keep resolves one name until ctx ends.

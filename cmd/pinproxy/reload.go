@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+
+	"pinproxy/netstack/dns"
+	"pinproxy/netstack/host"
+	"pinproxy/proxy"
+	"pinproxy/rules"
+)
+
+// SIGHUP has the rules files read again. The new rules take the place of the old ones all or none:
+//
+//	read, parse, compile             a mistake: one log line with its place; nothing has changed
+//	  │ no answer or expiry crosses the rest: learner.mu
+//	names.Prepare                    where the old rules have none the new ones decide
+//	host.Replace                     routes and policy rules come, then go; it fails: undone, names.Cancel
+//	names.Switch                     the new rules decide; for a minute the old ones where these have none
+//	  │
+//	resolver.Change                  new exact names are looked up, up to 10 s
+//	READY=1
+//
+// A flow keeps the rule by which it was decided, and its lease: also one that waits for a port still.
+//
+//	what fails                       what follows
+//	a file can't be read, or is bad  the old rules stay
+//	the host refuses a change        what was changed is taken back, the old rules stay
+//	ports can't be reserved          a warning, as at the start
+//	a name can't be resolved         a warning, as at the start
+//	SIGHUP while this is going on    once more after it
+
+// reloader rereads the rules.
+type reloader struct {
+	options  options
+	log      *slog.Logger
+	learn    *learner
+	host     *host.Host
+	pins     *proxy.Proxy
+	resolver *dns.Resolver
+	leased   []host.PortRange // host.Config.Leased as of now
+}
+
+// run rereads the rules at every hangup, until ctx ends.
+func (r *reloader) run(ctx context.Context, hangups <-chan struct{}) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangups:
+			r.reload(ctx)
+		}
+	}
+}
+
+func (r *reloader) reload(ctx context.Context) {
+	notify(reloading())
+	former := r.learn.names.Set()
+	next, err := r.options.rules.load(former)
+	if err == nil {
+		err = r.replace(ctx, former, next)
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			r.refused(err)
+		}
+		return
+	}
+	r.pins.RetainRules(next.Rules())
+	for _, w := range r.host.Warnings() {
+		r.log.Warn(w.Error())
+	}
+	r.resolver.Change(ctx, next.Names(), func() {
+		added, removed := difference(former, next)
+		r.log.Info("rules reread", "rules", len(next.Rules()), "added", added, "removed", removed)
+		notify("READY=1\nSTATUS=")
+	})
+}
+
+// replace brings next in place.
+func (r *reloader) replace(ctx context.Context, former, next *rules.Set) error {
+	o := r.options
+	o.set = next
+	c := hostConfig(o, r.log)
+	if o.strict {
+		c.Leased = r.stillLeased(former)
+	}
+	err := r.learn.replace(next, func(learned []host.Capture) error { return r.host.Replace(ctx, c, learned) })
+	if err == nil {
+		r.leased = c.Leased
+	}
+	return err
+}
+
+// stillLeased returns the ports of former pins that flows leave from, or may yet: of their ranges those with a flow.
+func (r *reloader) stillLeased(former *rules.Set) []host.PortRange {
+	ranges := rules.NewPortSet(slices.Concat(former.PinPorts().Ranges(), r.leased)...).Ranges()
+	flows := r.pins.Flows()
+	return slices.DeleteFunc(ranges, func(pin host.PortRange) bool {
+		return !slices.ContainsFunc(flows, func(f proxy.FlowInfo) bool {
+			return !f.Local.IsValid() || pin.First <= f.Local.Port() && f.Local.Port() <= pin.Last
+		})
+	})
+}
+
+// refused says why the rules are what they were.
+func (r *reloader) refused(err error) {
+	attrs := []any{"err", err.Error()}
+	var syntax *rules.SyntaxError
+	if errors.As(err, &syntax) && syntax.Hint != "" {
+		attrs = append(attrs, "hint", ruleHint(syntax))
+	}
+	r.log.Error("rules not reread, the former ones stay", attrs...)
+	notify(fmt.Sprintf("READY=1\nSTATUS=rules not reread: %s", oneLine(err.Error())))
+}
+
+// difference counts the rules that only one of two sets has.
+func difference(former, next *rules.Set) (added, removed int) {
+	count := make(map[string]int)
+	for _, r := range next.Rules() {
+		count[r.String()]++
+	}
+	for _, r := range former.Rules() {
+		count[r.String()]--
+	}
+	for _, n := range count {
+		added += max(n, 0)
+		removed += max(-n, 0)
+	}
+	return added, removed
+}
