@@ -92,7 +92,7 @@ func TestCrowdIsServedInOrder(t *testing.T) {
 			_ = c.Close()
 		})
 	}
-	p.await("flow waits for its source port", clients)
+	p.poll("all to wait", func() bool { return strings.Count(w.status(), `"stage":"waiting"`) == clients })
 	_ = holder.Close()
 	begun := time.Now()
 	all.Wait()
