@@ -39,8 +39,12 @@ func (h leased) Release(rest time.Duration) {
 // lease are the caller's.
 func (l *live) connect(ctx context.Context) (Conn, leased, error) {
 	rule := l.decision.Rule
-	if !l.proxy.cfg.Apart && l.proxy.dials.has(l.flow.Src().Port(), l.flow.Dst()) {
+	l.behind = l.proxy.cfg.Behind(l.flow.Src().Addr())
+	if !l.proxy.cfg.Apart && !l.behind && l.proxy.dials.has(l.flow.Src().Port(), l.flow.Dst()) {
 		return nil, leased{}, &pinError{err: errLoop}
+	}
+	if err := l.forbidden(l.flow.Dst()); err != nil {
+		return nil, leased{}, err
 	}
 	if rule == nil {
 		if !l.proxy.cfg.Direct(l.flow.Dst()) {
@@ -149,6 +153,9 @@ func (l *live) pinned(ctx context.Context, dst netip.AddrPort, how lease.Request
 // socket has what the lease says.
 func (l *live) dial(ctx context.Context, pin netip.AddrPort) (Conn, error) {
 	l.enter(Dialing, nil)
+	if err := l.forbidden(l.upstream); err != nil {
+		return nil, err
+	}
 	if pin == l.upstream {
 		return nil, &pinError{err: errSelf}
 	}
@@ -172,6 +179,20 @@ func (l *live) dial(ctx context.Context, pin netip.AddrPort) (Conn, error) {
 	l.local = local
 	l.mu.Unlock()
 	return l.proxy.cfg.Wrap(l.upstream, c), nil
+}
+
+// forbidden is why a host behind this one may not be led to dst. We dial as this host, and would lend it whatever this
+// host alone may reach: its loopback, its own addresses, its link. What an answer to a DNS query says is not trusted
+// either (DNS rebinding).
+func (l *live) forbidden(dst netip.AddrPort) error {
+	if !l.behind {
+		return nil
+	}
+	err := l.proxy.cfg.Forbid(dst.Addr())
+	if err == nil {
+		return nil
+	}
+	return &pinError{err: fmt.Errorf("%s is not for hosts behind this one: %w", dst.Addr(), err)}
 }
 
 // verify compares the socket's local address with the pin. The kernel ignores

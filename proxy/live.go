@@ -24,6 +24,7 @@ type live struct {
 	proxy   *Proxy
 	id      uint64 // flow.Number()
 	flow    Flow
+	behind  bool // comes from another host
 	started time.Time
 
 	up, down  atomic.Uint64 // bytes

@@ -73,6 +73,12 @@ type Config struct {
 	// Apart says that flows come from another network namespace, so that none of them
 	// can be a dial of our own that was captured.
 	Apart bool
+	// Behind says of a source address whether it is another host's, behind this one.
+	// Nil: none is.
+	Behind func(src netip.Addr) bool
+	// Forbid says why flows from behind may not be led to an address; nil if they may.
+	// It is asked for each address that is to be dialed.
+	Forbid func(dst netip.Addr) error
 	// Wrap is given each upstream connection and returns what the flow reads and
 	// writes instead, for example one that looks at DNS answers. May be nil.
 	Wrap func(dst netip.AddrPort, c Conn) Conn
@@ -117,6 +123,12 @@ func New(c Config) *Proxy {
 	}
 	if c.Direct == nil {
 		c.Direct = func(netip.AddrPort) bool { return false }
+	}
+	if c.Behind == nil {
+		c.Behind = func(netip.Addr) bool { return false }
+	}
+	if c.Forbid == nil {
+		c.Forbid = func(netip.Addr) error { return nil }
 	}
 	if c.Wrap == nil {
 		c.Wrap = func(_ netip.AddrPort, c Conn) Conn { return c }

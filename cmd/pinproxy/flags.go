@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"pinproxy/netstack/host"
 	"pinproxy/netstack/link"
 	"pinproxy/netstack/netns"
 	"pinproxy/proxy"
@@ -30,6 +31,7 @@ type options struct {
 	offload     bool
 	dialTimeout time.Duration
 	strict      bool
+	gateways    []string // devices: hosts behind them are pinned, too
 	dryRun      bool
 	loopback    []netip.Addr // where a command finds the host's loopback
 	logLevel    slog.Level
@@ -69,6 +71,7 @@ func parseArgs(args []string) (options, error) {
 	fs.StringVar(&offload, "offload", "auto", "")
 	fs.DurationVar(&o.dialTimeout, "dial-timeout", proxy.DefaultDialTimeout, "")
 	fs.BoolVar(&o.strict, "strict", false, "")
+	fs.StringArrayVar(&o.gateways, "gateway", nil, "")
 	fs.BoolVar(&o.dryRun, "dry-run", false, "")
 	fs.StringArrayVar(&loopback, "host-loopback", nil, "")
 	fs.StringVar(&level, "log-level", "info", "")
@@ -129,8 +132,32 @@ func parseArgs(args []string) (options, error) {
 	if o.dialTimeout <= 0 {
 		return o, dialTimeoutError(o.dialTimeout)
 	}
+	if o.gateways, err = gatewayNames(o.gateways, o.tun); err != nil {
+		return o, err
+	}
 	o.set, err = o.rules.load(new(rules.Set))
 	return o, err
+}
+
+// gatewayNames refuses what can't be a gateway. A device that is not there may come later, as to ip(8)'s rules.
+func gatewayNames(names []string, tun string) ([]string, error) {
+	var list []string
+	for _, name := range names {
+		switch {
+		case !host.ValidName(name):
+			return nil, &usageError{fmt.Sprintf("--gateway %s: is not a device's name", quote(name)), "ip -br link"}
+		case name == "lo":
+			return nil, &usageError{"--gateway lo: no host is behind it; this host's own connections are pinned as it is", "leave out --gateway lo"}
+		case name == tun:
+			return nil, &usageError{
+				fmt.Sprintf("--gateway %s: is pinproxy's own device; a gateway is one that hosts are behind", name),
+				"ip -br link, for the device of your LAN, bridge or tunnel",
+			}
+		case !slices.Contains(list, name):
+			list = append(list, name)
+		}
+	}
+	return list, nil
 }
 
 // commandFlags looks at the flags that are for a command only, or for a whole host only.
@@ -146,6 +173,8 @@ func (o *options) commandFlags(loopback []string, fs *pflag.FlagSet) error {
 		return &usageError{"--dry-run with a command: nothing on the host is changed for it", "leave out --dry-run"}
 	case o.strict:
 		return &usageError{"--strict with a command: all of its connections are captured as it is", "leave out --strict"}
+	case len(o.gateways) > 0:
+		return &usageError{"--gateway with a command: no host is behind a command", "leave out --gateway"}
 	}
 	for _, name := range []string{"socket", "socket-group"} {
 		if fs.Changed(name) {

@@ -43,6 +43,7 @@ func hostConfig(o options, log *slog.Logger) host.Config {
 		Captures: o.set.Static(),
 		DNS:      o.set.HasNames(),
 		Strict:   o.strict,
+		Gateways: o.gateways,
 		Reserve:  o.set.PinPorts().Ranges(),
 		StateDir: stateDir(),
 		Log:      log,
@@ -92,6 +93,11 @@ func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lo
 	if err != nil {
 		return err
 	}
+	guard, err := newGuard(o.gateways)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, guard.close()) }()
 	names := rules.NewNames(o.set, rules.Limits{})
 	learn := &learner{names: names, routes: h, log: log}
 	sockets := proxy.Sockets{Mark: host.Mark}
@@ -103,6 +109,8 @@ func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lo
 		Log:         log,
 		DialTimeout: o.dialTimeout,
 		Direct:      func(dst netip.AddrPort) bool { return dst.Port() == dnsPort && names.HasNames() },
+		Behind:      guard.behind,
+		Forbid:      guard.forbid,
 		Wrap: func(dst netip.AddrPort, c proxy.Conn) proxy.Conn {
 			if dst.Port() == dnsPort && names.HasNames() {
 				return dns.Tap(c, learn, log)
@@ -110,7 +118,11 @@ func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lo
 			return c
 		},
 	})
-	stack, err := netstack.New(dev, netstack.Config{Datagrams: func(d *netstack.Datagram) { relay.Handle(d) }})
+	stack, err := netstack.New(dev, netstack.Config{Datagrams: func(d *netstack.Datagram) {
+		if guard.lets(d) {
+			relay.Handle(d)
+		}
+	}})
 	if err != nil {
 		return err
 	}
@@ -134,7 +146,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lo
 		return errors.Join(err, parts.Wait())
 	}
 	for _, w := range h.Warnings() {
-		log.Warn(w.Error())
+		warn(log, w)
 	}
 	if l, path, remove := openControl(ctx, o, log); l != nil {
 		c := newControl(&control{link: dev.Name(), strict: o.strict, began: began, names: names, pins: pins})
@@ -172,6 +184,15 @@ func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lo
 	return errors.Join(err, undo(undone))
 }
 
+// warn logs what the host's changes lack.
+func warn(log *slog.Logger, err error) {
+	if demand, ok := errors.AsType[*host.DemandError](err); ok {
+		log.Warn(demand.What, "hint", demand.Hint)
+		return
+	}
+	log.Warn(err.Error())
+}
+
 // ready says that connections are being captured.
 func ready(log *slog.Logger, dev *link.Link, set *rules.Set) {
 	log.Info("ready", "link", dev.Name(), "offload", dev.Offload(), "rules", len(set.Rules()))
@@ -187,12 +208,18 @@ func dryRun(ctx context.Context, o options, stdout io.Writer) error {
 	}
 	resolved, comments := resolve(ctx, o.set)
 	c.Captures = append(c.Captures, resolved...)
+	if facts.Gateways, err = host.LookGateways(o.gateways); err != nil {
+		return err
+	}
 	steps, err := host.Plan(c, facts)
 	if err != nil {
 		return err
 	}
 	for _, w := range steps.Warnings {
 		comments = append(comments, "warning: "+w.Error())
+		if demand, ok := errors.AsType[*host.DemandError](w); ok {
+			comments = append(comments, "hint: "+demand.Hint)
+		}
 	}
 	if _, err := io.WriteString(stdout, steps.String()); err != nil {
 		return fmt.Errorf("print the plan: %w", err)

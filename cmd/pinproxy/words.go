@@ -61,6 +61,8 @@ Flags:
       --dial-timeout D     how long a destination may take to answer (default 30s)
       --strict             capture also sockets that are bound to a source address;
                            this breaks connections that are open when pinproxy starts
+      --gateway IFACE      pin also what hosts behind this device send through this one:
+                           a LAN, a bridge, a tunnel; repeatable
       --host-loopback ADDR the address at which a command finds this host's loopback;
                            its own is empty; repeatable, once for IPv4 and IPv6
       --dry-run            print each change to the host as a command, change nothing

@@ -72,7 +72,7 @@ func cleanRules(h *netlink.Handle, fam family) (done []string, err error) {
 // rank orders rules for deletion: capture rules, others, what these jump to.
 func rank(r netlink.Rule) int {
 	switch {
-	case r.IifName == "lo" && r.Goto < 0:
+	case r.IifName != "" && r.Goto < 0:
 		return 0
 	case r.Priority != prefEnd:
 		return 1

@@ -49,6 +49,7 @@ type Config struct {
 	PortSets     [][]PortRange // what Capture.Set counts; an empty one is a number that is not used
 	Captures     []Capture     // there from the beginning; see [Host.Add] for those learned later
 	DNS          bool          // capture port 53, UDP and TCP, as well
+	Gateways     []string      // devices: capture what the hosts behind them send, too
 	Strict       bool          // capture sockets bound to a source address, too
 	Reserve      []PortRange   // the pins' ports, for ip_local_reserved_ports
 	Leased       []PortRange   // source ports that live flows have though no pin does any more; for Strict only
@@ -60,6 +61,7 @@ type Config struct {
 type Facts struct {
 	IPv6       bool        // the host has an IPv6 route of its own
 	IPv6Off    bool        // the device has IPv6 disabled, or would have
+	Gateways   []Gateway   // what Config.Gateways names
 	LocalPorts PortRange   // net.ipv4.ip_local_port_range
 	Reserved   []PortRange // net.ipv4.ip_local_reserved_ports
 }
@@ -97,7 +99,7 @@ func (c Config) source(fam family) netip.Addr {
 
 // check reports what the kernel would refuse, or take for something else.
 func (c Config) check() error {
-	if len(c.Link) > 15 || strings.ContainsAny(c.Link, "/: \t\n") || c.Link == "." || c.Link == ".." {
+	if !ValidName(c.Link) {
 		return fmt.Errorf("device name %q: not a valid name", c.Link)
 	}
 	if c.MTU < 1280 || c.MTU > 65535 { // RFC 8200: below 1280 there is no IPv6
@@ -123,10 +125,18 @@ func (c Config) check() error {
 			return err
 		}
 	}
+	if err := c.checkGateways(); err != nil {
+		return err
+	}
 	if _, over := planRules(c, v6, nil); over > 0 { // IPv6 has as many as IPv4, or one more
 		return fmt.Errorf("%d ranges of ports too many for the host's rule list: join ranges, or use *", over)
 	}
 	return nil
+}
+
+// ValidName tells whether the kernel takes name for a device's (dev_valid_name).
+func ValidName(name string) bool {
+	return name != "" && len(name) <= 15 && !strings.ContainsAny(name, "/: \t\n") && name != "." && name != ".."
 }
 
 func checkRange(r PortRange) error {

@@ -21,8 +21,9 @@ const (
 	dirtRules                     // our rules
 	dirtIPv6                      // whether the host has IPv6
 	dirtReserved                  // the reserved ports
+	dirtGateways                  // the gateways, and the settings that forwarding depends on
 	dirtRegular                   // no reason, just time
-	dirtAll      = dirtLink | dirtRoutes | dirtRules | dirtIPv6 | dirtReserved
+	dirtAll      = dirtLink | dirtRoutes | dirtRules | dirtIPv6 | dirtReserved | dirtGateways
 )
 
 // events is a subscription to the kernel's notifications. It is open from before our first change, so
@@ -69,6 +70,7 @@ func subscribe(fd int, own uint32) error {
 	for _, g := range []int{
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_RULE,
 		unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+		unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
 	} {
 		groups |= 1 << (g - 1)
 	}
@@ -154,6 +156,26 @@ func about(m message, link int, ipv6 bool) dirt {
 		// That IPv6 is gone is noticed by the regular look, which is early enough.
 		if info, ok := parseRoute(m.data); ok && !ipv6 && info.meansIPv6(link) {
 			return dirtIPv6
+		}
+	}
+	return 0
+}
+
+// aboutGateways returns whether a notification makes the gateways worth looking at.
+func (h *Host) aboutGateways(m message) dirt {
+	switch {
+	case len(h.cfg.Gateways) == 0:
+	case m.typ == unix.RTM_NEWNETCONF:
+		return dirtGateways
+	case (m.typ == unix.RTM_NEWLINK || m.typ == unix.RTM_DELLINK) && len(m.data) >= unix.SizeofIfInfomsg && m.data[0] == unix.AF_UNSPEC:
+		name := ""
+		for typ, value := range attributes(m.data[unix.SizeofIfInfomsg:]) {
+			if typ == unix.IFLA_IFNAME {
+				name = unix.ByteSliceToString(value)
+			}
+		}
+		if h.isGateway(int(binary.NativeEndian.Uint32(m.data[4:])), name) {
+			return dirtGateways
 		}
 	}
 	return 0

@@ -29,6 +29,7 @@ type Host struct {
 	reserved *reserved         // nil if nothing was reserved
 	mine     ports             // what we reserved
 	warnings []error
+	gateways []Gateway // as they were at the last look
 }
 
 var errUndone = errors.New("host changes are not applied")
@@ -72,7 +73,12 @@ func (h *Host) Apply(ctx context.Context) (undo func(context.Context) error, err
 	}
 	facts, err := look(h.dump, h.cfg.Link, h.kernel.link)
 	if err == nil {
+		facts.Gateways, err = lookGateways(h.kernel.nl, h.dump, h.cfg.Gateways)
+	}
+	if err == nil {
 		h.reserve(facts)
+		h.gateways = facts.Gateways
+		h.warnings = append(h.warnings, gatewayWarnings(facts)...)
 		err = h.installAll(facts)
 	}
 	if err != nil {
@@ -190,7 +196,8 @@ func (h *Host) Warnings() []error {
 	return slices.Clone(h.warnings)
 }
 
-// Stop ends the capturing of further connections, and leaves alone what those already captured need.
+// Stop ends the capturing of further connections, and leaves alone what those already captured need. For hosts
+// behind a gateway that is every rule: all packets of theirs look alike to the kernel.
 // It is for going down in order: Stop, end the flows, undo.
 func (h *Host) Stop(context.Context) error {
 	h.mu.Lock()
@@ -199,7 +206,7 @@ func (h *Host) Stop(context.Context) error {
 		return nil
 	}
 	h.stopped = true
-	return h.takeBackRules(true, v6, v4)
+	return h.takeBackRules(rule.capturesOwn, v6, v4)
 }
 
 func (h *Host) undo(context.Context) error {
@@ -217,8 +224,8 @@ func (h *Host) undo(context.Context) error {
 // first, as long as what passes by them still does so. The routes go with the device being set down.
 func (h *Host) takeBack() error {
 	errs := []error{
-		h.takeBackRules(true, v6, v4),
-		h.takeBackRules(false, v6, v4),
+		h.takeBackRules(rule.captures, v6, v4),
+		h.takeBackRules(rule.isOther, v6, v4),
 		h.takeBackOthers(anyFamily),
 		h.takeBackOthers(v6),
 		h.takeBackOthers(v4),
@@ -231,12 +238,12 @@ func (h *Host) takeBack() error {
 	return errors.Join(errs...)
 }
 
-// takeBackRules deletes the capture rules, or the others, of families.
-func (h *Host) takeBackRules(captures bool, families ...family) error {
+// takeBackRules deletes the rules of families that are of a kind.
+func (h *Host) takeBackRules(kind func(rule) bool, families ...family) error {
 	var errs []error
 	for _, fam := range families {
 		for _, s := range slices.Backward(h.parts[fam]) {
-			if r, ok := s.(rule); ok && r.captures() == captures {
+			if r, ok := s.(rule); ok && kind(r) {
 				errs = append(errs, h.kernel.undo(s))
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
 )
 
@@ -42,6 +43,27 @@ func (h *Host) Stop(context.Context) error { return errOther }
 
 // Warnings returns nothing.
 func (h *Host) Warnings() []error { return nil }
+
+// Gateways returns none.
+func (h *Host) Gateways() []Gateway { return nil }
+
+// LookGateways returns errors.ErrUnsupported.
+func LookGateways([]string) ([]Gateway, error) { return nil, errOther }
+
+// Whereabouts tells where addresses are: on Linux only.
+type Whereabouts struct{}
+
+// OpenWhereabouts returns errors.ErrUnsupported.
+func OpenWhereabouts() (*Whereabouts, error) { return nil, errOther }
+
+// Close does nothing.
+func (w *Whereabouts) Close() error { return nil }
+
+// Own returns errors.ErrUnsupported.
+func (w *Whereabouts) Own(netip.Addr) (bool, error) { return false, errOther }
+
+// MTU returns errors.ErrUnsupported.
+func (w *Whereabouts) MTU(netip.Addr) (int, error) { return 0, errOther }
 
 // Look returns errors.ErrUnsupported.
 func Look(string) (Facts, error) { return Facts{}, errOther }

@@ -21,8 +21,9 @@ type kernel struct {
 	nl     *netlink.Handle
 	routes *rtnl
 	cfg    Config
-	link   int      // index of the device, for life: a device of the same name is another one
-	ipv6   *os.File // the device's disable_ipv6; nil where the kernel has no IPv6
+	link   int                 // index of the device, for life: a device of the same name is another one
+	ipv6   *os.File            // the device's disable_ipv6; nil where the kernel has no IPv6
+	conf   map[string]*os.File // its settings that gateways need, by their keys
 }
 
 // openKernel opens what is needed for the device c.Link, which must exist.
@@ -46,6 +47,16 @@ func openKernel(c Config) (*kernel, error) {
 	if err != nil {
 		k.ipv6 = nil // needed only if it is 1
 	}
+	k.conf = map[string]*os.File{}
+	for _, s := range planForwarding(c) {
+		key := s.(sysctl).key
+		f, err := os.OpenFile("/proc/sys/"+key, os.O_RDWR, 0)
+		if err != nil {
+			k.close()
+			return nil, explain(s.String(), err)
+		}
+		k.conf[key] = f
+	}
 	return k, nil
 }
 
@@ -56,6 +67,9 @@ func (k *kernel) close() {
 	}
 	if k.ipv6 != nil {
 		k.ipv6.Close()
+	}
+	for _, f := range k.conf {
+		f.Close()
 	}
 }
 
@@ -80,7 +94,7 @@ func (k *kernel) do(s Step) error {
 			err = nil // no IPv6 in this kernel
 		}
 	case sysctl:
-		err = k.enableIPv6(s)
+		err = k.write(s)
 	case rule:
 		err = k.nl.RuleAdd(s.netlink())
 	default:
@@ -169,11 +183,16 @@ func (k *kernel) addAddr(s addr) error {
 	return errors.New("the address does not become usable")
 }
 
-func (k *kernel) enableIPv6(s sysctl) error {
-	if k.ipv6 == nil {
+// write sets one of the device's settings. Their files were opened in the device's network namespace.
+func (k *kernel) write(s sysctl) error {
+	f := k.conf[s.key]
+	if s.key == disableIPv6(k.cfg.Link) {
+		f = k.ipv6
+	}
+	if f == nil {
 		return unix.ENOENT
 	}
-	_, err := k.ipv6.WriteAt([]byte(s.value), 0)
+	_, err := f.WriteAt([]byte(s.value), 0)
 	return err
 }
 
@@ -270,7 +289,7 @@ func (s rule) netlink() *netlink.Rule {
 	if s.from.IsValid() {
 		r.Src = ipNet(s.from)
 	}
-	if s.lo {
+	if r.IifName = s.iif; s.lo {
 		r.IifName = "lo"
 	}
 	if s.sport != (PortRange{}) {

@@ -19,6 +19,17 @@ const (
 	prefEnd      = 4999
 )
 
+// With gateways their capture rules have the place of the guards, and these follow. The guards' `not` would mean
+// whatever was not made on this host as well: the kernel inverts a rule as a whole (fib_rule_match).
+const (
+	prefBehind      = 4003 // and on
+	prefBehindSplit = 4350 // what is for port 65535 follows
+	prefBehindEnds  = 4370
+	prefAfter       = 4400 // instead of prefGuard
+	prefAfterOwn    = 4410 // instead of prefCapture
+	prefAfterStrict = 4650 // instead of prefStrict
+)
+
 // Routing tables.
 const (
 	tableSelf    = 40000
@@ -71,6 +82,7 @@ func Plan(c Config, f Facts) (Steps, error) {
 	if !add.empty() {
 		s.List = append(s.List, sysctl{sysctlReserved, newPorts(f.Reserved).or(add).String()})
 	}
+	s.Warnings = append(s.Warnings, gatewayWarnings(f)...)
 	s.List = append(s.List, planLink(c, f)...)
 	s.List = append(s.List, planFamily(c, v4, f)...)
 	if f.IPv6 {
@@ -82,7 +94,9 @@ func Plan(c Config, f Facts) (Steps, error) {
 // planLink makes the device ready. Both the order and the split matter: set together with "up",
 // addrgenmode is looked at too late, and the device gets a link-local address and solicits routers.
 func planLink(c Config, f Facts) []Step {
-	list := []Step{device{c.Link}, linkSet{c.Link, c.MTU}, linkUp{c.Link}}
+	list := []Step{device{c.Link}, linkSet{c.Link, c.MTU}}
+	list = append(list, planForwarding(c)...)
+	list = append(list, linkUp{c.Link})
 	if !f.IPv6Off {
 		list = append(list, noMulticast{c.Link})
 	}
@@ -124,19 +138,16 @@ func planFamily(c Config, fam family, f Facts) []Step {
 func planRules(c Config, fam family, stand []rule) (rules []rule, over int) {
 	tun := c.source(fam)
 	self := netip.PrefixFrom(tun, tun.BitLen())
-	first := prefCapture
-	if c.Strict {
-		first = prefStrict
-	}
+	guard, first := c.places()
 	place := func(list []rule, from, end int) {
 		more := 0
 		list, more = placed(list, from, end, stand)
 		rules, over = append(rules, list...), over+more
 	}
-	captures, ends := planCaptures(c, fam)
+	captures, ends := planCaptures(c, rule{fam: fam, lo: true})
 
 	rules = []rule{{fam: fam, pref: prefEnd, action: nop}}
-	place(planGuards(c, fam), prefGuard, first)
+	place(planGuards(c, fam), guard, first)
 	rules = append(rules,
 		rule{fam: fam, pref: prefMark, mark: c.Mark, action: skip},
 		rule{fam: fam, pref: prefSelfGone, from: self, action: unreachable},
@@ -147,7 +158,37 @@ func planRules(c Config, fam family, stand []rule) (rules []rule, over int) {
 		rules = append(rules, rule{fam: fam, pref: prefSplit, lo: true, proto: protoTCP, dport: PortRange{1, everyPort.Last - 1}, action: skip})
 		place(ends, prefSplit+1, prefEnd)
 	}
+	behind, splits, behindEnds := planGateways(c, fam)
+	place(behind, prefBehind, prefBehindSplit)
+	place(splits, prefBehindSplit, prefBehindEnds)
+	place(behindEnds, prefBehindEnds, prefAfter)
 	return rules, over
+}
+
+// places is where the guards begin, and the capture rules for this host's connections.
+func (c Config) places() (guard, capture int) {
+	switch {
+	case len(c.Gateways) > 0 && c.Strict:
+		return prefAfter, prefAfterStrict
+	case len(c.Gateways) > 0:
+		return prefAfter, prefAfterOwn
+	case c.Strict:
+		return prefGuard, prefStrict
+	}
+	return prefGuard, prefCapture
+}
+
+// planGateways is planCaptures for what comes in through a gateway. splits let by, for each gateway, the ports that its
+// ends are not for.
+func planGateways(c Config, fam family) (captures, splits, ends []rule) {
+	for _, name := range c.Gateways {
+		own, last := planCaptures(c, rule{fam: fam, iif: name})
+		captures, ends = append(captures, own...), append(ends, last...)
+		if len(last) > 0 {
+			splits = append(splits, rule{fam: fam, iif: name, proto: protoTCP, dport: PortRange{1, everyPort.Last - 1}, action: skip})
+		}
+	}
+	return captures, splits, ends
 }
 
 // placed gives each of list a priority of its own, from from to below end: the kernel takes a rule for a duplicate of
@@ -205,14 +246,16 @@ func planGuards(c Config, fam family) []rule {
 	}
 }
 
-// planCaptures is the capture rules, without priorities. Their order means nothing, so one can come or go
+// planCaptures is the capture rules for what of says besides, without priorities. Their order means nothing, so one can come or go
 // without the others: what a table does not have goes on to the next.
 //
 // The kernel refuses to hear of port 65535 (fib_rule_port_range_valid). A range that ends there is a rule for the
 // ports below, and one of ends, which look at no port and stand behind a rule that lets all other ports by.
-func planCaptures(c Config, fam family) (captures, ends []rule) {
+func planCaptures(c Config, of rule) (captures, ends []rule) {
 	to := func(proto uint8, ports PortRange, table int) rule {
-		return rule{fam: fam, lo: true, proto: proto, dport: ports, action: lookup, table: table}
+		r := of
+		r.proto, r.dport, r.action, r.table = proto, ports, lookup, table
+		return r
 	}
 	if c.DNS {
 		dns := PortRange{portDNS, portDNS}

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"flag"
 	"net/netip"
 	"os"
@@ -60,6 +61,15 @@ var plans = map[string]struct {
 			Captures: []Capture{capture("192.0.2.0/24", 3), capture("198.51.100.7/32", 2), capture("203.0.113.0/25", 0)},
 		},
 		Facts{},
+	},
+	"gateway": {
+		Config{
+			PortSets: [][]PortRange{{{443, 443}}, {{8000, 65535}}},
+			Captures: []Capture{capture("203.0.113.0/25", 0), capture("2001:db8::/32", 1)},
+			DNS:      true,
+			Gateways: []string{"lan0", "wg.0"},
+		},
+		Facts{IPv6: true, Gateways: []Gateway{{"lan0", 3, true, true}, {"wg.0", 4, true, true}}},
 	},
 	"tails": {
 		Config{
@@ -152,6 +162,11 @@ func TestPlanErrors(t *testing.T) {
 		{Config{PortSets: web, Captures: []Capture{capture("192.0.2.0/24", 1)}}, "capture 192.0.2.0/24: no port set 1"},
 		{Config{PortSets: web, Captures: []Capture{capture("192.0.2.1/24", 0)}}, "capture 192.0.2.1/24: bits set beyond the prefix length"},
 		{Config{PortSets: web, Captures: []Capture{{}}}, "capture invalid Prefix: not a prefix"},
+		{Config{Gateways: []string{"a b"}}, `gateway "a b": not a valid device name`},
+		{Config{Gateways: []string{"pin0"}}, "gateway pin0: is the device into which connections are captured"},
+		{Config{Gateways: []string{"lo"}}, "gateway lo: no host is behind it, and this host's connections are captured as it is"},
+		{Config{Gateways: []string{"lan0", "lan0"}}, "gateway lan0: named twice"},
+		{Config{PortSets: [][]PortRange{many[:350]}, Gateways: []string{"lan0"}}, "3 ranges of ports too many for the host's rule list: join ranges, or use *"},
 		{Config{Link: "a/b"}, `device name "a/b": not a valid name`},
 		{Config{MTU: 1279}, "mtu 1279: not between 1280 and 65535"},
 		{Config{Addr4: Addr6}, "device addresses fd86:e9ca:f62c::8, fd86:e9ca:f62c::8: not one of IPv4 and one of IPv6"},
@@ -164,6 +179,45 @@ func TestPlanErrors(t *testing.T) {
 		if _, err := Plan(c, Facts{}); err != nil {
 			t.Error("as many as fit:", err)
 		}
+	}
+}
+
+// A gateway that does not work as it is, is worth a warning with the command that mends it, not the start.
+func TestGatewayWarnings(t *testing.T) {
+	for _, test := range []struct {
+		name       string
+		f          Facts
+		what, hint string
+	}{
+		{"missing", Facts{Gateways: []Gateway{{Name: "wg0"}}}, "gateway wg0: there is no such device: what comes in through it is captured when it appears", "ip -br link"},
+		{
+			"no IPv4",
+			Facts{IPv6: true, Gateways: []Gateway{{"lan0", 3, false, true}}},
+			"gateway lan0: this host does not forward IPv4: the kernel drops what the hosts behind it send", "sudo sysctl -w net.ipv4.ip_forward=1",
+		},
+		{
+			"no IPv6",
+			Facts{IPv6: true, Gateways: []Gateway{{"lan0", 3, true, false}}},
+			"gateway lan0: this host does not forward IPv6: the kernel drops what the hosts behind it send", "sudo sysctl -w net.ipv6.conf.all.forwarding=1",
+		},
+		{"no IPv6 anywhere", Facts{Gateways: []Gateway{{"lan0", 3, true, false}}}, "", ""},
+		{"all is well", Facts{IPv6: true, Gateways: []Gateway{{"lan0", 3, true, true}}}, "", ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s, err := Plan(Config{Gateways: []string{"lan0"}}, test.f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			what, hint := "", ""
+			for _, w := range s.Warnings {
+				if demand, ok := errors.AsType[*DemandError](w); ok {
+					what, hint = demand.What, demand.Hint
+				}
+			}
+			if what != test.what || hint != test.hint {
+				t.Errorf("warns %q, hint %q; want %q, %q", what, hint, test.what, test.hint)
+			}
+		})
 	}
 }
 

@@ -42,7 +42,9 @@ func (h *Host) Run(parent context.Context) error {
 func (h *Host) listen(ctx context.Context, e *events, link int) error {
 	buf := make([]byte, 32<<10)
 	for {
-		d, err := e.read(ctx, buf, func(m message) dirt { return about(m, link, h.captures(v6)) })
+		d, err := e.read(ctx, buf, func(m message) dirt {
+			return about(m, link, h.captures(v6)) | h.aboutGateways(m)
+		})
 		if err != nil {
 			return err
 		}
@@ -132,6 +134,9 @@ func (h *Host) look(d dirt) (repaired []Step, err error) {
 	if d&dirtReserved != 0 {
 		try(h.lookReserved())
 	}
+	if d&dirtGateways != 0 {
+		try(h.lookForwarding())
+	}
 	return repaired, errors.Join(errs...)
 }
 
@@ -198,7 +203,7 @@ func (h *Host) lookIPv6(regular bool) error {
 func (h *Host) addIPv6() error {
 	err := h.install(v6, planFamily(h.cfg, v6, Facts{IPv6Off: h.kernel.ipv6Off()}))
 	if err == nil && h.stopped {
-		err = h.takeBackRules(true, v6)
+		err = h.takeBackRules(rule.capturesOwn, v6)
 	}
 	if err == nil {
 		var learned []dest
@@ -223,8 +228,8 @@ func (h *Host) dropIPv6() error {
 		}
 	}
 	err := errors.Join(
-		h.takeBackRules(true, v6),
-		h.takeBackRules(false, v6),
+		h.takeBackRules(rule.captures, v6),
+		h.takeBackRules(rule.isOther, v6),
 		h.kernel.delRoutes(routes),
 		h.takeBackOthers(v6),
 	)
@@ -290,7 +295,7 @@ func (h *Host) lookRules() (repaired []Step, err error) {
 		}
 		for _, s := range h.parts[fam] {
 			r, ok := s.(rule)
-			if !ok || h.stopped && r.captures() ||
+			if !ok || h.stopped && r.capturesOwn() ||
 				slices.ContainsFunc(there, func(k netlink.Rule) bool { return k.Priority == r.pref }) {
 				continue
 			}

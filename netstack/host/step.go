@@ -165,7 +165,8 @@ type rule struct {
 	not          bool
 	from         netip.Prefix
 	mark         uint32
-	lo           bool // made on this host
+	lo           bool   // made on this host
+	iif          string // came in through this device, whichever has the name
 	proto        uint8
 	sport, dport PortRange
 	action       action
@@ -186,6 +187,9 @@ func (s rule) String() string {
 	}
 	if s.lo {
 		b.WriteString(" iif lo")
+	}
+	if s.iif != "" {
+		fmt.Fprintf(&b, " iif %s", s.iif)
 	}
 	switch s.proto {
 	case protoTCP:
@@ -225,4 +229,11 @@ func (s rule) anywhere() rule {
 
 // captures tells whether the rule belongs to the capture block: it makes connections enter the device,
 // or bounds one that does.
-func (s rule) captures() bool { return s.lo && (s.action == lookup || s.dport != PortRange{}) }
+func (s rule) captures() bool {
+	return (s.lo || s.iif != "") && (s.action == lookup || s.dport != PortRange{})
+}
+
+// capturesOwn tells whether it does so for this host's connections, as against those of hosts behind a gateway.
+func (s rule) capturesOwn() bool { return s.captures() && s.lo }
+
+func (s rule) isOther() bool { return !s.captures() }

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"syscall"
+
+	"pinproxy/netstack"
+	"pinproxy/netstack/host"
+)
+
+// guard knows hosts behind a gateway from this one, and keeps them from what is this host's alone. Nil: there is no
+// gateway.
+type guard struct{ where *host.Whereabouts }
+
+// newGuard is nil without gateways. Close it.
+func newGuard(gateways []string) (*guard, error) {
+	if len(gateways) == 0 {
+		return nil, nil
+	}
+	where, err := host.OpenWhereabouts()
+	if err != nil {
+		return nil, err
+	}
+	return &guard{where}, nil
+}
+
+func (g *guard) close() error {
+	if g == nil {
+		return nil
+	}
+	return g.where.Close()
+}
+
+// behind says whether src is another host's. Most sources are the device's, as this host's own connections have it; with
+// --strict they may have any address of this host. What can't be told is another host's.
+func (g *guard) behind(src netip.Addr) bool {
+	if g == nil || src == host.Addr4 || src == host.Addr6 {
+		return false
+	}
+	own, err := g.where.Own(src)
+	return err != nil || !own
+}
+
+var (
+	errLoopback = errors.New("it is loopback")
+	errLink     = errors.New("it is link-local")
+	errMany     = errors.New("it is no single host's address")
+	errForm     = errors.New("it is IPv4 in the form of IPv6")
+	errOwn      = errors.New("it is this host's own")
+)
+
+// notSingle are addresses of nobody and of everybody.
+var notSingle = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified(), netip.AddrFrom4([4]byte{255, 255, 255, 255})}
+
+// forbid is why a host behind a gateway may not be led to dst. What is forwarded comes here only if the kernel has a
+// route for it that leads elsewhere; but a rule may name another address of the same name, and an IPv6 packet may go to
+// an address that package net takes for an IPv4 one.
+func (g *guard) forbid(dst netip.Addr) error {
+	switch {
+	case g == nil:
+		return nil
+	case dst.Is4In6():
+		return errForm
+	case dst.IsLoopback():
+		return errLoopback
+	case dst.IsLinkLocalUnicast():
+		return errLink
+	case dst.IsMulticast(), slices.Contains(notSingle, dst):
+		return errMany
+	}
+	own, err := g.where.Own(dst)
+	switch {
+	case err != nil:
+		return err
+	case own:
+		return errOwn
+	}
+	return nil
+}
+
+// lets says whether a DNS query may go on, and answers one that may not.
+func (g *guard) lets(d *netstack.Datagram) bool {
+	if g == nil || !g.behind(d.Src().Addr()) || g.forbid(d.Dst().Addr()) == nil {
+		return true
+	}
+	d.Unreachable(syscall.EACCES)
+	return false
+}

@@ -1,0 +1,84 @@
+package host
+
+import "fmt"
+
+// Gateway is a device of Config.Gateways as it is now.
+type Gateway struct {
+	Name               string
+	Index              int  // 0: there is no such device
+	Forward4, Forward6 bool // this host forwards what comes in through it
+}
+
+// DemandError is something that the host should be set to and is not. Hint is the command that sets it.
+type DemandError struct{ What, Hint string }
+
+func (e *DemandError) Error() string { return e.What }
+
+// checkGateways reports names that are no gateway's.
+func (c Config) checkGateways() error {
+	seen := map[string]bool{}
+	for _, name := range c.Gateways {
+		switch {
+		case !ValidName(name):
+			return fmt.Errorf("gateway %q: not a valid device name", name)
+		case name == c.Link:
+			return fmt.Errorf("gateway %s: is the device into which connections are captured", name)
+		case name == "lo":
+			return fmt.Errorf("gateway lo: no host is behind it, and this host's connections are captured as it is")
+		case seen[name]:
+			return fmt.Errorf("gateway %s: named twice", name)
+		}
+		seen[name] = true
+	}
+	return nil
+}
+
+// planForwarding has the kernel take answers to hosts behind a gateway from the device, and forward them.
+//
+// The way back to the server is looked up from the client's address (fib_validate_source), by rules that
+// look at the device it did not come from: so it leads out of the host, not into pin0, and the strict
+// rp_filter takes the answers for forged. The loose one asks for any way at all. The higher of a device's
+// value and conf.all's counts, so this one is 2 in effect whatever all of them have.
+// IPv6 has no rp_filter, and forwards by what all devices have (ip6_forward).
+func planForwarding(c Config) []Step {
+	if len(c.Gateways) == 0 {
+		return nil
+	}
+	return []Step{sysctl{rpFilter(c.Link), "2"}, sysctl{forwarding(c.Link), "1"}}
+}
+
+func rpFilter(link string) string   { return "net/ipv4/conf/" + link + "/rp_filter" }
+func forwarding(link string) string { return "net/ipv4/conf/" + link + "/forwarding" }
+
+// gatewayWarnings says what keeps gateways from working.
+func gatewayWarnings(f Facts) (list []error) {
+	for _, g := range f.Gateways {
+		if g.Index == 0 {
+			list = append(list, &DemandError{
+				fmt.Sprintf("gateway %s: there is no such device: what comes in through it is captured when it appears", g.Name),
+				"ip -br link",
+			})
+			continue
+		}
+		list = append(list, g.demands(f.IPv6)...)
+	}
+	return list
+}
+
+// demands is what a gateway that is there lacks.
+func (g Gateway) demands(ipv6 bool) (list []error) {
+	if !g.Forward4 {
+		list = append(list, g.demand("IPv4", "net.ipv4.ip_forward=1"))
+	}
+	if !g.Forward6 && ipv6 {
+		list = append(list, g.demand("IPv6", "net.ipv6.conf.all.forwarding=1"))
+	}
+	return list
+}
+
+func (g Gateway) demand(family, sysctl string) error {
+	return &DemandError{
+		fmt.Sprintf("gateway %s: this host does not forward %s: the kernel drops what the hosts behind it send", g.Name, family),
+		"sudo sysctl -w " + sysctl,
+	}
+}

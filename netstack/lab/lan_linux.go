@@ -1,0 +1,99 @@
+package lab
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Addresses of [Topology.LAN].
+const (
+	Inner4   = "192.0.2.130"
+	Inner6   = "2001:db8:3::2"
+	Gateway4 = "192.0.2.129"
+	Gateway6 = "2001:db8:3::1"
+	LAN4     = "192.0.2.128/26"
+	LAN6     = "2001:db8:3::/64"
+)
+
+// LAN adds a network behind the client, which is its hosts' default gateway and forwards for them. It returns
+// the one host in it and the name of the client's device towards it.
+//
+//	inner ─────────── dev client eth0 ── …
+//	  192.0.2.128/26
+//	  2001:db8:3::/64
+//	   .130, ::2    .129, ::1
+//
+// Router and server know the way to it. mtu is that of both ends of the link.
+func (t *Topology) LAN(mtu int) (inner *Host, dev string) {
+	n := t.Client.net
+	n.helper()
+	inner = n.Host("inner")
+	t.Client.Forward()
+	dev, innerDev := n.Link(t.Client, []string{Gateway4 + "/26", Gateway6 + "/64"}, inner, []string{Inner4 + "/26", Inner6 + "/64"})
+	t.Client.MTU(dev, mtu)
+	inner.MTU(innerDev, mtu)
+	inner.Route("default", Gateway4)
+	inner.Route("default", Gateway6)
+	t.Router.Route(LAN4, Client4)
+	t.Router.Route(LAN6, Client6)
+	return inner, dev
+}
+
+// MTU sets a device's.
+func (h *Host) MTU(link string, mtu int) {
+	h.net.helper()
+	h.check("set mtu of "+link, h.nl.LinkSetMTU(h.link(link), mtu))
+}
+
+// Masquerade has what the host forwards out of dev leave with the host's own address, IPv4 and IPv6, as home routers
+// do. Call it, or [Host.MasqueradeFrom], once for a host.
+func (h *Host) Masquerade(dev string) {
+	h.net.helper()
+	h.masquerade(outOf(dev, expr.CmpOpEq))
+}
+
+// MasqueradeFrom has what comes from an IPv4 prefix, and leaves by whichever device but dev, leave with the host's own
+// address, as Docker does for a bridge's subnet.
+func (h *Host) MasqueradeFrom(prefix, dev string) {
+	h.net.helper()
+	p := netip.MustParsePrefix(prefix)
+	mask := binary.BigEndian.AppendUint32(nil, ^uint32(0)<<(32-p.Bits()))
+	h.masquerade([]expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.NFPROTO_IPV4}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Masked().Addr().AsSlice()},
+	}, outOf(dev, expr.CmpOpNeq))
+}
+
+func (h *Host) masquerade(matches ...[]expr.Any) {
+	h.net.helper()
+	conn, err := nftables.New(nftables.WithNetNSFd(int(h.ns)))
+	h.check("open nftables", err)
+	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "lan"})
+	chain := conn.AddChain(&nftables.Chain{
+		Name: "postrouting", Table: table, Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+	})
+	var exprs []expr.Any
+	for _, m := range matches {
+		exprs = append(exprs, m...)
+	}
+	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: append(exprs, &expr.Masq{})})
+	h.check("masquerade", conn.Flush())
+}
+
+// outOf matches by the device that a packet leaves by.
+func outOf(name string, op expr.CmpOp) []expr.Any {
+	padded := make([]byte, unix.IFNAMSIZ)
+	copy(padded, name)
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
+		&expr.Cmp{Op: op, Register: 1, Data: padded},
+	}
+}
