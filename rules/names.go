@@ -41,6 +41,7 @@ type Names struct {
 
 	mu     sync.RWMutex
 	set    *Set
+	side   int           // of nameEntry.hosts, that of set; the other one is other's
 	other  *Set          // decides where set has no rule: see Prepare and Switch; mostly nil
 	settle time.Duration // when a former set ends to be other, since the epoch
 	byName map[string]*nameEntry
@@ -59,9 +60,9 @@ type Names struct {
 // nameEntry is a name with its addresses.
 type nameEntry struct {
 	name  string
-	hosts []*hostRules // with rules for the name, the most specific first; none once the rules have changed so
-	sets  []int        // port sets of those rules, ascending
-	other nameRules    // what hosts and sets are by Names.other; of no meaning while that is nil
+	hosts [2][]*hostRules // with rules for the name, the most specific first, on either side: see Names.side
+	sets  []int           // port sets of those rules, ascending
+	next  []int           // what sets will be, from Prepare to Switch
 
 	pairs []*pair // in no order
 	live  int     // those of pairs that are not leaving
@@ -75,9 +76,13 @@ type nameEntry struct {
 // inUse reports whether a flow uses any address of the name.
 func (e *nameEntry) inUse() bool { return e.held > 0 }
 
-// rule returns the name's rule for port, or nil.
-func (e *nameEntry) rule(port uint16) *Rule { return ruleOf(e.hosts, port) }
+// hosts is the hosts of e by the set; none if no rule is interested in it any more.
+func (n *Names) hosts(e *nameEntry) []*hostRules { return e.hosts[n.side] }
 
+// otherHosts is the hosts of e by the other set, while there is one.
+func (n *Names) otherHosts(e *nameEntry) []*hostRules { return e.hosts[1-n.side] }
+
+// ruleOf returns the rule for port of the first of hosts that has one, or nil.
 func ruleOf(hosts []*hostRules, port uint16) *Rule {
 	for _, h := range hosts {
 		if r := h.index.rule(port); r != nil {
@@ -166,7 +171,7 @@ func (n *Names) Decide(dst netip.AddrPort) Decision {
 	n.mu.RLock()
 	if a := n.byAddr[plain(dst.Addr())]; a != nil {
 		for _, p := range a.pairs {
-			if r := p.name.rule(dst.Port()); r != nil {
+			if r := ruleOf(n.hosts(p.name), dst.Port()); r != nil {
 				n.mu.RUnlock()
 				return Decision{r, p.name.name}
 			}
@@ -227,7 +232,7 @@ func (n *Names) entries() []Entry {
 	n.mu.RLock()
 	entries := make([]Entry, 0, n.live)
 	for _, e := range n.byName {
-		if len(e.hosts) == 0 {
+		if len(n.hosts(e)) == 0 {
 			continue
 		}
 		for _, p := range e.pairs {

@@ -19,11 +19,11 @@ func (n *Names) nameEntry(name string) *nameEntry {
 	e := n.byName[name]
 	if e == nil {
 		e = &nameEntry{name: name}
-		if e.hosts, e.sets = n.set.hostsOf(name); n.other != nil {
-			e.other.hosts, e.other.sets = n.other.hostsOf(name)
+		if e.hosts[n.side], e.sets = n.set.hostsOf(name); n.other != nil {
+			e.hosts[1-n.side], _ = n.other.hostsOf(name)
 		}
 	}
-	if len(e.hosts) == 0 {
+	if len(n.hosts(e)) == 0 {
 		return nil
 	}
 	return e

@@ -6,12 +6,6 @@ import (
 	"time"
 )
 
-// nameRules is what one set has for a name.
-type nameRules struct {
-	hosts []*hostRules
-	sets  []int
-}
-
 // Set returns the rules as of now.
 func (n *Names) Set() *Set {
 	n.mu.RLock()
@@ -40,14 +34,14 @@ func (n *Names) Prepare(next *Set) (learned []Capture) {
 	n.forgetFormer()
 	i := 0
 	for _, e := range n.byName {
-		e.other.hosts, e.other.sets = next.hostsOf(e.name)
+		e.hosts[1-n.side], e.next = next.hostsOf(e.name)
 		n.breathe(&i, len(e.pairs))
 	}
 	var sets []int
 	for _, a := range n.byAddr {
 		sets = sets[:0]
 		for _, p := range a.pairs {
-			sets = append(sets, p.name.other.sets...)
+			sets = append(sets, p.name.next...)
 		}
 		slices.Sort(sets)
 		for _, set := range slices.Compact(sets) {
@@ -73,10 +67,7 @@ func (n *Names) Switch(now time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.settle = n.advance(now) + n.limits.Grace
-	n.set, n.other = n.other, n.set
-	for _, e := range n.byName {
-		e.hosts, e.other.hosts = e.other.hosts, e.hosts
-	}
+	n.set, n.other, n.side = n.other, n.set, 1-n.side
 	clear(n.warned)
 
 	i := 0
@@ -84,10 +75,10 @@ func (n *Names) Switch(now time.Time) {
 		for _, p := range e.pairs {
 			if !p.leaving {
 				p.addr.unwant(e.sets)
-				p.addr.want(e.other.sets)
+				p.addr.want(e.next)
 			}
 		}
-		e.sets, e.other.sets = e.other.sets, e.sets
+		e.sets, e.next = e.next, nil
 		n.breathe(&i, len(e.pairs))
 	}
 	for _, a := range n.byAddr {
@@ -117,8 +108,8 @@ func (n *Names) forgetFormer() {
 	n.other = nil
 	i := 0
 	for _, e := range n.byName {
-		e.other = nameRules{}
-		if len(e.hosts) > 0 {
+		e.hosts[1-n.side] = nil
+		if len(n.hosts(e)) > 0 {
 			continue
 		}
 		for _, p := range slices.Clone(e.pairs) {
@@ -149,7 +140,7 @@ func (n *Names) decideByOther(dst netip.AddrPort) Decision {
 	}
 	if a := n.byAddr[plain(dst.Addr())]; a != nil {
 		for _, p := range a.pairs {
-			if r := ruleOf(p.name.other.hosts, dst.Port()); r != nil {
+			if r := ruleOf(n.otherHosts(p.name), dst.Port()); r != nil {
 				return Decision{r, p.name.name}
 			}
 		}

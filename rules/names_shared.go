@@ -34,7 +34,8 @@ func (o *observation) share(p, other *pair, first bool) {
 	if !first {
 		p, other = other, p
 	}
-	port, differ := differentRules(p.name, other.name)
+	hosts, others := o.hosts(p.name), o.hosts(other.name)
+	port, differ := differentRules(hosts, others)
 	if !differ {
 		return
 	}
@@ -50,13 +51,13 @@ func (o *observation) share(p, other *pair, first bool) {
 		Addr: p.addr.addr,
 		Port: port,
 		Name: p.name.name, Other: other.name.name,
-		Rule: p.name.rule(port), OtherRule: other.name.rule(port),
+		Rule: ruleOf(hosts, port), OtherRule: ruleOf(others, port),
 	})
 }
 
-// differentRules returns the lowest port for which both names have a rule and the two don't do the same.
-func differentRules(a, b *nameEntry) (lowest uint16, differ bool) {
-	if slices.Equal(a.hosts, b.hosts) {
+// differentRules returns the lowest port for which the hosts of both names have a rule and the two don't do the same.
+func differentRules(a, b []*hostRules) (lowest uint16, differ bool) {
+	if slices.Equal(a, b) {
 		return 0, false
 	}
 	// A name's rule changes only where a segment of one of its hosts begins or has ended.
@@ -64,12 +65,12 @@ func differentRules(a, b *nameEntry) (lowest uint16, differ bool) {
 		if differ && port >= lowest {
 			return
 		}
-		ra, rb := a.rule(port), b.rule(port)
+		ra, rb := ruleOf(a, port), ruleOf(b, port)
 		if ra != nil && rb != nil && !ra.sameEffect(rb) {
 			lowest, differ = port, true
 		}
 	}
-	for _, hosts := range [][]*hostRules{a.hosts, b.hosts} {
+	for _, hosts := range [][]*hostRules{a, b} {
 		for _, h := range hosts {
 			for _, s := range h.index {
 				try(s.first)
