@@ -340,6 +340,51 @@ func TestReloadChangesThePin(t *testing.T) {
 	})
 }
 
+// Hosts behind a gateway have no address that tells their open connections from others. They go on all the same, and
+// what they went by goes with the last of them.
+func TestReloadBehindAGateway(t *testing.T) {
+	eachLAN(t, func(l *lan, f family) {
+		server := l.Server.Serve(":7", lab.Echo)
+		kept := l.Server.Serve(":8", lab.Echo)
+		file := newRulesFile(l.t, inRule(f.server)+":7=62000-62009", inRule(f.server)+":8=63999")
+		p := l.pins("--rules", file.path)
+		lingering := func() int { return strings.Count(l.Client.Snapshot(), "priority 4399") }
+		var open []net.Conn
+		for range 5 {
+			c := l.mustConnect(at(f.server, 7))
+			echo(l.t, c, "hello")
+			open = append(open, c)
+		}
+		other := l.mustConnect(at(f.server, 8))
+		echo(l.t, other, "hello")
+		file.reread(p, inRule(f.server)+":8=63999")
+		if n := lingering(); n != len(open) {
+			l.t.Errorf("%d rules for %d flows", n, len(open))
+		}
+		c := l.mustConnect(at(f.server, 7)) // goes past pinproxy, which does not hide its address
+		echo(l.t, c, "unpinned")
+		for i := range 3 {
+			for _, c := range append(open, other) {
+				echo(l.t, c, fmt.Sprintf("round %d %s", i, strings.Repeat("x", 20_000)))
+			}
+			file.reread(p, inRule(f.server)+fmt.Sprintf(":8=63999 cooldown=%ds", i), inRule(f.server)+":9=62000")
+		}
+		if seen := server.Seen(); len(seen) != 6 || seen[5] != netip.MustParseAddrPort(c.LocalAddr().String()) {
+			l.t.Errorf("connections came from %v", seen)
+		}
+		if seen := kept.Seen(); len(seen) != 1 {
+			l.t.Errorf("connections of the kept rule came from %v", seen)
+		}
+		for _, c := range open {
+			_ = c.Close()
+		}
+		p.poll("the rules of these flows to go", func() bool { return lingering() <= 1 })
+		echo(l.t, other, "still there") // its rule has changed its text
+		_ = other.Close()
+		p.poll("the last one to go", func() bool { return lingering() == 0 })
+	})
+}
+
 // status is what the control socket says.
 func (w *network) status() string {
 	w.t.Helper()

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
+	"time"
 
 	"pinproxy/netstack/dns"
 	"pinproxy/netstack/host"
@@ -33,6 +35,9 @@ import (
 //	a name can't be resolved         a warning, as at the start
 //	SIGHUP while this is going on    once more after it
 
+// lingerEvery is how often flows of hosts behind a gateway are looked at whose rule has gone, and which linger.
+const lingerEvery = time.Second
+
 // reloader rereads the rules.
 type reloader struct {
 	options  options
@@ -41,17 +46,25 @@ type reloader struct {
 	host     *host.Host
 	pins     *proxy.Proxy
 	resolver *dns.Resolver
-	leased   []host.PortRange // host.Config.Leased as of now
+	behind   func(netip.Addr) bool // whether this is another host's address
+	leased   []host.PortRange      // host.Config.Leased as of now
+	linger   bool                  // whether there are flows for host.Host.Linger
 }
 
 // run rereads the rules at every hangup, until ctx ends.
 func (r *reloader) run(ctx context.Context, hangups <-chan struct{}) error {
+	tick := time.NewTicker(lingerEvery)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-hangups:
 			r.reload(ctx)
+		case <-tick.C:
+			if r.linger {
+				r.lingering(r.learn.names.Set())
+			}
 		}
 	}
 }
@@ -70,8 +83,11 @@ func (r *reloader) reload(ctx context.Context) {
 		return
 	}
 	r.pins.RetainRules(next.Rules())
+	if r.linger {
+		r.lingering(next) // what came in while the rules changed
+	}
 	for _, w := range r.host.Warnings() {
-		r.log.Warn(w.Error())
+		warn(r.log, w)
 	}
 	r.resolver.Change(ctx, next.Names(), func() {
 		added, removed := difference(former, next)
@@ -88,7 +104,13 @@ func (r *reloader) replace(ctx context.Context, former, next *rules.Set) error {
 	if o.strict {
 		c.Leased = r.stillLeased(former)
 	}
-	err := r.learn.replace(next, func(learned []host.Capture) error { return r.host.Replace(ctx, c, learned) })
+	err := r.learn.replace(next, func(learned []host.Capture) error {
+		if len(o.gateways) > 0 {
+			r.linger = true
+			r.lingering(next)
+		}
+		return r.host.Replace(ctx, c, learned)
+	})
 	if err == nil {
 		r.leased = c.Leased
 	}
@@ -104,6 +126,25 @@ func (r *reloader) stillLeased(former *rules.Set) []host.PortRange {
 			return !f.Local.IsValid() || pin.First <= f.Local.Port() && f.Local.Port() <= pin.Last
 		})
 	})
+}
+
+// lingering has flows of hosts behind a gateway go on that set has no rule for. Without any, it need not be called
+// again until rules change.
+func (r *reloader) lingering(set *rules.Set) {
+	inForce := make(map[string]bool)
+	for _, rule := range set.Rules() {
+		inForce[rule.String()] = true
+	}
+	var flows [][2]netip.AddrPort
+	for _, f := range r.pins.Flows() {
+		if !inForce[f.Rule] && r.behind(f.Src.Addr()) {
+			flows = append(flows, [2]netip.AddrPort{f.Src, f.Dst})
+		}
+	}
+	if err := r.host.Linger(flows); err != nil {
+		r.log.Warn("keep flows of hosts behind a gateway: " + err.Error())
+	}
+	r.linger = len(flows) > 0
 }
 
 // refused says why the rules are what they were.

@@ -164,7 +164,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lo
 	parts.Go(func() error {
 		return resolver.Run(ctx, o.set.Names(), func() { ready(log, dev, o.set) })
 	})
-	reload := &reloader{options: o, log: log, learn: learn, host: h, pins: pins, resolver: resolver}
+	reload := &reloader{options: o, log: log, learn: learn, host: h, pins: pins, resolver: resolver, behind: guard.behind}
 	parts.Go(func() error { return reload.run(ctx, hangups) })
 
 	select {

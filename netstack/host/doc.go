@@ -71,6 +71,9 @@
 // everything stands as before. What is repaired, brought when IPv6 appears and undone at the end is the new configuration
 // from then on. Table numbers are Capture.Set's, so whoever keeps those keeps the routes.
 //
+// A flow of this host goes on without what captured it, since 4001 knows its address. One of a host behind a gateway does not:
+// Linger gives it a rule of its own, from its source to its destination with both ports, at 4399, as long as it lives.
+//
 // # Strict
 //
 // Config.Strict leaves 4003 out, and the capture rules begin at 4400. Sockets bound to a source address are then captured as well. So is

@@ -38,6 +38,9 @@ func (h *Host) Remove(context.Context, []Capture) error { return errOther }
 // Replace returns errors.ErrUnsupported.
 func (h *Host) Replace(context.Context, Config, []Capture) error { return errOther }
 
+// Linger returns errors.ErrUnsupported.
+func (h *Host) Linger([][2]netip.AddrPort) error { return errOther }
+
 // Stop returns errors.ErrUnsupported.
 func (h *Host) Stop(context.Context) error { return errOther }
 

@@ -289,6 +289,9 @@ func (s rule) netlink() *netlink.Rule {
 	if s.from.IsValid() {
 		r.Src = ipNet(s.from)
 	}
+	if s.to.IsValid() {
+		r.Dst = ipNet(s.to)
+	}
 	if r.IifName = s.iif; s.lo {
 		r.IifName = "lo"
 	}

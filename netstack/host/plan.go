@@ -25,6 +25,7 @@ const (
 	prefBehind      = 4003 // and on
 	prefBehindSplit = 4350 // what is for port 65535 follows
 	prefBehindEnds  = 4370
+	prefLinger      = 4399 // flows of which the rule has gone; all have this one, as none means another's packets
 	prefAfter       = 4400 // instead of prefGuard
 	prefAfterOwn    = 4410 // instead of prefCapture
 	prefAfterStrict = 4650 // instead of prefStrict
@@ -161,7 +162,7 @@ func planRules(c Config, fam family, stand []rule) (rules []rule, over int) {
 	behind, splits, behindEnds := planGateways(c, fam)
 	place(behind, prefBehind, prefBehindSplit)
 	place(splits, prefBehindSplit, prefBehindEnds)
-	place(behindEnds, prefBehindEnds, prefAfter)
+	place(behindEnds, prefBehindEnds, prefLinger)
 	return rules, over
 }
 
@@ -189,6 +190,21 @@ func planGateways(c Config, fam family) (captures, splits, ends []rule) {
 		}
 	}
 	return captures, splits, ends
+}
+
+// lingering is the rule for one flow from src to dst, of a host behind a gateway. Port 65535 can't be named.
+func lingering(src, dst netip.AddrPort) rule {
+	only := func(port uint16) PortRange {
+		if port == everyPort.Last {
+			return PortRange{}
+		}
+		return PortRange{port, port}
+	}
+	return rule{
+		fam: familyOf(src.Addr()), pref: prefLinger, proto: protoTCP, action: lookup, table: tableSelf,
+		from: netip.PrefixFrom(src.Addr(), src.Addr().BitLen()), sport: only(src.Port()),
+		to: netip.PrefixFrom(dst.Addr(), dst.Addr().BitLen()), dport: only(dst.Port()),
+	}
 }
 
 // placed gives each of list a priority of its own, from from to below end: the kernel takes a rule for a duplicate of

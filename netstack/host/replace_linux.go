@@ -50,7 +50,7 @@ func (h *Host) Replace(ctx context.Context, c Config, learned []Capture) error {
 	return nil
 }
 
-// rules returns the rules of the families that are captured.
+// rules returns the rules of the families that are captured, but for those of Linger.
 func (h *Host) rules() map[family][]rule {
 	rules := make(map[family][]rule)
 	for _, fam := range []family{v4, v6} {
@@ -58,7 +58,7 @@ func (h *Host) rules() map[family][]rule {
 			rules[fam] = nil
 		}
 		for _, s := range h.parts[fam] {
-			if r, ok := s.(rule); ok {
+			if r, ok := s.(rule); ok && r.pref != prefLinger {
 				rules[fam] = append(rules[fam], r)
 			}
 		}
@@ -68,7 +68,7 @@ func (h *Host) rules() map[family][]rule {
 
 // withRules is a part with other rules.
 func withRules(part []Step, rules []rule) []Step {
-	part = slices.DeleteFunc(part, func(s Step) bool { _, ok := s.(rule); return ok })
+	part = slices.DeleteFunc(part, func(s Step) bool { r, ok := s.(rule); return ok && r.pref != prefLinger })
 	for _, r := range rules {
 		part = append(part, r)
 	}

@@ -163,7 +163,7 @@ type rule struct {
 	fam          family
 	pref         int
 	not          bool
-	from         netip.Prefix
+	from, to     netip.Prefix
 	mark         uint32
 	lo           bool   // made on this host
 	iif          string // came in through this device, whichever has the name
@@ -181,6 +181,9 @@ func (s rule) String() string {
 	}
 	if s.from.IsValid() {
 		fmt.Fprintf(&b, " from %s", formatPrefix(s.from))
+	}
+	if s.to.IsValid() {
+		fmt.Fprintf(&b, " to %s", formatPrefix(s.to))
 	}
 	if s.mark != 0 {
 		fmt.Fprintf(&b, " fwmark %#x", s.mark)
