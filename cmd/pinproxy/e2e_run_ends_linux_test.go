@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/rand"
 	"crypto/sha256"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -205,16 +206,18 @@ func mountinfo(t *testing.T) string {
 	return own.String()
 }
 
+var commandRounds = flag.Int("command-rounds", 5, "how often TestRunManySideBySide runs 20 commands")
+
 // Many commands, 20 at a time, each with a connection of its own, from one pool of ports: none fails, and nothing
 // is left. The host is the same while they run.
 func TestRunManySideBySide(t *testing.T) {
-	const rounds, atATime = 5, 20
+	const atATime = 20
 	eachUser(t, func(w *network, u user) {
 		w.names()
 		server := w.Server.Serve(":7", lab.Echo)
 		before, mounts := w.Client.Snapshot(), mountinfo(w.t)
 		w.programs()
-		for range rounds {
+		for range *commandRounds {
 			var all sync.WaitGroup
 			for i := range atATime {
 				cmd := w.by(u, "--rule", "*.bank.example:7=63000-63099", "--", "reach", at(families[i%2].nested(), 7)+",hello")
@@ -229,8 +232,8 @@ func TestRunManySideBySide(t *testing.T) {
 			all.Wait()
 		}
 		w.unchanged(before, mounts)
-		if n := len(server.Seen()); n != rounds*atATime {
-			w.t.Errorf("%d connections came, want %d", n, rounds*atATime)
+		if n := len(server.Seen()); n != *commandRounds*atATime {
+			w.t.Errorf("%d connections came, want %d", n, *commandRounds*atATime)
 		}
 		for _, from := range server.Seen() {
 			if from.Port() < 63000 || from.Port() > 63099 {
