@@ -11,7 +11,7 @@ import (
 
 // Host is a host whose connections are captured. Its methods are safe for concurrent use.
 type Host struct {
-	cfg   Config
+	cfg   Config        // guarded by mu as far as Replace changes it
 	every time.Duration // between two regular looks at everything
 	wake  chan dirt     // from whoever knows that something is missing; capacity 1
 

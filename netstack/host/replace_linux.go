@@ -27,7 +27,7 @@ func (h *Host) Replace(ctx context.Context, c Config, learned []Capture) error {
 		return errUndone
 	}
 	next := h.cfg
-	next.PortSets, next.Captures, next.DNS, next.Reserve, next.Leased = c.PortSets, c.Captures, c.DNS, c.Reserve, c.Leased
+	next.capture(c)
 	ch, err := planChange(next, learned, standing{h.rules(), h.routes})
 	if err != nil {
 		return err
@@ -42,12 +42,20 @@ func (h *Host) Replace(ctx context.Context, c Config, learned []Capture) error {
 	if err != nil {
 		return errors.Join(err, undo(), reserve.cancel())
 	}
-	h.cfg, h.routes = next, ch.then.routes
+	h.cfg.capture(c)
+	h.routes = ch.then.routes
 	for fam, rules := range ch.then.rules {
 		h.parts[fam] = withRules(h.parts[fam], rules)
 	}
 	h.warnings = reserve.finish()
 	return nil
+}
+
+// capture takes over what other rules change of a configuration. It writes no other field: those are read without
+// Host.mu.
+func (c *Config) capture(other Config) {
+	c.PortSets, c.Captures, c.DNS = other.PortSets, other.Captures, other.DNS
+	c.Reserve, c.Leased = other.Reserve, other.Leased
 }
 
 // rules returns the rules of the families that are captured, but for those of Linger.

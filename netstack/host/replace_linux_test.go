@@ -58,6 +58,8 @@ func TestReplace(t *testing.T) {
 		b.capturedFromTUN(dialer{}, a, 80)
 	}
 
+	_, stop := b.run(20 * time.Millisecond)
+	b.awaitLook()
 	c, learned = latter(dir)
 	if err := b.replace(t.Context(), c, learned); err != nil {
 		t.Fatal(err)
@@ -78,19 +80,17 @@ func TestReplace(t *testing.T) {
 	}
 
 	// What is repaired is the new state.
-	_, stop := b.run(20 * time.Millisecond)
-	b.awaitLook()
 	if err := b.Client.Netlink().LinkSetDown(must(b.Client.Netlink().LinkByName(Link))); err != nil {
 		t.Fatal(err)
 	}
 	b.soon("repaired", func() bool { return slices.Equal(b.snapshot(), second) })
-	stop()
 
 	c, learned = former(dir)
 	if err := b.replace(t.Context(), c, learned); err != nil {
 		t.Fatal(err)
 	}
 	b.same("after coming back", first)
+	stop()
 	if err := b.undo(t.Context()); err != nil {
 		t.Error(err)
 	}
