@@ -40,6 +40,7 @@ func stateDir() string {
 func hostConfig(o options, log *slog.Logger) host.Config {
 	c := host.Config{
 		Link:     o.tun,
+		QueueLen: link.QueueLen,
 		Captures: o.set.Static(),
 		DNS:      o.set.HasNames(),
 		Strict:   o.strict,

@@ -44,6 +44,7 @@ type Capture = struct {
 type Config struct {
 	Link         string        // device, made by somebody else; default [Link]
 	MTU          int           // bytes, 1280 to 65535; default [DefaultMTU]
+	QueueLen     int           // the device's txqueuelen, packets; 0: as the kernel made it
 	Addr4, Addr6 netip.Addr    // of the device; defaults [Addr4], [Addr6]
 	Mark         uint32        // of our own sockets; default [Mark]
 	PortSets     [][]PortRange // what Capture.Set counts; an empty one is a number that is not used

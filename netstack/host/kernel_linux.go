@@ -149,8 +149,10 @@ func (k *kernel) setLink(s linkSet) error {
 	if err := k.nl.LinkSetMTU(link, s.mtu); err != nil {
 		return err
 	}
-	if err := k.nl.LinkSetTxQLen(link, txQueueLen); err != nil {
-		return err
+	if s.queueLen > 0 {
+		if err := k.nl.LinkSetTxQLen(link, s.queueLen); err != nil {
+			return err
+		}
 	}
 	if err := k.nl.LinkSetMulticastOff(link); err != nil {
 		return err

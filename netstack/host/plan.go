@@ -95,7 +95,7 @@ func Plan(c Config, f Facts) (Steps, error) {
 // planLink makes the device ready. Both the order and the split matter: set together with "up",
 // addrgenmode is looked at too late, and the device gets a link-local address and solicits routers.
 func planLink(c Config, f Facts) []Step {
-	list := []Step{device{c.Link}, linkSet{c.Link, c.MTU}}
+	list := []Step{device{c.Link}, linkSet{c.Link, c.MTU, c.QueueLen}}
 	list = append(list, planForwarding(c)...)
 	list = append(list, linkUp{c.Link})
 	if !f.IPv6Off {

@@ -30,7 +30,7 @@ var plans = map[string]struct {
 	},
 	"v6": {
 		Config{
-			Link: "pin.7", MTU: 9000,
+			Link: "pin.7", MTU: 9000, QueueLen: 500,
 			PortSets: [][]PortRange{{{443, 443}, {8000, 8010}}},
 			Captures: []Capture{capture("198.51.100.0/24", 0), capture("2001:db8::/32", 0)},
 		},

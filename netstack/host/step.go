@@ -47,15 +47,17 @@ func (s device) Undo() string   { return "" }
 
 // linkSet keeps the device silent: no link-local address (so no router solicitation), no multicast.
 type linkSet struct {
-	link string
-	mtu  int
+	link     string
+	mtu      int
+	queueLen int // 0: left alone
 }
 
-// txQueueLen is the length of the device's queue, in packets: what an Ethernet device has.
-const txQueueLen = 1000
-
 func (s linkSet) String() string {
-	return fmt.Sprintf("ip link set dev %s mtu %d txqueuelen %d multicast off addrgenmode none", s.link, s.mtu, txQueueLen)
+	queueLen := ""
+	if s.queueLen > 0 {
+		queueLen = fmt.Sprintf(" txqueuelen %d", s.queueLen)
+	}
+	return fmt.Sprintf("ip link set dev %s mtu %d%s multicast off addrgenmode none", s.link, s.mtu, queueLen)
 }
 func (s linkSet) Undo() string { return "" }
 

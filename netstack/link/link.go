@@ -17,6 +17,12 @@ const (
 	plainMTU   = 65520
 )
 
+// QueueLen is the length to set the device's queue to, in packets. The kernel drops what comes while the queue is full
+// (tun_net_xmit), without a word to its sender, and a reset that is dropped nobody sends again. So it is long enough
+// for the bursts of thousands of connections while the reader waits for its turn; it costs 8 bytes a packet, and
+// packets only as they come.
+const QueueLen = 10000
+
 // ErrNoTUN says that the system has no TUN device to open.
 var ErrNoTUN = errors.New("no TUN device")
 

@@ -155,6 +155,9 @@ func (o order) device() (dev link.FD, step string, err error) {
 	if err := netlink.LinkSetMTU(l, dev.MTU()); err != nil {
 		return dev, "set the device's MTU", err
 	}
+	if err := netlink.LinkSetTxQLen(l, link.QueueLen); err != nil {
+		return dev, "set the length of the device's queue", err
+	}
 	// No link-local address, so no router solicitation. Kernels without IPv6 refuse.
 	_ = netlink.LinkSetIP6AddrGenMode(l, nl.IN6_ADDR_GEN_MODE_NONE)
 	for _, a := range o.Addrs {
