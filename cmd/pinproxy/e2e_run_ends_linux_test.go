@@ -77,11 +77,18 @@ func TestRunServerDoesNotClose(t *testing.T) {
 			arrived <- n
 			<-done
 		})
-		start := time.Now()
-		w.runs(w.by(u, "--rule", "*:7=63999", "--", "blurt", "-n", "100000", at(lab.Server4, 7)), "")
-		if n, took := <-arrived, time.Since(start); n != 100_000 || took > endsAtOnce {
-			w.t.Errorf("%d bytes arrived, after %v; want 100000 within %v", n, took, endsAtOnce)
+		var took time.Duration
+		for range 5 { // a busy machine may be slow now and then
+			start := time.Now()
+			w.runs(w.by(u, "--rule", "*:7=63000-63999", "--", "blurt", "-n", "100000", at(lab.Server4, 7)), "")
+			if n := <-arrived; n != 100_000 {
+				w.t.Errorf("%d bytes arrived, want 100000", n)
+			}
+			if took = time.Since(start); took < endsAtOnce {
+				return
+			}
 		}
+		w.t.Errorf("it took %v each time, want less than %v", took, endsAtOnce)
 	})
 }
 

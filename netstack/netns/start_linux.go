@@ -103,11 +103,11 @@ func socketPair() (ours *net.UnixConn, theirs *os.File, err error) {
 
 // order sends o, and waits for the device.
 func (c *Child) order(ctx context.Context, o order) error {
-	stop := context.AfterFunc(ctx, func() { _ = c.sock.SetDeadline(time.Now()) })
-	defer stop()
 	if err := c.sock.SetDeadline(time.Now().Add(startTimeout)); err != nil {
 		return err
 	}
+	stop := context.AfterFunc(ctx, func() { _ = c.sock.SetDeadline(time.Now()) })
+	defer stop()
 	b, err := json.Marshal(o)
 	if err == nil {
 		_, err = c.sock.Write(b)
@@ -115,7 +115,7 @@ func (c *Child) order(ctx context.Context, o order) error {
 	if errors.Is(err, unix.EPIPE) {
 		return errEnded
 	} else if err != nil {
-		return fmt.Errorf("tell the child: %w", err)
+		return errors.Join(fmt.Errorf("tell the child: %w", err), ctx.Err())
 	}
 	r, err := c.hear()
 	if err != nil {
