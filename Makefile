@@ -5,6 +5,7 @@ PREFIX   = /usr/local
 DESTDIR  =
 FUZZTIME = 30s
 BENCH    = .
+SOAK     = 60m
 # For `make bench`: --rounds 1, --only latency, …; --help names them.
 BENCHFLAGS =
 # For go test, of `make test` and the race detector's run: -v, -run REGEXP, …
@@ -79,6 +80,13 @@ fuzz: ## run each fuzz target for FUZZTIME (30s)
 		echo "$$package: $$target"; \
 		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package" || exit 1; \
 	done
+
+# It goes on where it was interrupted; without bin/soak.jsonl it begins anew.
+.PHONY: soak
+soak: ## for SOAK (60m), look whether anything grows under mixed load, and write it into docs/reliability.md
+	$(GO) test -c -o bin/soak ./cmd/pinproxy
+	cd cmd/pinproxy && ../../bin/soak -test.run '^TestSoak$$' -test.v -test.timeout 0 -soak $(SOAK) \
+		-soak-file $(CURDIR)/bin/soak.jsonl -soak-page $(CURDIR)/docs/reliability.md
 
 .PHONY: install
 install: bin/pinproxy ## install into PREFIX (/usr/local), below DESTDIR

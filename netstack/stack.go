@@ -45,6 +45,8 @@ type Stats struct {
 	Parked  int    // flows that wait for an answer now
 	Open    int    // flows known now, parked ones included
 	Dropped uint64 // SYNs beyond MaxParked
+
+	Endpoints int // connections that gVisor has now, those still being ended too
 }
 
 // Handler decides on one flow. It must end it by Accept, Reject or Drop and may
@@ -245,9 +247,13 @@ func (s *Stack) awaitHandlers(ended chan<- struct{}) {
 
 // Stats returns the counters.
 func (s *Stack) Stats() Stats {
+	endpoints := len(s.gv.RegisteredEndpoints()) + len(s.gv.CleanupEndpoints())
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Stats{Flows: s.total.Load(), Parked: len(s.parked), Open: len(s.flows), Dropped: s.dropped.Load()}
+	return Stats{
+		Flows: s.total.Load(), Parked: len(s.parked), Open: len(s.flows), Dropped: s.dropped.Load(),
+		Endpoints: endpoints,
+	}
 }
 
 // context of Serve, which is running as long as there are flows.

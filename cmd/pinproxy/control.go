@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"pinproxy/netstack"
 	"pinproxy/proxy"
 	"pinproxy/rules"
 )
@@ -41,6 +42,7 @@ type control struct {
 	began  time.Time
 	names  *rules.Names
 	pins   *proxy.Proxy
+	stack  *netstack.Stack // nil in tests
 
 	lookout lookout
 }

@@ -150,7 +150,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lo
 		warn(log, w)
 	}
 	if l, path, remove := openControl(ctx, o, log); l != nil {
-		c := newControl(&control{link: dev.Name(), strict: o.strict, began: began, names: names, pins: pins})
+		c := newControl(&control{link: dev.Name(), strict: o.strict, began: began, names: names, pins: pins, stack: stack})
 		parts.Go(func() error {
 			if err := c.serve(ctx, l); err != nil {
 				log.Warn("the control socket has failed", "err", err.Error())

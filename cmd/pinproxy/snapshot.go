@@ -3,6 +3,8 @@ package main
 import (
 	"net/netip"
 	"os"
+	"runtime"
+	"runtime/metrics"
 	"strings"
 	"time"
 
@@ -43,6 +45,7 @@ type statusJSON struct {
 	Flows    []flowJSON        `json:"flows"`
 	Failures []failureJSON     `json:"failures"`
 	Names    []nameJSON        `json:"names"`
+	Process  processJSON       `json:"process"`
 
 	list []*rules.Rule // of Rules, which may be others a moment later
 }
@@ -98,6 +101,13 @@ type nameJSON struct {
 	Addr    netip.Addr `json:"address"`
 	Expires time.Time  `json:"expires"`
 	InUse   bool       `json:"in_use"`
+}
+
+// processJSON is what would grow if something were not given back.
+type processJSON struct {
+	Goroutines int    `json:"goroutines"`
+	Heap       uint64 `json:"heap"`      // bytes of objects, those included that the next collection frees
+	Endpoints  int    `json:"endpoints"` // of netstack
 }
 
 type destinationJSON struct {
@@ -170,7 +180,18 @@ func (c *control) status() statusJSON {
 		}
 		s.Names = append(s.Names, nameJSON(e))
 	}
+	s.Process = c.process()
 	return s
+}
+
+func (c *control) process() processJSON {
+	heap := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	metrics.Read(heap)
+	p := processJSON{Goroutines: runtime.NumGoroutine(), Heap: heap[0].Value.Uint64()}
+	if c.stack != nil {
+		p.Endpoints = c.stack.Stats().Endpoints
+	}
+	return p
 }
 
 func flowInJSON(f proxy.FlowInfo) flowJSON {
