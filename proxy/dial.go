@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"syscall"
 	"time"
+
+	"pinproxy/proxy/sockdiag"
 )
 
 // keepAlive probes idle upstream connections. An application's own probes end at
@@ -21,6 +23,9 @@ type Sockets struct {
 	// Mark is put on every socket (SO_MARK), so that the capture rules pass it by;
 	// 0: none. It needs CAP_NET_ADMIN.
 	Mark uint32
+	// Owners names the programs that have sockets; nil: sockdiag.Owners, as far as
+	// we may see them.
+	Owners func([]sockdiag.Socket) []sockdiag.Process
 }
 
 // Dial connects a TCP socket. Binding is explicit and with SO_REUSEADDR, so that

@@ -103,7 +103,7 @@ func (s Sockets) Obstacle(pin, dst netip.AddrPort) Obstacle {
 			over = append(over, socket)
 		}
 	}
-	if o := foreign(living, pin, dst); o.Cause != "" {
+	if o := s.foreign(living, pin, dst); o.Cause != "" {
 		return o
 	}
 	return ended(over)
@@ -116,8 +116,12 @@ func on(socket sockdiag.Socket, pin, dst netip.AddrPort) bool {
 
 // foreign names the program in whose hands the port is. What matters is found in this
 // order: the very 4-tuple, a listener, any other socket.
-func foreign(list []sockdiag.Socket, pin, dst netip.AddrPort) Obstacle {
-	owners := sockdiag.Owners(list)
+func (s Sockets) foreign(list []sockdiag.Socket, pin, dst netip.AddrPort) Obstacle {
+	find := s.Owners
+	if find == nil {
+		find = sockdiag.Owners
+	}
+	owners := find(list)
 	best, rank := Obstacle{}, 0
 	for i, socket := range list {
 		same := on(socket, pin, dst)

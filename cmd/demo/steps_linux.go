@@ -103,8 +103,12 @@ func (d *demo) start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	cmd := exec.Command(d.path, "--rule", rule)
-	// In a user namespace /run is not ours to write to.
-	cmd.Env = append(os.Environ(), "RUNTIME_DIRECTORY="+d.dir())
+	// In a user namespace /run is not ours to write to. Elsewhere pinproxy becomes another user.
+	run := filepath.Join(d.dir(), "run")
+	if err := errors.Join(os.Chmod(d.dir(), 0o755), os.MkdirAll(run, 0o755)); err != nil {
+		return err
+	}
+	cmd.Env = append(os.Environ(), "RUNTIME_DIRECTORY="+run)
 	d.command("#", "pinproxy", "--rule", rule, "&")
 	var err error
 	if d.pinproxy, err = d.client.Start(cmd); err != nil {

@@ -234,7 +234,11 @@ func TestControlSocketIsNotNeeded(t *testing.T) {
 // check and status find the socket wherever it is, and --socket finds it as well; it goes with the process.
 func TestControlSocketElsewhere(t *testing.T) {
 	w := newNetwork(t)
-	path := filepath.Join(t.TempDir(), "s")
+	dir := publicDir(t)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "s")
 	p := w.pinproxy("--rule", "203.0.113.2:443=63999", "--socket", path)
 	for _, args := range [][]string{{"status"}, {"status", "--socket", path}, {"check", "203.0.113.2:443"}} {
 		cmd := program("pinproxy", args...) // without our RUNTIME_DIRECTORY

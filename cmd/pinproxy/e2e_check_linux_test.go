@@ -95,8 +95,8 @@ func (s *checkScript) runAsUser(ts *testscript.TestScript, _ bool, args []string
 
 // unprivileged is pinproxy of a user without any privilege, and without a file or a process.
 func unprivileged() {
-	const nobody = 65534
-	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(nobody), syscall.Setuid(nobody)); err != nil {
+	const another = 65533 // than whom pinproxy becomes
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(another), syscall.Setuid(another)); err != nil {
 		fmt.Fprintln(os.Stderr, "become another user:", err)
 		os.Exit(exitFailed)
 	}
@@ -147,6 +147,7 @@ var variable = []struct{ pattern, with string }{
 	{`"20\d\d-[^"]*"`, `"WHEN"`},
 	{`within [0-9.]+s`, `within TIME`},
 	{`though port \d+`, `though port PORT`},
+	{`"uid": \d+`, `"uid": UID`},
 }
 
 // steady replaces what differs from run to run.

@@ -59,6 +59,7 @@ var programs = map[string]func(){
 	"ask":          ask,
 	"pinging":      pinging,
 	"guarded":      guarded,
+	"confined":     confined,
 }
 
 func TestMain(m *testing.M) {
@@ -141,9 +142,21 @@ func newNetwork(t *testing.T) *network {
 func newNetworkAlone(t *testing.T) *network {
 	needTUN(t)
 	n := lab.ForTest(t)
-	w := &network{n.Topology(), n, t, t.TempDir()}
+	w := &network{n.Topology(), n, t, publicDir(t)}
 	w.ServerOwns("192.0.2.0/25", "2001:db8:cafe::/48")
 	return w
+}
+
+// publicDir is a directory that other users than root may go into: pinproxy becomes one.
+func publicDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for d := dir; len(d) > len(os.TempDir()); d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 // names serves zone.

@@ -57,7 +57,7 @@ func TestFirewallLetsPlainClientInOverIPv6Only(t *testing.T) {
 	top.Client.Route("default", lab.Near6)
 	top.Server.Route("default", lab.Far6)
 	top.Server.DNS(lab.Zone(zone), at(lab.Server6, 53))
-	w := &network{top, n, t, t.TempDir()}
+	w := &network{top, n, t, publicDir(t)}
 	w.letIn("www.bank.example:443=63999", "https://www.bank.example/", "[2001:db8:1::2]:63999")
 }
 

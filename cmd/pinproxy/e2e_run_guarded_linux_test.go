@@ -23,6 +23,8 @@ var guards = map[string]func() error{
 	"few capabilities": func() error {
 		return dropCapabilities(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SETUID, unix.CAP_SETGID)
 	},
+	"no other user": func() error { return dropCapabilities(unix.CAP_SETUID, unix.CAP_SETGID) },
+	"user":          func() error { return become(nobody) },
 	"no namespaces": func() error {
 		return errors.Join(os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0\n"), 0), dropCapabilities(unix.CAP_SYS_ADMIN))
 	},

@@ -296,7 +296,7 @@ func TestRunUnreachable(t *testing.T) {
 	t.Parallel()
 	needTUN(t)
 	n := lab.ForTest(t)
-	w := &network{&lab.Topology{Client: n.Host("client")}, n, t, t.TempDir()}
+	w := &network{&lab.Topology{Client: n.Host("client")}, n, t, publicDir(t)}
 	args := []string{"--rule", "*:443=63999", "--", "reach", "203.0.113.2:443", "203.0.113.2:80", "[2001:db8:2::2]:443"}
 	w.runs(w.by(user{name: "root"}, args...), strings.Repeat("network is unreachable\n", 3))
 	w.runs(w.by(user{name: "root"}, "--rule", "*:443=63999", "--", "sh", "-c", "grep -c pin0 /proc/net/if_inet6; true"), "0\n")

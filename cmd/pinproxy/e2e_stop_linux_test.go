@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -191,8 +192,11 @@ func TestLogAsText(t *testing.T) {
 // sd_notify(3): the service manager is told, and told nothing else.
 func TestServiceManagerIsTold(t *testing.T) {
 	w := newNetwork(t)
-	path := t.TempDir() + "/notify"
+	path := publicDir(t) + "/notify"
 	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err == nil {
+		err = os.Chmod(path, 0o777) // as systemd's
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

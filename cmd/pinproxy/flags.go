@@ -37,6 +37,7 @@ type options struct {
 	logLevel    slog.Level
 	logJSON     bool
 	socket      string // path of the control socket; "" is the default
+	user        string // whom root becomes; "" is the default
 
 	target  target // of check
 	connect bool
@@ -56,7 +57,8 @@ func (e *usageError) Error() string { return e.msg }
 
 // parseArgs reads the command line. Its errors are *usageError, *rules.SyntaxError
 // or *rules.ConflictError; each means exit status 2.
-func parseArgs(args []string) (options, error) {
+// The texts of rules files come from read.
+func parseArgs(args []string, read func(path string) (string, error)) (options, error) {
 	o := options{socketGroup: -1}
 	var socketGroup string
 	var loopback []string
@@ -77,6 +79,7 @@ func parseArgs(args []string) (options, error) {
 	fs.StringVar(&level, "log-level", "info", "")
 	fs.StringVar(&format, "log-format", "text", "")
 	fs.StringVar(&o.socket, "socket", "", "")
+	fs.StringVar(&o.user, "user", "", "")
 	fs.BoolVar(&o.connect, "connect", false, "")
 	fs.BoolVar(&o.json, "json", false, "")
 	fs.BoolVar(&o.watch, "watch", false, "")
@@ -111,7 +114,7 @@ func parseArgs(args []string) (options, error) {
 		return o, dialTimeoutError(o.dialTimeout)
 	case o.command == "check" && len(o.rules.texts)+len(o.rules.files) > 0:
 		var err error
-		o.set, err = o.rules.load(new(rules.Set))
+		o.set, err = o.rules.load(new(rules.Set), read)
 		return o, err
 	case o.command != "":
 		return o, nil
@@ -135,7 +138,7 @@ func parseArgs(args []string) (options, error) {
 	if o.gateways, err = gatewayNames(o.gateways, o.tun); err != nil {
 		return o, err
 	}
-	o.set, err = o.rules.load(new(rules.Set))
+	o.set, err = o.rules.load(new(rules.Set), read)
 	return o, err
 }
 
@@ -175,6 +178,8 @@ func (o *options) commandFlags(loopback []string, fs *pflag.FlagSet) error {
 		return &usageError{"--strict with a command: all of its connections are captured as it is", "leave out --strict"}
 	case len(o.gateways) > 0:
 		return &usageError{"--gateway with a command: no host is behind a command", "leave out --gateway"}
+	case o.user != "":
+		return &usageError{"--user with a command: it runs as whoever started it", "leave out --user"}
 	}
 	for _, name := range []string{"socket", "socket-group"} {
 		if fs.Changed(name) {
@@ -192,6 +197,11 @@ func (o *options) commandFlags(loopback []string, fs *pflag.FlagSet) error {
 		o.loopback = append(o.loopback, a)
 	}
 	return nil
+}
+
+// serves says whether a whole host is to be pinned.
+func (o *options) serves() bool {
+	return !o.help && !o.version && !o.dryRun && o.command == "" && len(o.argv) == 0
 }
 
 // positional reads what is no flag: nothing, or a command.

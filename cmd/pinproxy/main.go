@@ -10,7 +10,8 @@
 // control.go the socket that tells others of
 // the running pinproxy, snapshot.go what is told, ask.go the asking; check.go finds
 // out what becomes of a connection to a target, verdict.go concludes, report.go and
-// check_words.go say it; status.go, cleanup.go, notify.go and cpus.go
+// check_words.go say it; drop.go and become_linux.go give up privileges,
+// namer_linux.go what is left of them; status.go, cleanup.go, notify.go and cpus.go
 // are what their names say.
 package main
 
@@ -26,6 +27,7 @@ import (
 
 func main() {
 	netns.Main() // in the process that becomes a command this is the end
+	namerMain()  // and in the one that names the owners of sockets
 	shareCPUs()
 	os.Exit(run(signals, os.Args[1:], os.Stdout, os.Stderr))
 }
@@ -52,7 +54,11 @@ func signals() (stop, now context.Context) {
 // own signals go to the command: they are not listened to then.
 func run(signals func() (stop, now context.Context), args []string, stdout, stderr io.Writer) int {
 	say := words{stderr}
-	o, err := parseArgs(args)
+	h, err := takeOver()
+	if err != nil {
+		return say.error(err)
+	}
+	o, err := parseArgs(args, h.text)
 	if err != nil {
 		return say.error(err)
 	}
@@ -62,6 +68,11 @@ func run(signals func() (stop, now context.Context), args []string, stdout, stde
 			return say.commandError(err)
 		}
 		return status
+	}
+	if o.serves() {
+		if err := h.drop(o); err != nil {
+			return say.error(err)
+		}
 	}
 	stop, now := signals()
 	switch {
@@ -81,7 +92,7 @@ func run(signals func() (stop, now context.Context), args []string, stdout, stde
 	case o.dryRun:
 		err = dryRun(stop, o, stdout)
 	default:
-		err = serve(stop, now, o, stderr)
+		err = serve(stop, now, o, h, stderr)
 	}
 	if err != nil {
 		return say.error(err)

@@ -72,7 +72,7 @@ func (r *reloader) run(ctx context.Context, hangups <-chan struct{}) error {
 func (r *reloader) reload(ctx context.Context) {
 	notify(reloading())
 	former := r.learn.names.Set()
-	next, err := r.options.rules.load(former)
+	next, err := r.options.rules.load(former, readText)
 	if err == nil {
 		err = r.replace(ctx, former, next)
 	}

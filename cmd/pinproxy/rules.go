@@ -12,8 +12,8 @@ import (
 // ruleSources is where the rules come from: the command line, and files that may change.
 type ruleSources struct{ texts, files []string }
 
-// load parses all rules and makes them one set, the successor of the former one.
-func (s ruleSources) load(former *rules.Set) (*rules.Set, error) {
+// load parses all rules and makes them one set, the successor of the former one. The texts of files come from read.
+func (s ruleSources) load(former *rules.Set, read func(path string) (string, error)) (*rules.Set, error) {
 	var all []*rules.Rule
 	for _, text := range s.texts {
 		r, err := rules.Parse(text)
@@ -23,7 +23,7 @@ func (s ruleSources) load(former *rules.Set) (*rules.Set, error) {
 		all = append(all, r)
 	}
 	for _, file := range s.files {
-		list, err := readRules(file)
+		list, err := readRules(file, read)
 		if err != nil {
 			return nil, err
 		}
@@ -39,8 +39,8 @@ func (s ruleSources) load(former *rules.Set) (*rules.Set, error) {
 	return former.Successor(all)
 }
 
-func readRules(file string) ([]*rules.Rule, error) {
-	f, err := os.Open(file)
+func readRules(file string, read func(path string) (string, error)) ([]*rules.Rule, error) {
+	text, err := read(file)
 	if err != nil {
 		var path *os.PathError
 		if errors.As(err, &path) {
@@ -48,6 +48,11 @@ func readRules(file string) ([]*rules.Rule, error) {
 		}
 		return nil, &usageError{fmt.Sprintf("read rules file %s: %s", file, err), ""}
 	}
-	defer f.Close()
-	return rules.ParseFile(file, f)
+	return rules.ParseFile(file, strings.NewReader(text))
+}
+
+// readText reads a file as it is now.
+func readText(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	return string(b), err
 }

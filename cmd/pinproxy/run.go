@@ -27,13 +27,16 @@ const (
 	dnsPort     = 53
 )
 
-// stateDir is where the state file goes: systemd's RuntimeDirectory= if it gave
-// us one, for we may not write to /run then.
+// runDir is what systemd's RuntimeDirectory=pinproxy makes.
+const runDir = "/run/pinproxy"
+
+// stateDir is where the state file and the control socket go: systemd's
+// RuntimeDirectory= if it gave us one.
 func stateDir() string {
 	if dir := os.Getenv("RUNTIME_DIRECTORY"); dir != "" {
 		return dir
 	}
-	return "/run"
+	return runDir
 }
 
 // hostConfig says in the host's terms what the rules ask for.
@@ -57,10 +60,16 @@ func hostConfig(o options, log *slog.Logger) host.Config {
 
 // serve pins for the whole host until stop ends, then ends in order; when now
 // ends, at once. The host is left as it was in either case.
-func serve(stop, now context.Context, o options, stderr io.Writer) (err error) {
+func serve(stop, now context.Context, o options, h *handover, stderr io.Writer) (err error) {
 	log := newLog(stderr, o)
 	stop, hangups, restore := listenForHangups(stop)
 	defer restore()
+	for _, note := range h.Notes {
+		log.Info("keeps more privileges than it needs: " + note)
+	}
+	for _, warning := range h.unreadable() {
+		log.Warn(warning)
+	}
 	lock, err := host.Hold(stop)
 	if err != nil {
 		return err
@@ -74,7 +83,7 @@ func serve(stop, now context.Context, o options, stderr io.Writer) (err error) {
 		log.Info("cleaned up after a killed pinproxy", "did", line)
 	}
 
-	dev, err := link.Open(link.Config{Name: o.tun, Offload: o.offload})
+	dev, err := h.open(link.Config{Name: o.tun, Offload: o.offload})
 	if err != nil {
 		return err
 	}
@@ -82,11 +91,15 @@ func serve(stop, now context.Context, o options, stderr io.Writer) (err error) {
 	if o.offload && !dev.Offload() {
 		log.Warn("the kernel gives the device no offloads: it will be slower", "link", dev.Name())
 	}
-	return capture(stop, now, o, dev, lock, hangups, log)
+	owners, err := h.owners()
+	if err != nil {
+		return err
+	}
+	return capture(stop, now, o, dev, proxy.Sockets{Mark: host.Mark, Owners: owners}, lock, hangups, log)
 }
 
 // capture puts the parts together and runs them.
-func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lock, hangups <-chan struct{}, log *slog.Logger) (err error) {
+func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy.Sockets, lock *host.Lock, hangups <-chan struct{}, log *slog.Logger) (err error) {
 	began := time.Now()
 	config := hostConfig(o, log)
 	config.Link, config.MTU = dev.Name(), dev.MTU()
@@ -101,7 +114,6 @@ func capture(stop, now context.Context, o options, dev *link.Link, lock *host.Lo
 	defer func() { err = errors.Join(err, guard.close()) }()
 	names := rules.NewNames(o.set, rules.Limits{})
 	learn := &learner{names: names, routes: h, log: log}
-	sockets := proxy.Sockets{Mark: host.Mark}
 	relay := dns.NewRelay(sockets.DialPlain, learn, log, dns.Limits{})
 	resolver := dns.NewResolver(sockets.DialPlain, learn.refresh, log)
 	pins := proxy.New(proxy.Config{

@@ -69,8 +69,10 @@ Flags:
       --log-level LEVEL    debug, info, warn or error (default info; with CMD warn)
       --log-format FORMAT  text or json (default text)
       --socket PATH        control socket, of which check and status ask
-                           (default /run/pinproxy.sock)
+                           (default /run/pinproxy/pinproxy.sock)
       --socket-group GROUP who may ask, besides the same user and root
+      --user NAME          whom root becomes when the device stands (default pinproxy if
+                           there is this user, else nobody)
       --connect            check: make a connection from the pin, and send nothing
       --json               check, status: print JSON
       --watch              status: print it again each second, on a terminal in place
@@ -120,7 +122,12 @@ func (s words) error(err error) int {
 	var syntax *rules.SyntaxError
 	var conflict *rules.ConflictError
 	var usage *usageError
+	var user *userError
 	switch {
+	case errors.As(err, &user):
+		fmt.Fprintf(s.w, "pinproxy: error: %s\n", user.msg)
+		s.hint(user.hint)
+		return exitFailed
 	case errors.As(err, &syntax):
 		fmt.Fprintf(s.w, "pinproxy: error: %s\n%s\n", syntax.Error(), indent(syntax.Caret()))
 		if syntax.Hint != "" {

@@ -11,11 +11,20 @@ import (
 // Owners finds for each of the sockets a process that has it open. A Process with
 // PID 0 stands where there is none, or /proc does not show it to us.
 func Owners(sockets []Socket) []Process {
-	owners := make([]Process, len(sockets))
-	wanted := make(map[string][]int)
+	inodes := make([]uint32, len(sockets))
 	for i, s := range sockets {
-		if !s.Orphan() {
-			link := fmt.Sprintf("socket:[%d]", s.inode)
+		inodes[i] = s.inode
+	}
+	return ownersOf(inodes)
+}
+
+// ownersOf is Owners for sockets with these inode numbers; 0 is that of none.
+func ownersOf(inodes []uint32) []Process {
+	owners := make([]Process, len(inodes))
+	wanted := make(map[string][]int)
+	for i, inode := range inodes {
+		if inode != 0 {
+			link := fmt.Sprintf("socket:[%d]", inode)
 			wanted[link] = append(wanted[link], i)
 		}
 	}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
+// A whole-host pinproxy that is started as root, or with more capabilities than it needs, does as root only what
+// nobody else may do, and then starts itself anew, in the same process, without what it needs no more:
+//
+//	as root   parse the command line, make the directory for state, make the device, fork the namer
+//	          │ exec: same process, arguments, environment, descriptors
+//	          ▼
+//	as user   everything else, with CAP_NET_ADMIN, and CAP_NET_BIND_SERVICE where a pin may need it
+//
+// Credentials, capabilities, no_new_privs and Landlock belong to threads, and a Go program has many. exec leaves one,
+// so it is the one way that leaves nothing over, whether the binary has cgo in it or not. Nothing that reads packets, DNS
+// answers or requests is ever run by root; and it is the very situation of a unit with User= and AmbientCapabilities=.
+
+// handoverEnv names the descriptor with the handover, from the first to the second.
+const handoverEnv = "PINPROXY_HANDOVER"
+
+// defaultUser is whose process it becomes where --user says nothing: the package makes this user.
+const defaultUser = "pinproxy"
+
+// handover is what the second can't get by itself.
+type handover struct {
+	Tun   device            // made by the first
+	Namer int               // socket of the namer; 0: there is none
+	Rules map[string]string // the rules files, which may be pipes, or for root only
+	Notes []string          // what could not be given up, and why
+
+	done bool // this is the second
+}
+
+// device is link.FD, for JSON and for systems without.
+type device struct {
+	FD      int
+	Name    string
+	Offload bool
+}
+
+// text returns the rules file at path as it was at the start.
+func (h *handover) text(path string) (string, error) {
+	if text, ok := h.Rules[path]; ok {
+		return text, nil
+	}
+	text, err := readText(path)
+	if err != nil {
+		return "", err
+	}
+	if h.Rules == nil {
+		h.Rules = map[string]string{}
+	}
+	h.Rules[path] = text
+	return text, nil
+}
+
+// unreadable warns of rules files that could be read once.
+func (h *handover) unreadable() (warnings []string) {
+	for path := range h.Rules {
+		f, err := os.Open(path)
+		if err != nil {
+			warnings = append(warnings, fmt.Sprintf("rules file %s can't be read again: %v", path, cause(err)))
+			continue
+		}
+		_ = f.Close()
+	}
+	return warnings
+}
+
+// lowPorts says whether a port that takes CAP_NET_BIND_SERVICE may be wanted: now, or by a rules file when it is
+// read again.
+func (o options) lowPorts(h *handover) bool {
+	first := uint16(1024)
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start"); err == nil {
+		_, _ = fmt.Sscan(strings.TrimSpace(string(b)), &first)
+	}
+	ports := o.set.PinPorts().Ranges()
+	return len(h.Rules) > 0 || len(ports) > 0 && ports[0].First < first
+}

@@ -1,0 +1,268 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	accounts "os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"pinproxy/netstack/host"
+	"pinproxy/netstack/link"
+	"pinproxy/proxy/sockdiag"
+)
+
+// takeOver is the handover of the first to the second; in the first it is empty.
+func takeOver() (*handover, error) {
+	h := &handover{}
+	text, ok := os.LookupEnv(handoverEnv)
+	if !ok {
+		return h, nil
+	}
+	_ = os.Unsetenv(handoverEnv)
+	fd, err := strconv.Atoi(text)
+	if err != nil {
+		return nil, fmt.Errorf("take over from the start: %s=%s", handoverEnv, text)
+	}
+	f := os.NewFile(uintptr(fd), "handover")
+	defer f.Close()
+	_, err = f.Seek(0, io.SeekStart)
+	if err == nil {
+		err = json.NewDecoder(f).Decode(h)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("take over from the start: %w", err)
+	}
+	h.done = true
+	unix.CloseOnExec(h.Tun.FD)
+	if h.Namer != 0 {
+		unix.CloseOnExec(h.Namer)
+	}
+	return h, nil
+}
+
+// open returns the device.
+func (h *handover) open(c link.Config) (*link.Link, error) {
+	if !h.done {
+		return link.Open(c)
+	}
+	return link.FromFD(link.FD(h.Tun))
+}
+
+// owners names the programs that have sockets, also those of other users if we had the capabilities at the start.
+func (h *handover) owners() (func([]sockdiag.Socket) []sockdiag.Process, error) {
+	if h.Namer == 0 {
+		return nil, nil
+	}
+	n, err := sockdiag.NewNamer(h.Namer)
+	if err != nil {
+		return nil, err
+	}
+	return n.Owners, nil
+}
+
+// needed are the capabilities of a whole host's pinproxy.
+func needed(o options, h *handover) []int {
+	if o.lowPorts(h) {
+		return []int{unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE}
+	}
+	return []int{unix.CAP_NET_ADMIN}
+}
+
+// naming are the capabilities that it takes to see what other users' processes have open (proc_fd_permission,
+// ptrace_may_access). They are next to root's, so pinproxy does not keep them: the namer does.
+var naming = []int{unix.CAP_SYS_PTRACE, unix.CAP_DAC_READ_SEARCH}
+
+// drop gives up what pinproxy does not need, and returns when it has none of it, in the second. It returns an error
+// before anything on the host has been changed.
+func (h *handover) drop(o options) error {
+	if h.done {
+		return nil
+	}
+	id, err := h.identity(o)
+	if err != nil {
+		return err
+	}
+	dir := stateDir()
+	if err := prepare(dir, id); err != nil {
+		if o.user != "" {
+			return err
+		}
+		h.Notes = append(h.Notes, err.Error())
+		id = sameUser()
+	}
+	// Who is there already is of more interest than that its device is, too.
+	if r, ok, err := host.FindRunning(); err == nil && ok {
+		return &host.HeldError{PID: r.PID}
+	}
+	fd, err := link.OpenFD(link.Config{Name: o.tun, Offload: o.offload})
+	if err != nil {
+		return err
+	}
+	h.Tun = device(fd)
+	if h.Namer, err = startNamer(id); err != nil {
+		return err
+	}
+	env, err := h.give()
+	if err != nil {
+		return err
+	}
+	if o.socketGroup >= 0 {
+		id.groups = append(id.groups, o.socketGroup) // to be allowed to give the socket to it
+	}
+	id.caps = needed(o, h)
+	id.writes = []writable{{dir, makeFiles}, {"/proc/sys/net", writeFiles}}
+	if o.socket != "" {
+		id.writes = append(id.writes, writable{filepath.Dir(o.socket), makeSocket})
+	}
+	return dropError(id.exec(os.Args, env))
+}
+
+// dropError adds the hint for what goes wrong most.
+func dropError(err error) error {
+	if errors.Is(err, unix.EACCES) {
+		return &userError{fmt.Sprintf("%v", err), fmt.Sprintf("have everybody be allowed to execute %s: sudo chmod 755 %s", ownPath(), ownPath())}
+	}
+	return err
+}
+
+// userError is about the user to become.
+type userError struct{ msg, hint string }
+
+func (e *userError) Error() string { return e.msg }
+
+// identity chooses whom to become. Where that can't be, it is noted, unless it was asked for.
+func (h *handover) identity(o options) (identity, error) {
+	same := sameUser()
+	if os.Geteuid() != 0 {
+		if o.user != "" {
+			return same, &userError{fmt.Sprintf("--user %s: only root can become another user", o.user), "leave out --user"}
+		}
+		return same, nil
+	}
+	name := o.user
+	if name == "" {
+		name = defaultUser
+		if _, err := findUser(name); err != nil {
+			name = "nobody"
+		}
+	}
+	id, err := findUser(name)
+	var unknown accounts.UnknownUserError
+	can := effective()
+	why := ""
+	switch {
+	case errors.As(err, &unknown):
+		why = "there is no such user"
+	case err != nil:
+		why = err.Error()
+	case !can(unix.CAP_SETUID) || !can(unix.CAP_SETGID):
+		why = "that takes CAP_SETUID and CAP_SETGID"
+	case !mapped(id.uid, id.gid):
+		why = "this user namespace does not have it"
+	default:
+		return id, nil
+	}
+	if o.user != "" {
+		return same, &userError{fmt.Sprintf("become user %s: %s", name, why), "--user NAME takes a user of /etc/passwd, or a number"}
+	}
+	h.Notes = append(h.Notes, fmt.Sprintf("become user %s: %s", name, why))
+	return same, nil
+}
+
+// sameUser is to remain who we are.
+func sameUser() identity { return identity{name: strconv.Itoa(os.Geteuid()), uid: -1, gid: -1} }
+
+// prepare has the directory for state be id's. What is in it goes along, if nobody but root could have put it
+// there.
+func prepare(dir string, id identity) error {
+	if dir == runDir {
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil // who needs it says so
+		}
+	}
+	if id.uid < 0 {
+		return nil
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return nil // likewise
+	}
+	if !passable(filepath.Dir(dir), id.uid) {
+		return fmt.Errorf("give %s to user %s: it is in a directory for others", dir, id.name)
+	}
+	if !info.IsDir() || owner(info) == id.uid {
+		return nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil // likewise
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "pinproxy.") {
+			return fmt.Errorf("give %s to user %s: others have files there", dir, id.name)
+		}
+	}
+	for _, e := range entries {
+		err = errors.Join(err, os.Lchown(filepath.Join(dir, e.Name()), id.uid, id.gid))
+	}
+	return errors.Join(err, os.Lchown(dir, id.uid, id.gid))
+}
+
+// passable says whether the user may go into dir.
+func passable(dir string, uid int) bool {
+	for {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return true // who needs it says so
+		}
+		if info.Mode()&0o001 == 0 && (owner(info) != uid || info.Mode()&0o100 == 0) {
+			return false
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return true
+		}
+		dir = parent
+	}
+}
+
+func owner(info fs.FileInfo) int {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Uid)
+	}
+	return -1
+}
+
+// give writes the handover down, and returns the environment to start the second in. All descriptors that it has
+// survive exec.
+func (h *handover) give() ([]string, error) {
+	fd, err := unix.MemfdCreate("handover", 0)
+	if err != nil {
+		return nil, fmt.Errorf("hand over: %w", err)
+	}
+	b, err := json.Marshal(h)
+	if err == nil {
+		_, err = unix.Write(fd, b)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("hand over: %w", err)
+	}
+	for _, fd := range []int{h.Tun.FD, h.Namer} {
+		if fd == 0 {
+			continue
+		}
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
+			return nil, fmt.Errorf("hand over: %w", err)
+		}
+	}
+	return append(os.Environ(), handoverEnv+"="+strconv.Itoa(fd)), nil
+}

@@ -1,0 +1,27 @@
+//go:build !linux
+
+package main
+
+import (
+	"pinproxy/netstack/link"
+	"pinproxy/proxy/sockdiag"
+)
+
+// userError is about the user to become.
+type userError struct{ msg, hint string }
+
+func (e *userError) Error() string { return e.msg }
+
+// takeOver finds nothing.
+func takeOver() (*handover, error) { return &handover{}, nil }
+
+// drop is for Linux, where there is something to drop.
+func (h *handover) drop(options) error { return nil }
+
+// open opens the device.
+func (h *handover) open(c link.Config) (*link.Link, error) { return link.Open(c) }
+
+// owners is for Linux.
+func (h *handover) owners() (func([]sockdiag.Socket) []sockdiag.Process, error) { return nil, nil }
+
+func namerMain() {}

@@ -1,0 +1,303 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"pinproxy/netstack/lab"
+)
+
+// What is left of root's privileges when pinproxy is ready. That everything works without them is what all other
+// tests show, as whoever runs them as root.
+
+// credentials is a line for each field of /proc/PID/status that tells what a process may, of each of its threads.
+func credentials(t *testing.T, pid int) []string {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("process %d has no threads: %v", pid, err)
+	}
+	var found []string
+	for _, path := range threads {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		var s []string
+		for line := range strings.Lines(string(b)) {
+			name, value, _ := strings.Cut(line, ":")
+			if slices.Contains([]string{"Uid", "Gid", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs"}, name) {
+				s = append(s, name+" "+strings.Join(strings.Fields(value), " "))
+			}
+		}
+		if all := strings.Join(s, ", "); !slices.Contains(found, all) {
+			found = append(found, all)
+		}
+	}
+	return found
+}
+
+// may is what credentials returns for a process of uid, all of whose threads have these capabilities and no others.
+func may(uid int, caps ...int) []string {
+	var set uint64
+	for _, c := range caps {
+		set |= 1 << c
+	}
+	return []string{fmt.Sprintf("Uid %[1]d %[1]d %[1]d %[1]d, Gid %[1]d %[1]d %[1]d %[1]d, "+
+		"CapInh %016[2]x, CapPrm %016[2]x, CapEff %016[2]x, CapBnd %016[2]x, CapAmb %016[2]x, NoNewPrivs 1", uid, set)}
+}
+
+func TestPrivilegesAreDropped(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	id, err := findUser(defaultUser)
+	if err != nil {
+		id.uid = nobody
+	}
+	const admin, bind = unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE
+	for _, test := range []struct {
+		name string
+		args []string
+		want []string
+	}{
+		{"by itself", []string{"--rule", "203.0.113.2:7=63999"}, may(id.uid, admin)},
+		{"low pin", []string{"--rule", "203.0.113.2:7=999"}, may(id.uid, admin, bind)},
+		{"rules file", []string{"--rules", "FILE"}, may(id.uid, admin, bind)},
+		{"user by name", []string{"--rule", "203.0.113.2:7=63999", "--user", "daemon"}, may(1, admin)},
+		{"user by number", []string{"--rule", "203.0.113.2:7=63999", "--user", "54321"}, may(54321, admin)},
+		{"root", []string{"--rule", "203.0.113.2:7=63999", "--user", "root"}, may(0, admin)},
+		{"without offload", []string{"--rule", "203.0.113.2:7=63999", "--offload", "off"}, may(id.uid, admin)},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newNetwork(t)
+			server := w.Server.Serve(":7", lab.Echo)
+			if i := slices.Index(test.args, "FILE"); i >= 0 {
+				test.args[i] = w.rulesFile("203.0.113.2:7=999\n", 0o600)
+			}
+			p := w.pinproxy(test.args...)
+			if got := credentials(t, p.Pid()); !slices.Equal(got, test.want) {
+				t.Errorf("it is\n%q, want\n%q", got, test.want)
+			}
+			if got := len(p.entries("keeps more privileges than it needs")); got != 0 {
+				t.Errorf("it says so %d times", got)
+			}
+			echo(t, w.mustConnect(at(lab.Server4, 7)), "hello")
+			if from := server.Seen()[0].Port(); from != 63999 && from != 999 {
+				t.Errorf("the connection came from port %d", from)
+			}
+		})
+	}
+}
+
+// rulesFile is a file where others may go, but not necessarily read it.
+func (w *network) rulesFile(text string, mode os.FileMode) string {
+	w.t.Helper()
+	path := filepath.Join(publicDir(w.t), "rules")
+	if err := os.WriteFile(path, []byte(text), mode); err != nil {
+		w.t.Fatal(err)
+	}
+	return path
+}
+
+// A rules file is read by root at the start, and by somebody else later.
+func TestUnreadableRulesFileIsWarnedOf(t *testing.T) {
+	needRoot(t)
+	w := newNetwork(t)
+	path := w.rulesFile("203.0.113.2:7=63999\n", 0o600)
+	p := w.pinproxy("--rules", path)
+	p.expect("rules file " + path + " can't be read again: permission denied")
+}
+
+// What can be read once is read once.
+func TestRulesFromAPipe(t *testing.T) {
+	w := newNetwork(t)
+	server := w.Server.Serve(":7", lab.Echo)
+	cmd := w.command("--log-format=json", "--rules", "/dev/stdin")
+	cmd.Stdin = strings.NewReader("203.0.113.2:7=63999\n")
+	p := w.startCommand(cmd)
+	p.expect(`"msg":"ready"`)
+	echo(t, w.mustConnect(at(lab.Server4, 7)), "hello")
+	if from := server.Seen()[0].Port(); from != 63999 {
+		t.Errorf("the connection came from port %d", from)
+	}
+}
+
+// The namer has what it takes to see whose a socket is, and nothing else; and it goes with pinproxy in any way.
+func TestNamer(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	for _, end := range []syscall.Signal{unix.SIGTERM, unix.SIGKILL} {
+		t.Run(end.String(), func(t *testing.T) {
+			w := newNetwork(t)
+			p := w.pinproxy("--rule", "203.0.113.2:7=63999")
+			namer := w.namer(p)
+			uid := strings.Fields(credentials(t, p.Pid())[0])[1]
+			n, _ := strconv.Atoi(uid)
+			if got, want := credentials(t, namer), may(n, naming...); !slices.Equal(got, want) {
+				t.Errorf("the namer is\n%q, want\n%q", got, want)
+			}
+			for _, s := range []syscall.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP} { // as a terminal sends them to all
+				if err := unix.Kill(namer, s); err != nil {
+					t.Errorf("the namer has ended: %v", err)
+				}
+			}
+			w.occupy("listen", 63998)
+			if end == unix.SIGKILL {
+				p.kill()
+				out, _, err := w.Client.Run(w.command("cleanup"))
+				if err != nil {
+					t.Errorf("%s, %v", out, err)
+				}
+			} else {
+				p.stop()
+			}
+			poll(t, "the namer's end", func() bool { return unix.Kill(namer, 0) != nil || zombie(namer) })
+		})
+	}
+}
+
+// namer is the process that p has for names.
+func (w *network) namer(p *running) int {
+	w.t.Helper()
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.Pid()))
+	var pids []int
+	for _, path := range lists {
+		b, _ := os.ReadFile(path)
+		for _, f := range strings.Fields(string(b)) {
+			pid, _ := strconv.Atoi(f)
+			pids = append(pids, pid)
+		}
+	}
+	if len(pids) != 1 {
+		w.t.Fatalf("pinproxy has the children %v", pids)
+	}
+	poll(w.t, "the namer to be one", func() bool {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pids[0]))
+		return strings.Contains(string(b), namerReady)
+	})
+	return pids[0]
+}
+
+func zombie(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && strings.Contains(string(b), ") Z ")
+}
+
+func TestUserThatCannotBe(t *testing.T) {
+	needRoot(t)
+	w := newNetwork(t)
+	for _, test := range []struct{ guard, user, error, hint string }{
+		{"", "no-such-user", "become user no-such-user: there is no such user", "/etc/passwd"},
+		{"user", "daemon", "--user daemon: only root can become another user", "leave out --user"},
+		{"few capabilities", "daemon", "become user daemon: that takes CAP_SETUID and CAP_SETGID", "/etc/passwd"},
+	} {
+		cmd := w.command("--rule", "203.0.113.2:7=63999", "--user", test.user)
+		if test.guard != "" {
+			cmd.Args = append([]string{"guarded", test.guard}, cmd.Args...)
+		}
+		got := w.result(cmd)
+		said := lines(got.said)
+		if got.status != exitFailed || len(said) != 2 || said[0] != "pinproxy: error: "+test.error || !strings.HasPrefix(said[1], "pinproxy: hint: ") || !strings.Contains(said[1], test.hint) {
+			t.Errorf("%+v: %+v", test, got)
+		}
+	}
+}
+
+// Root of a container that may do little goes on as it is.
+func TestRootThatCannotBeAnother(t *testing.T) {
+	needRoot(t)
+	w := newNetwork(t)
+	w.Server.Serve(":7", lab.Echo)
+	cmd := w.command("--log-format=json", "--rule", "203.0.113.2:7=63999")
+	cmd.Args = append([]string{"guarded", "no other user"}, cmd.Args...)
+	p := w.startCommand(cmd)
+	p.expect(`"msg":"ready"`)
+	p.expect("keeps more privileges than it needs: become user")
+	if got, want := credentials(t, p.Pid()), may(0, unix.CAP_NET_ADMIN); !slices.Equal(got, want) {
+		t.Errorf("it is\n%q, want\n%q", got, want)
+	}
+	echo(t, w.mustConnect(at(lab.Server4, 7)), "hello")
+}
+
+// A directory that is not pinproxy's own is not given away: root stays root then. It does not become somebody who
+// could not work there.
+func TestDirectoryOfOthersStaysTheirs(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	for _, test := range []struct {
+		name   string
+		theirs func(run string) error
+		says   string
+	}{
+		{"file", func(run string) error { return os.WriteFile(filepath.Join(run, "theirs"), nil, 0o600) }, "others have files there"},
+		{"parent", func(run string) error { return os.Chmod(filepath.Dir(run), 0o700) }, "it is in a directory for others"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newNetwork(t)
+			if err := test.theirs(w.run); err != nil {
+				t.Fatal(err)
+			}
+			p := w.pinproxy("--rule", "203.0.113.2:7=63999")
+			p.expect(test.says)
+			if info, err := os.Stat(w.run); err != nil || owner(info) != 0 {
+				t.Errorf("it belongs to %d, %v", owner(info), err)
+			}
+			if got, want := credentials(t, p.Pid()), may(0, unix.CAP_NET_ADMIN); !slices.Equal(got, want) {
+				t.Errorf("it is\n%q, want\n%q", got, want)
+			}
+			p.stop()
+			out := w.result(w.command("--rule", "203.0.113.2:7=63999", "--user", "daemon"))
+			if out.status != exitFailed || !strings.Contains(out.said, "pinproxy: error: give ") {
+				t.Errorf("with --user it said %+v", out)
+			}
+		})
+	}
+}
+
+// confined changes files, in its first argument and elsewhere.
+func confined() {
+	runtime.LockOSThread() // which alone is confined
+	dir, elsewhere := os.Args[1], os.Args[2]
+	if err := confine([]writable{{dir, makeFiles}}); err != nil {
+		fmt.Println(err)
+	}
+	for _, d := range []string{dir, elsewhere} {
+		fmt.Println(filepath.Base(d), os.WriteFile(d+"/new", nil, 0o600) == nil, os.WriteFile(d+"/old", nil, 0o600) == nil, os.Remove(d+"/old") == nil, os.Mkdir(d+"/dir", 0o700) == nil)
+	}
+	_, err := os.ReadFile(elsewhere + "/read")
+	fmt.Println("read", err == nil)
+}
+
+func TestConfined(t *testing.T) {
+	needRoot(t)
+	w := newNetwork(t)
+	base := t.TempDir()
+	for _, path := range []string{"here/old", "there/old", "there/read"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(base, path)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(base, path), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := w.result(program("confined", base+"/here", base+"/there"))
+	want := "here true true true false\nthere false false false false\nread true\n"
+	if version, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION); errno != 0 {
+		t.Logf("no Landlock in this kernel (%v): nothing is confined", errno)
+		want = "here true true true true\nthere true true true true\nread true\n"
+	} else if version < 1 {
+		t.Fatal(version)
+	}
+	if got.out != want || got.status != 0 {
+		t.Errorf("%+v, want\n%s", got, want)
+	}
+}

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"pinproxy/proxy/sockdiag"
+)
+
+// The namer is a process of its own, for the capabilities that it takes to see whose a socket is, if we have them, and
+// because Landlock lets nobody see what is outside. All that it can be asked is which process has the socket of an
+// inode number. It ends with the socket that it is asked over.
+
+// Marks of the namer: its first argument, before and after it has given up everything else.
+const (
+	namerMark  = "--name-the-owners-of-sockets"
+	namerReady = "--name-the-owners-of-sockets-for-pinproxy"
+)
+
+// namerSocket is its descriptor of the socket.
+const namerSocket = 3
+
+// startNamer starts one as id, and returns the other end of its socket.
+func startNamer(id identity) (int, error) {
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("make a socket pair: %w", err)
+	}
+	defer unix.Close(ends[1])
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return 0, fmt.Errorf("start the namer: %w", err)
+	}
+	defer null.Close()
+	argv := []string{os.Args[0], namerMark, id.name, strconv.Itoa(id.uid), strconv.Itoa(id.gid)}
+	files := []uintptr{null.Fd(), null.Fd(), null.Fd(), uintptr(ends[1])}
+	_, err = syscall.ForkExec(ownFile, argv, &syscall.ProcAttr{Env: os.Environ(), Files: files, Dir: "/"})
+	if err != nil {
+		return 0, fmt.Errorf("start the namer: %w", err)
+	}
+	return ends[0], nil
+}
+
+// namerMain belongs at the beginning of main: in the namer it does not return.
+func namerMain() {
+	if len(os.Args) < 2 || os.Args[1] != namerMark && os.Args[1] != namerReady {
+		return
+	}
+	// It is in our process group and unit, but is needed until we end.
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	if os.Args[1] == namerReady || len(os.Args) != 5 {
+		sockdiag.Serve(namerSocket)
+		os.Exit(exitOK)
+	}
+	_ = unix.CloseRange(namerSocket+1, ^uint(0), unix.CLOSE_RANGE_CLOEXEC) // whatever the user's shell had open
+	id := identity{name: os.Args[2], caps: naming}
+	id.uid, _ = strconv.Atoi(os.Args[3])
+	id.gid, _ = strconv.Atoi(os.Args[4])
+	id.groups = []int{id.gid}
+	_ = id.exec([]string{os.Args[0], namerReady}, os.Environ())
+	os.Exit(exitFailed)
+}
