@@ -451,12 +451,7 @@ func TestReloadOfNames(t *testing.T) {
 // systemd's Type=notify-reload.
 func TestReloadTellsTheServiceManager(t *testing.T) {
 	w := newNetwork(t)
-	path := t.TempDir() + "/notify"
-	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer manager.Close()
+	path, manager := serviceManager(t)
 	_ = manager.SetDeadline(time.Now().Add(2 * patience))
 	told := func(pattern string) {
 		t.Helper()

@@ -189,18 +189,25 @@ func TestLogAsText(t *testing.T) {
 	p.expect(" up=5 down=5 end=closed\n")
 }
 
-// sd_notify(3): the service manager is told, and told nothing else.
-func TestServiceManagerIsTold(t *testing.T) {
-	w := newNetwork(t)
-	path := publicDir(t) + "/notify"
+// serviceManager is somebody to tell, for NOTIFY_SOCKET, whom every user may tell, as systemd.
+func serviceManager(t *testing.T) (path string, manager *net.UnixConn) {
+	t.Helper()
+	path = publicDir(t) + "/notify"
 	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err == nil {
-		err = os.Chmod(path, 0o777) // as systemd's
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer manager.Close()
+	t.Cleanup(func() { _ = manager.Close() })
+	if err := os.Chmod(path, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	return path, manager
+}
+
+// sd_notify(3): the service manager is told, and told nothing else.
+func TestServiceManagerIsTold(t *testing.T) {
+	w := newNetwork(t)
+	path, manager := serviceManager(t)
 	_ = manager.SetDeadline(time.Now().Add(patience))
 	told := func() string {
 		b := make([]byte, 1000)
