@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -169,6 +171,11 @@ func (o order) device() (dev link.FD, step string, err error) {
 	if err := netlink.LinkSetUp(l); err != nil {
 		return dev, "set the device up", err
 	}
+	for _, a := range o.Addrs {
+		if err := usable(a); err != nil {
+			return dev, "wait for the address " + a.String(), err
+		}
+	}
 	for _, r := range o.Routes {
 		route := netlink.Route{LinkIndex: l.Attrs().Index, Dst: prefix(r.Addr().AsSlice(), r.Bits())}
 		if err := netlink.RouteAdd(&route); err != nil {
@@ -176,6 +183,24 @@ func (o order) device() (dev link.FD, step string, err error) {
 		}
 	}
 	return dev, "", nil
+}
+
+// usable returns when the address receives packets. For IPv6 that is not at once, even without duplicate address
+// detection: the kernel adds the local route on a work queue (addrconf_dad_work), and what comes before it is lost, for
+// good if it is a datagram.
+func usable(a netip.Addr) error {
+	if a.Is4() {
+		return nil
+	}
+	local := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Dst: prefix(a.AsSlice(), a.BitLen())}
+	for wait := 100 * time.Microsecond; wait < 5*time.Second; wait *= 2 {
+		found, err := netlink.RouteListFiltered(netlink.FAMILY_V6, local, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE|netlink.RT_FILTER_DST)
+		if len(found) > 0 || err != nil {
+			return err
+		}
+		time.Sleep(wait) // it is a matter of a millisecond on a quiet machine
+	}
+	return errors.New("it does not become usable")
 }
 
 func prefix(ip net.IP, bits int) *net.IPNet {
