@@ -181,8 +181,7 @@ func (h *handover) identity(o options) (identity, error) {
 // sameUser is to remain who we are.
 func sameUser() identity { return identity{name: strconv.Itoa(os.Geteuid()), uid: -1, gid: -1} }
 
-// prepare has the directory for state be id's. What is in it goes along, if nobody but root could have put it
-// there.
+// prepare has the directory for state be id's, with what is in it, if nobody but pinproxy could have put it there.
 func prepare(dir string, id identity) error {
 	if dir == runDir {
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -192,29 +191,71 @@ func prepare(dir string, id identity) error {
 	if id.uid < 0 {
 		return nil
 	}
-	info, err := os.Lstat(dir)
+	d, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil // likewise
+	}
+	defer d.Close()
+	info, err := d.Stat()
 	if err != nil {
 		return nil // likewise
 	}
 	if !passable(filepath.Dir(dir), id.uid) {
 		return fmt.Errorf("give %s to user %s: it is in a directory for others", dir, id.name)
 	}
-	if !info.IsDir() || owner(info) == id.uid {
+	was := owner(info)
+	if was == id.uid {
 		return nil
 	}
-	entries, err := os.ReadDir(dir)
+	if info.Mode()&0o022 != 0 {
+		return fmt.Errorf("give %s to user %s: others may write there", dir, id.name)
+	}
+	entries, err := d.ReadDir(-1)
 	if err != nil {
 		return nil // likewise
 	}
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "pinproxy.") {
-			return fmt.Errorf("give %s to user %s: others have files there", dir, id.name)
+	var files []int
+	defer func() {
+		for _, fd := range files {
+			_ = unix.Close(fd)
 		}
-	}
+	}()
 	for _, e := range entries {
-		err = errors.Join(err, os.Lchown(filepath.Join(dir, e.Name()), id.uid, id.gid))
+		fd, err := openOwn(int(d.Fd()), e.Name(), was)
+		if err != nil {
+			return fmt.Errorf("give %s to user %s: %w", dir, id.name, err)
+		}
+		files = append(files, fd)
 	}
-	return errors.Join(err, os.Lchown(dir, id.uid, id.gid))
+	for _, fd := range append(files, int(d.Fd())) {
+		err = errors.Join(err, unix.Fchownat(fd, "", id.uid, id.gid, unix.AT_EMPTY_PATH))
+	}
+	if err != nil {
+		return fmt.Errorf("give %s to user %s: %w", dir, id.name, err)
+	}
+	return nil
+}
+
+// openOwn returns a descriptor of the very file that is pinproxy's by its name, and by its owner, who has the directory: a
+// link to another's file, that another user has put there, is not given away.
+func openOwn(dir int, name string, uid int) (int, error) {
+	if !strings.HasPrefix(name, "pinproxy.") {
+		return 0, errors.New("others have files there")
+	}
+	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	if err == nil && int(st.Uid) != uid {
+		err = errors.New("others have files there")
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return 0, err
+	}
+	return fd, nil
 }
 
 // passable says whether the user may go into dir.

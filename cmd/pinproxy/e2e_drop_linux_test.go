@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -239,6 +240,11 @@ func TestDirectoryOfOthersStaysTheirs(t *testing.T) {
 		says   string
 	}{
 		{"file", func(run string) error { return os.WriteFile(filepath.Join(run, "theirs"), nil, 0o600) }, "others have files there"},
+		{"foreign", func(run string) error { // as pinproxy's, but somebody else's
+			path := filepath.Join(run, "pinproxy.state")
+			return errors.Join(os.WriteFile(path, nil, 0o600), os.Chown(path, nobody, nobody))
+		}, "others have files there"},
+		{"writable", func(run string) error { return os.Chmod(run, 0o777) }, "others may write there"},
 		{"parent", func(run string) error { return os.Chmod(filepath.Dir(run), 0o700) }, "it is in a directory for others"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -249,7 +255,7 @@ func TestDirectoryOfOthersStaysTheirs(t *testing.T) {
 			p := w.pinproxy("--rule", "203.0.113.2:7=63999")
 			p.expect(test.says)
 			if info, err := os.Stat(w.run); err != nil || owner(info) != 0 {
-				t.Errorf("it belongs to %d, %v", owner(info), err)
+				t.Errorf("it is not root's any more: %v, %v", info, err)
 			}
 			if got, want := credentials(t, p.Pid()), may(0, unix.CAP_NET_ADMIN); !slices.Equal(got, want) {
 				t.Errorf("it is\n%q, want\n%q", got, want)
@@ -260,6 +266,27 @@ func TestDirectoryOfOthersStaysTheirs(t *testing.T) {
 				t.Errorf("with --user it said %+v", out)
 			}
 		})
+	}
+}
+
+// What one user's pinproxy has left behind another's takes over and removes.
+func TestAnotherUserCleansUp(t *testing.T) {
+	needRoot(t)
+	w := newNetwork(t)
+	before := w.Client.Snapshot()
+	w.pinproxy("--rule", "203.0.113.2:7=63999", "--user", "daemon").kill()
+	if left, _ := filepath.Glob(w.run + "/pinproxy.*"); len(left) == 0 {
+		t.Fatal("it left nothing behind")
+	}
+	p := w.pinproxy("--rule", "203.0.113.2:7=63998", "--user", "54321")
+	p.before = before
+	p.expect("cleaned up after a killed pinproxy")
+	if got, want := credentials(t, p.Pid()), may(54321, unix.CAP_NET_ADMIN); !slices.Equal(got, want) {
+		t.Errorf("it is\n%q, want\n%q", got, want)
+	}
+	p.stop()
+	if left, _ := filepath.Glob(w.run + "/*"); len(left) != 0 {
+		t.Errorf("it left %q behind", left)
 	}
 }
 
