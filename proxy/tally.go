@@ -143,6 +143,27 @@ func (l *live) at() (*tally, Stage) {
 	return l.tally, l.stage
 }
 
+// Use is a source port that flows of a rule leave from.
+type Use struct {
+	Rule string
+	Port uint16
+}
+
+// Uses returns how many flows leave from each port now. Flows without a rule are left out.
+func (p *Proxy) Uses() map[Use]int {
+	uses := make(map[Use]int)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.live {
+		l.mu.Lock()
+		if l.decision.Rule != nil && l.local.IsValid() {
+			uses[Use{l.decision.Rule.String(), l.local.Port()}]++
+		}
+		l.mu.Unlock()
+	}
+	return uses
+}
+
 // Served returns how many flows of rule have been connected from each port.
 func (p *Proxy) Served(rule *rules.Rule) map[uint16]uint64 {
 	t := p.tallies.of(rule)

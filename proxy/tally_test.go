@@ -33,6 +33,9 @@ func TestRuleStats(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the bytes are counted", func() bool { return h.RuleStats([]*rules.Rule{r})[0].Up == 5 })
+	if uses := h.Uses(); len(uses) != 1 || uses[Use{r.String(), r.Pin().Ports().Ranges()[0].First}] != 1 {
+		t.Errorf("%v", uses)
+	}
 	second := h.open(t, s.addr) // busy=fail
 	second.answered(t, "permission denied")
 	second.ended(t)

@@ -247,3 +247,10 @@ func (n *Names) entries() []Entry {
 	})
 	return entries
 }
+
+// Len returns how many entries All would yield.
+func (n *Names) Len() int {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.live
+}

@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -14,6 +12,7 @@ import (
 
 	"pinproxy/netstack"
 	"pinproxy/proxy"
+	"pinproxy/proxy/sockdiag"
 	"pinproxy/rules"
 )
 
@@ -42,13 +41,17 @@ type control struct {
 	began  time.Time
 	names  *rules.Names
 	pins   *proxy.Proxy
-	stack  *netstack.Stack // nil in tests
+	stack  *netstack.Stack                            // nil in tests
+	owners func([]sockdiag.Socket) []sockdiag.Process // as in proxy.Sockets
 
 	lookout lookout
 }
 
 func newControl(c *control) *control {
 	c.lookout.c = c
+	if c.owners == nil {
+		c.owners = sockdiag.Owners
+	}
 	return c
 }
 
@@ -75,31 +78,7 @@ func answer(w http.ResponseWriter, what any) {
 
 // serve answers until ctx ends, and closes l.
 func (c *control) serve(ctx context.Context, l net.Listener) error {
-	s := &http.Server{
-		Handler:           c.handler(),
-		ReadHeaderTimeout: controlRead,
-		ReadTimeout:       controlRead,
-		WriteTimeout:      controlWrite,
-		IdleTimeout:       controlRead,
-		MaxHeaderBytes:    controlHeader,
-		ErrorLog:          log.New(discard{}, "", 0), // who asks nonsense is answered, not logged
-	}
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(newBounded(l, controlConns)) }() // ends with s
-	var err error
-	select {
-	case err = <-served:
-	case <-ctx.Done():
-		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), controlEnding)
-		defer cancel()
-		_ = s.Shutdown(ending)
-		_ = s.Close()
-		err = <-served
-	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return err
+	return serveHTTP(ctx, l, c.handler(), controlConns, controlRead)
 }
 
 type discard struct{}

@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"os"
+	"strconv"
 	"strings"
 )
 
@@ -70,12 +72,17 @@ func (h *handover) unreadable() (warnings []string) {
 	return warnings
 }
 
-// lowPorts says whether a port that takes CAP_NET_BIND_SERVICE may be wanted: now, or by a rules file when it is
-// read again.
+// lowPorts says whether a port that takes CAP_NET_BIND_SERVICE may be wanted: by a pin or the page now, or by a rules
+// file when it is read again.
 func (o options) lowPorts(h *handover) bool {
 	first := uint16(1024)
 	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start"); err == nil {
 		_, _ = fmt.Sscan(strings.TrimSpace(string(b)), &first)
+	}
+	if _, port, err := net.SplitHostPort(o.http); err == nil {
+		if n, err := strconv.ParseUint(port, 10, 16); err == nil && uint16(n) < first {
+			return true
+		}
 	}
 	ports := o.set.PinPorts().Ranges()
 	return len(h.Rules) > 0 || len(ports) > 0 && ports[0].First < first

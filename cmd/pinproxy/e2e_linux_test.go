@@ -216,9 +216,6 @@ func (w *network) startCommand(cmd *exec.Cmd) *running {
 	return p
 }
 
-// patience is how long anything may take that is expected to happen.
-const patience = 30 * time.Second
-
 // soon is a context for what is expected to happen.
 func soon(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -322,16 +319,6 @@ func (p *running) await(msg string, n int) []entry {
 func (p *running) poll(what string, done func() bool) {
 	p.t.Helper()
 	poll(p.t, what, done)
-}
-
-// poll waits until done returns true.
-func poll(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !done(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("in vain waited %v for %s", patience, what)
-		}
-	}
 }
 
 // visit is a plain HTTPS client: it prints what the URLs answer.

@@ -44,7 +44,8 @@ type options struct {
 	json    bool
 	watch   bool
 
-	socketGroup int // group that may open the control socket too; -1: none
+	socketGroup int    // group that may open the control socket too; -1: none
+	http        string // where the page is served, as host:port; "" for nowhere
 }
 
 // usageError is a mistake on the command line.
@@ -60,7 +61,7 @@ func (e *usageError) Error() string { return e.msg }
 // The texts of rules files come from read.
 func parseArgs(args []string, read func(path string) (string, error)) (options, error) {
 	o := options{socketGroup: -1}
-	var socketGroup string
+	var socketGroup, httpAddr string
 	var loopback []string
 	var offload, level, format string
 	fs := pflag.NewFlagSet("pinproxy", pflag.ContinueOnError)
@@ -84,6 +85,7 @@ func parseArgs(args []string, read func(path string) (string, error)) (options, 
 	fs.BoolVar(&o.json, "json", false, "")
 	fs.BoolVar(&o.watch, "watch", false, "")
 	fs.StringVar(&socketGroup, "socket-group", "", "")
+	fs.StringVar(&httpAddr, "http", "", "")
 	if err := fs.Parse(args); err != nil {
 		return o, &usageError{strings.TrimPrefix(err.Error(), "pflag: "), "pinproxy --help"}
 	}
@@ -121,6 +123,9 @@ func parseArgs(args []string, read func(path string) (string, error)) (options, 
 	}
 	var err error
 	if o.socketGroup, err = groupOf(socketGroup); err != nil {
+		return o, err
+	}
+	if o.http, err = parseHTTP(httpAddr, fs.Changed("http")); err != nil {
 		return o, err
 	}
 	if o.offload, err = choice("offload", offload, "off", "auto"); err != nil {
@@ -181,9 +186,9 @@ func (o *options) commandFlags(loopback []string, fs *pflag.FlagSet) error {
 	case o.user != "":
 		return &usageError{"--user with a command: it runs as whoever started it", "leave out --user"}
 	}
-	for _, name := range []string{"socket", "socket-group"} {
+	for _, name := range []string{"socket", "socket-group", "http"} {
 		if fs.Changed(name) {
-			return &usageError{fmt.Sprintf("--%s with a command: check and status are for a whole host", name), "leave out --" + name}
+			return &usageError{fmt.Sprintf("--%s with a command: check, status and the page are for a whole host", name), "leave out --" + name}
 		}
 	}
 	for _, text := range loopback {

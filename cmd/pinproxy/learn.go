@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"pinproxy/netstack/host"
@@ -32,6 +33,8 @@ type learner struct {
 	routes router
 	log    *slog.Logger
 
+	withheld atomic.Uint64 // answers to applications, as routes could not be set
+
 	mu sync.Mutex // held from a change of names to that of the routes
 }
 
@@ -40,7 +43,11 @@ func (l *learner) Wants(name string) bool { return len(l.names.Set().NameSets(na
 
 // Observe implements dns.Observer, for answers to an application.
 func (l *learner) Observe(name string, addrs []netip.Addr, ttl time.Duration) error {
-	return l.learn(name, addrs, ttl, true)
+	err := l.learn(name, addrs, ttl, true)
+	if err != nil {
+		l.withheld.Add(1)
+	}
+	return err
 }
 
 // refresh is for answers to ourselves.

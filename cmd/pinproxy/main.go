@@ -11,7 +11,9 @@
 // the running pinproxy, snapshot.go what is told, ask.go the asking; check.go finds
 // out what becomes of a connection to a target, verdict.go concludes, report.go and
 // check_words.go say it; drop.go and become_linux.go give up privileges,
-// namer_linux.go what is left of them; status.go, cleanup.go, notify.go and cpus.go
+// namer_linux.go what is left of them; status.go, table.go and watch.go print what lookout.go and ports.go have found out;
+// http.go, page.go, page.html, timeline.go, metrics.go and health.go are what --http serves; logging.go, cleanup.go,
+// notify.go and cpus.go
 // are what their names say.
 package main
 

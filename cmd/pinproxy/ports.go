@@ -52,8 +52,8 @@ type holderJSON struct {
 // owners remembers which programs have sockets: to find that out all processes are looked through.
 type owners map[uint64]sockdiag.Process
 
-// of names the owners of sockets, and forgets those of others.
-func (o *owners) of(list []sockdiag.Socket) owners {
+// of names the owners of sockets by find, and forgets those of others.
+func (o *owners) of(list []sockdiag.Socket, find func([]sockdiag.Socket) []sockdiag.Process) owners {
 	now := make(owners)
 	var unknown []sockdiag.Socket
 	for _, s := range list {
@@ -64,7 +64,7 @@ func (o *owners) of(list []sockdiag.Socket) owners {
 		}
 	}
 	if len(unknown) > 0 {
-		for i, p := range sockdiag.Owners(unknown) {
+		for i, p := range find(unknown) {
 			now[unknown[i].ID()] = p
 		}
 	}
@@ -175,7 +175,7 @@ func (l *lookout) sockets(ports rules.PortSet, flows map[[2]netip.AddrPort]bool)
 			owned = append(owned, s)
 		}
 	}
-	known := l.owners.of(owned)
+	known := l.owners.of(owned, l.c.owners)
 	for _, s := range owned {
 		p := known[s.ID()]
 		if p.PID == os.Getpid() {

@@ -62,6 +62,13 @@ func hostConfig(o options, log *slog.Logger) host.Config {
 // ends, at once. The host is left as it was in either case.
 func serve(stop, now context.Context, o options, h *handover, stderr io.Writer) (err error) {
 	log := newLog(stderr, o)
+	site, err := listenHTTP(stop, o, log)
+	if err != nil {
+		return err
+	}
+	if site != nil {
+		defer func() { _ = site.Close() }()
+	}
 	stop, hangups, restore := listenForHangups(stop)
 	defer restore()
 	for _, note := range h.Notes {
@@ -95,11 +102,11 @@ func serve(stop, now context.Context, o options, h *handover, stderr io.Writer) 
 	if err != nil {
 		return err
 	}
-	return capture(stop, now, o, dev, proxy.Sockets{Mark: host.Mark, Owners: owners}, lock, hangups, log)
+	return capture(stop, now, o, dev, proxy.Sockets{Mark: host.Mark, Owners: owners}, lock, site, hangups, log)
 }
 
 // capture puts the parts together and runs them.
-func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy.Sockets, lock *host.Lock, hangups <-chan struct{}, log *slog.Logger) (err error) {
+func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy.Sockets, lock *host.Lock, site net.Listener, hangups <-chan struct{}, log *slog.Logger) (err error) {
 	began := time.Now()
 	config := hostConfig(o, log)
 	config.Link, config.MTU = dev.Name(), dev.MTU()
@@ -140,6 +147,9 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		return err
 	}
 
+	c := newControl(&control{link: dev.Name(), strict: o.strict, began: began, names: names, pins: pins, stack: stack, owners: sockets.Owners})
+	health := &health{link: dev.Name(), rules: func() int { return len(names.Set().Rules()) }}
+
 	// The parts go on while flows are ended in order, so stop does not reach them.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))
 	defer cancel()
@@ -148,6 +158,10 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	parts.Go(func() error {
 		return stack.Serve(ctx, func(ctx context.Context, f *netstack.Flow) { pins.Handle(ctx, f) })
 	})
+	if site != nil {
+		m := &exporter{c: c, health: health, stack: stack.Stats, dns: relay.Stats, withheld: learn.withheld.Load}
+		parts.Go(func() error { return serveSite(ctx, site, o, m, log) })
+	}
 	select {
 	case <-stack.Ready():
 	case <-ctx.Done():
@@ -162,7 +176,6 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		warn(log, w)
 	}
 	if l, path, remove := openControl(ctx, o, log); l != nil {
-		c := newControl(&control{link: dev.Name(), strict: o.strict, began: began, names: names, pins: pins, stack: stack})
 		parts.Go(func() error {
 			if err := c.serve(ctx, l); err != nil {
 				log.Warn("the control socket has failed", "err", err.Error())
@@ -175,13 +188,17 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	parts.Go(func() error { return h.Run(ctx) })
 	parts.Go(func() error { return learn.expire(ctx) })
 	parts.Go(func() error {
-		return resolver.Run(ctx, o.set.Names(), func() { ready(log, dev, o.set) })
+		return resolver.Run(ctx, o.set.Names(), func() {
+			health.set(healthCapturing)
+			ready(log, dev, o.set)
+		})
 	})
 	reload := &reloader{options: o, log: log, learn: learn, host: h, pins: pins, resolver: resolver, behind: guard.behind}
 	parts.Go(func() error { return reload.run(ctx, hangups) })
 
 	select {
 	case <-stop.Done():
+		health.set(healthEnding)
 		notify("STOPPING=1")
 		log.Info("ending", "flows", pins.Stats().Live)
 		_ = h.Stop(now)

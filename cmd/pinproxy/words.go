@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -73,6 +72,8 @@ Flags:
       --socket-group GROUP who may ask, besides the same user and root
       --user NAME          whom root becomes when the device stands (default pinproxy if
                            there is this user, else nobody)
+      --http ADDRESS:PORT  serve a live page, /metrics and /healthz; without an address
+                           that is 127.0.0.1
       --connect            check: make a connection from the pin, and send nothing
       --json               check, status: print JSON
       --watch              status: print it again each second, on a terminal in place
@@ -168,12 +169,15 @@ func hintFor(err error) string {
 	var held *host.HeldError
 	var path *fs.PathError
 	var ask *askError
+	var web *httpError
 	var forbidden *netns.ForbiddenError
 	var low *lowPortError
 	var exec *netns.ExecError
 	switch {
 	case errors.As(err, &ask):
 		return ask.hint("status")
+	case errors.As(err, &web):
+		return web.hint()
 	case errors.As(err, &notRunningError{}):
 		return "sudo pinproxy --rule 'google.co.uk:443=63999'"
 	case errors.As(err, &forbidden):
@@ -244,13 +248,4 @@ func version() string {
 		}
 	}
 	return fmt.Sprintf("pinproxy %s%s %s %s/%s\n", v, revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-}
-
-// newLog returns the log, which goes where errors go.
-func newLog(w io.Writer, o options) *slog.Logger {
-	ho := &slog.HandlerOptions{Level: o.logLevel}
-	if o.logJSON {
-		return slog.New(slog.NewJSONHandler(w, ho))
-	}
-	return slog.New(slog.NewTextHandler(w, ho))
 }

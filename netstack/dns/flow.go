@@ -205,6 +205,7 @@ func (f *flow) answer(msg []byte) {
 			}
 		}
 	}
+	r.answers.Add(1)
 	if err := q.Reply(out); err != nil {
 		r.learn.log.warn("reply to DNS query", err, "src", f.key.src, "dst", f.key.dst)
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -64,11 +65,20 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
+// Stats are a relay's counters since the start.
+type Stats struct {
+	Queries uint64 // from applications
+	Answers uint64 // to them
+	Dropped uint64 // queries that there was no room for
+}
+
 // Relay carries DNS over UDP. Its methods are safe for concurrent use.
 type Relay struct {
 	dial  Dialer
 	learn learner
 	lim   Limits
+
+	queries, answers, dropped atomic.Uint64
 
 	ctx    context.Context // of the dials; ends with Serve
 	cancel context.CancelFunc
@@ -98,9 +108,11 @@ func NewRelay(dial Dialer, obs Observer, log *slog.Logger, lim Limits) *Relay {
 // Handle takes a query over and returns without waiting for the network. Queries
 // that come before Serve are carried; after it they are dropped.
 func (r *Relay) Handle(q Query) {
+	r.queries.Add(1)
 	_, id, question, ok := parseQuestion(q.Payload(), false)
 	wanted := ok && question.wanted(r.learn.obs)
 	if err := r.handle(q, id, question, wanted); err != nil {
+		r.dropped.Add(1)
 		r.learn.log.warn("drop DNS query", err, "src", q.Src(), "dst", q.Dst())
 	}
 }
@@ -132,6 +144,11 @@ func (r *Relay) handle(q Query, id uint16, question question, wanted bool) error
 	}
 	f.askLocked(q, now)
 	return nil
+}
+
+// Stats returns the counters.
+func (r *Relay) Stats() Stats {
+	return Stats{Queries: r.queries.Load(), Answers: r.answers.Load(), Dropped: r.dropped.Load()}
 }
 
 func (r *Relay) evictLocked() {

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync/atomic"
+)
+
+// health is whether connections are captured. It begins as not so.
+type health struct {
+	link  string
+	rules func() int
+	state atomic.Int32
+}
+
+const (
+	healthStarting = iota
+	healthCapturing
+	healthEnding
+)
+
+func (h *health) set(state int32) { h.state.Store(state) }
+
+// err is nil while connections are captured and the device is up; else it says why not.
+func (h *health) err() error {
+	switch h.state.Load() {
+	case healthStarting:
+		return errors.New("starting: connections are not captured yet")
+	case healthEnding:
+		return errors.New("ending: connections are not captured any more")
+	}
+	i, err := net.InterfaceByName(h.link)
+	switch {
+	case err != nil:
+		return fmt.Errorf("the device %s is gone", h.link)
+	case i.Flags&net.FlagUp == 0:
+		return fmt.Errorf("the device %s is down: it is set up again within seconds", h.link)
+	}
+	return nil
+}
+
+// ServeHTTP answers a monitor: 200 or 503, and why in words.
+func (h *health) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if err := h.err(); err != nil {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = fmt.Fprintln(w, err)
+		return
+	}
+	_, _ = fmt.Fprintf(w, "ok: capturing into %s, rules: %d\n", h.link, h.rules())
+}

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// --http serves people and their monitoring, who are trusted with what is told there and with nothing else. It only
+// tells: whoever may connect can change nothing, and hold up nobody for long. A web page of somebody else, in a browser
+// that may connect, is not to read it either: there is no CORS header, and a name that is not ours is refused, which
+// it would use to appear as ours (DNS rebinding).
+const (
+	httpConns = 64 // at a time; more wait
+	httpIdle  = 30 * time.Second
+)
+
+// parseHTTP reads the value of --http: where to serve the page. Without a host that is loopback.
+func parseHTTP(value string, given bool) (string, error) {
+	if !given {
+		return "", nil
+	}
+	refuse := func(why, hint string) (string, error) {
+		return "", &usageError{fmt.Sprintf("--http %s: %s", value, why), "pinproxy --http " + hint + " …"}
+	}
+	host, port, err := net.SplitHostPort(value)
+	if err != nil {
+		if _, nerr := strconv.ParseUint(value, 10, 16); nerr != nil {
+			return refuse("is no ADDRESS:PORT", "127.0.0.1:8080")
+		}
+		host, port = "", value
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return refuse(fmt.Sprintf("%q is no port", port), net.JoinHostPort(host, "8080"))
+	}
+	switch {
+	case host == "" || strings.EqualFold(host, "localhost"):
+		host = "127.0.0.1"
+	case host == "*":
+		return refuse("for all of this host's addresses say 0.0.0.0 or [::]", "0.0.0.0:"+port)
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+// listenHTTP listens where --http says, before anything else is done; nil if it says nothing.
+func listenHTTP(ctx context.Context, o options, log *slog.Logger) (net.Listener, error) {
+	if o.http == "" {
+		return nil, nil
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", o.http)
+	if err != nil {
+		return nil, &httpError{o.http, err}
+	}
+	if a, ok := l.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
+		log.Warn("the page is open to the network: whoever reaches it sees destinations, programs and names", "http", a.String())
+	}
+	return l, nil
+}
+
+// httpError says that --http can't be had.
+type httpError struct {
+	addr string
+	err  error
+}
+
+func (e *httpError) Error() string { return fmt.Sprintf("listen on %s: %v", e.addr, cause(e.err)) }
+func (e *httpError) Unwrap() error { return e.err }
+
+func (e *httpError) hint() string {
+	_, port, _ := net.SplitHostPort(e.addr)
+	switch {
+	case errors.Is(e.err, syscall.EADDRINUSE):
+		return "another program listens there: see which by ss -tlnp sport = :" + port
+	case errors.Is(e.err, syscall.EACCES):
+		return "ports below 1024 need CAP_NET_BIND_SERVICE: take a higher one"
+	case errors.Is(e.err, syscall.EADDRNOTAVAIL):
+		return "it is not an address of this host: see `ip address`"
+	}
+	return ""
+}
+
+// serveHTTP answers on l until ctx ends, and closes it.
+func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, conns int, idle time.Duration) error {
+	s := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: controlRead,
+		ReadTimeout:       controlRead,
+		WriteTimeout:      controlWrite,
+		IdleTimeout:       idle,
+		MaxHeaderBytes:    controlHeader,
+		ErrorLog:          log.New(discard{}, "", 0), // who asks nonsense is answered, not logged
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(newBounded(l, conns)) }() // ends with s
+	var err error
+	select {
+	case err = <-served:
+	case <-ctx.Done():
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), controlEnding)
+		defer cancel()
+		_ = s.Shutdown(ending)
+		_ = s.Close()
+		err = <-served
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// protect lets through what is asked of us: by GET or HEAD, and under a name of ours.
+func protect(name string, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Cache-Control", "no-store")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		switch {
+		case !ourName(r.Host, name):
+			http.Error(w, "pinproxy answers to its address, to localhost and to the name that --http gives, not to "+strconv.Quote(r.Host), http.StatusMisdirectedRequest)
+		case r.Method != http.MethodGet && r.Method != http.MethodHead:
+			h.Set("Allow", "GET, HEAD")
+			http.Error(w, "pinproxy only tells: GET or HEAD", http.StatusMethodNotAllowed)
+		default:
+			next.ServeHTTP(w, r)
+		}
+	})
+}
+
+// ourName says whether a request's host can't be a name that somebody else made point here: an address, localhost, or
+// what --http says.
+func ourName(host, name string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	host = strings.TrimSuffix(host, ".")
+	if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return true
+	}
+	host = strings.ToLower(host)
+	return host == "localhost" || strings.HasSuffix(host, ".localhost") || host != "" && host == strings.ToLower(name)
+}
+
+// web is all that --http serves.
+func web(name string, p *page, m *exporter) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/{$}", p.serveIndex)
+	mux.HandleFunc("/events", p.serveEvents)
+	mux.Handle("/metrics", m.handler())
+	mux.Handle("/healthz", m.health)
+	return protect(name, mux)
+}
+
+// serveSite answers on l until ctx ends. A failure is told and is nobody else's.
+func serveSite(ctx context.Context, l net.Listener, o options, m *exporter, log *slog.Logger) error {
+	p := newPage(m.c, m.health)
+	m.viewers = p.watching
+	name, _, _ := net.SplitHostPort(o.http)
+	var parts errgroup.Group
+	parts.Go(func() error { return p.run(ctx) })
+	log.Info("serving the page", "url", "http://"+l.Addr().String()+"/")
+	if err := serveHTTP(ctx, l, web(name, p, m), httpConns, httpIdle); err != nil {
+		log.Warn("the page has failed", "err", err.Error())
+	}
+	return parts.Wait()
+}

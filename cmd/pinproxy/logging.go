@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+)
+
+// newLog returns the log, which goes where errors go. To the journal it gives no time, which the journal has, and the
+// priority in front of each line (sd-daemon(3)), by which `journalctl -p warning` chooses.
+func newLog(w io.Writer, o options) *slog.Logger {
+	return newLogFor(w, o, toJournal(w, os.Getenv("JOURNAL_STREAM")))
+}
+
+func newLogFor(w io.Writer, o options, journal bool) *slog.Logger {
+	ho := &slog.HandlerOptions{Level: o.logLevel}
+	var lines *prefixed
+	if journal {
+		ho.ReplaceAttr = withoutTime
+		lines = &prefixed{w: w}
+		w = lines
+	}
+	var h slog.Handler = slog.NewTextHandler(w, ho)
+	if o.logJSON {
+		h = slog.NewJSONHandler(w, ho)
+	}
+	if journal {
+		h = &journalHandler{h, lines}
+	}
+	return slog.New(h)
+}
+
+func withoutTime(groups []string, a slog.Attr) slog.Attr {
+	if len(groups) == 0 && a.Key == slog.TimeKey {
+		return slog.Attr{}
+	}
+	return a
+}
+
+// prefixed puts a record's priority in front of its line.
+type prefixed struct {
+	w io.Writer
+
+	mu     sync.Mutex // held while a record is handled
+	prefix string
+}
+
+// Write is called once for each record.
+func (p *prefixed) Write(line []byte) (int, error) {
+	if _, err := p.w.Write(append([]byte(p.prefix), line...)); err != nil {
+		return 0, err
+	}
+	return len(line), nil
+}
+
+type journalHandler struct {
+	slog.Handler
+	lines *prefixed
+}
+
+func (h *journalHandler) Handle(ctx context.Context, r slog.Record) error {
+	h.lines.mu.Lock()
+	defer h.lines.mu.Unlock()
+	h.lines.prefix = priority(r.Level)
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h *journalHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &journalHandler{h.Handler.WithAttrs(attrs), h.lines}
+}
+
+func (h *journalHandler) WithGroup(name string) slog.Handler {
+	return &journalHandler{h.Handler.WithGroup(name), h.lines}
+}
+
+// priority is a level as syslog numbers it.
+func priority(l slog.Level) string {
+	switch {
+	case l >= slog.LevelError:
+		return "<3>"
+	case l >= slog.LevelWarn:
+		return "<4>"
+	case l >= slog.LevelInfo:
+		return "<6>"
+	}
+	return "<7>"
+}

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// The journal has the time and asks for the priority; anybody else gets the time.
+func TestLogForms(t *testing.T) {
+	for _, c := range []struct {
+		o       options
+		journal bool
+		want    string
+	}{
+		{options{}, false, `^time=\S+ level=INFO msg=ready rules=2 link.name=pin0\ntime=\S+ level=WARN msg=hm\n$`},
+		{options{logJSON: true}, false, `^\{"time":"[^"]+","level":"INFO","msg":"ready","rules":2,"link":\{"name":"pin0"\}\}\n\{"time":.*"hm"\}\n$`},
+		{options{}, true, `^<6>level=INFO msg=ready rules=2 link.name=pin0\n<4>level=WARN msg=hm\n$`},
+		{options{logJSON: true}, true, `^<6>\{"level":"INFO","msg":"ready","rules":2,"link":\{"name":"pin0"\}\}\n<4>\{"level":"WARN","msg":"hm"\}\n$`},
+		{options{logLevel: slog.LevelDebug}, true, `^<6>level=INFO .*\n<4>level=WARN msg=hm\n<7>level=DEBUG msg=detail\n<3>level=ERROR msg=no\n$`},
+		{options{logLevel: slog.LevelWarn}, true, `^<4>level=WARN msg=hm\n<3>level=ERROR msg=no\n$`},
+	} {
+		var b bytes.Buffer
+		log := newLogFor(&b, c.o, c.journal)
+		log.With("rules", 2).WithGroup("link").Info("ready", "name", "pin0")
+		log.Warn("hm")
+		if c.o.logLevel != slog.LevelInfo {
+			log.Debug("detail")
+			log.Error("no")
+		}
+		if !regexp.MustCompile(c.want).MatchString(b.String()) {
+			t.Errorf("%+v, journal %v:\n%s", c.o, c.journal, &b)
+		}
+	}
+}
+
+// Whether it is the journal is told by device and inode, not by the environment alone.
+func TestToJournal(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "stream"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	stream := fmt.Sprintf("%d:%d", st.Dev, st.Ino)
+	if !toJournal(f, stream) || toJournal(f, "") || toJournal(f, "1:2") || toJournal(os.Stdin, stream) || toJournal(new(bytes.Buffer), stream) {
+		t.Error("a stream is taken for another")
+	}
+}
+
+// pinproxy itself, where its standard error is what the service manager says.
+func TestLogToJournal(t *testing.T) {
+	w := newNetwork(t)
+	f, err := os.Create(filepath.Join(t.TempDir(), "stream"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	cmd := w.command("--rule", "203.0.113.2:443=63999")
+	cmd.Stderr = f
+	cmd.Env = append(cmd.Env, fmt.Sprintf("JOURNAL_STREAM=%d:%d", st.Dev, st.Ino))
+	p := w.startCommand(cmd)
+	p.poll("a line that says ready", func() bool {
+		b, err := os.ReadFile(f.Name())
+		return err == nil && strings.Contains(string(b), "<6>level=INFO msg=ready link=pin0")
+	})
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"net/http"
+	"runtime"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"pinproxy/netstack"
+	"pinproxy/netstack/dns"
+	"pinproxy/netstack/host"
+	"pinproxy/proxy"
+)
+
+// maxRuleMetrics bounds the rules that have metrics of their own. Those that were never hit have none.
+const maxRuleMetrics = 500
+
+// exporter tells Prometheus what the parts have counted anyway: nothing is counted for it. The manual documents the names.
+type exporter struct {
+	c        *control
+	health   *health
+	stack    func() netstack.Stats
+	dns      func() dns.Stats
+	withheld func() uint64
+	viewers  func() int
+}
+
+// metric describes one.
+func metric(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("pinproxy_"+name, help, labels, nil)
+}
+
+var (
+	metricBuild     = metric("build_info", "Always 1.", "version", "goversion")
+	metricCapturing = metric("capturing", "1 while connections are captured and the device is up, as /healthz says.")
+	metricFlows     = metric("flows", "Flows in each stage now: arrived, waiting (for a source port), dialing, open.", "stage")
+	metricArrived   = metric("flows_total", "Flows that came, of whatever fate.")
+	metricEnded     = metric("flows_ended_total", "Flows that were connected and have ended.")
+	metricFailed    = metric("flows_failed_total", "Flows that were not connected, by the kind of cause.", "cause")
+	metricBytes     = metric("bytes_total", "Bytes carried: up is towards the destinations.", "direction")
+	metricLeases    = metric("leases", "Source ports that flows have, each towards one destination.")
+	metricWaiting   = metric("lease_waiting", "Flows in the queues for a source port.")
+	metricReserved  = metric("reserved_ports", "Ports of pins that are in ip_local_reserved_ports.")
+	metricRules     = metric("rules", "Rules in force.")
+	metricNames     = metric("names", "Pairs of a name and an address that are known.")
+	metricHits      = metric("rule_flows_total", "Flows that the rule was for.", "rule")
+	metricRuleFail  = metric("rule_flows_failed_total", "Those of them that were not connected.", "rule")
+	metricRuleNow   = metric("rule_flows", "Flows of the rule now: open, waiting (for a source port), dialing.", "rule", "stage")
+	metricRuleBytes = metric("rule_bytes_total", "Bytes carried for the rule.", "rule", "direction")
+	metricParked    = metric("netstack_parked", "SYNs that wait for an answer.")
+	metricKnown     = metric("netstack_flows", "Connections that netstack knows, waiting ones too.")
+	metricSYNs      = metric("netstack_syns_dropped_total", "SYNs dropped because too many waited.")
+	metricQueries   = metric("dns_queries_total", "DNS queries over UDP from applications.")
+	metricAnswers   = metric("dns_answers_total", "DNS answers over UDP to applications.")
+	metricDropped   = metric("dns_queries_dropped_total", "DNS queries that there was no room for.")
+	metricWithheld  = metric("dns_answers_withheld_total", "DNS answers replaced by SERVFAIL because no route could be set.")
+	metricViewers   = metric("page_viewers", "Browsers that show the page.")
+)
+
+// handler serves the metrics, those of Go and of the process too.
+func (m *exporter) handler() http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(m, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
+}
+
+// Describe implements prometheus.Collector.
+func (m *exporter) Describe(c chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		metricBuild, metricCapturing, metricFlows, metricArrived, metricEnded, metricFailed, metricBytes, metricLeases, metricWaiting,
+		metricReserved, metricRules, metricNames, metricHits, metricRuleFail, metricRuleNow, metricRuleBytes, metricParked, metricKnown,
+		metricSYNs, metricQueries, metricAnswers, metricDropped, metricWithheld, metricViewers,
+	} {
+		c <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *exporter) Collect(c chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		c <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	count := func(d *prometheus.Desc, v uint64, labels ...string) {
+		c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge(metricBuild, 1, strings.TrimSpace(version()), runtime.Version())
+	capturing := 0.0
+	if m.health.err() == nil {
+		capturing = 1
+	}
+	gauge(metricCapturing, capturing)
+
+	t := m.c.pins.Totals()
+	for stage, n := range t.Stages {
+		gauge(metricFlows, float64(n), proxy.Stage(stage).String())
+	}
+	for _, kind := range proxy.Kinds() {
+		count(metricFailed, t.Failed[kind], kind.String())
+	}
+	count(metricEnded, t.Ended)
+	count(metricBytes, t.Up, "up")
+	count(metricBytes, t.Down, "down")
+	gauge(metricLeases, float64(t.Leases))
+	gauge(metricWaiting, float64(t.Waiting))
+	gauge(metricNames, float64(m.c.names.Len()))
+	gauge(metricViewers, float64(m.viewers()))
+
+	s := m.stack()
+	count(metricArrived, s.Flows)
+	gauge(metricParked, float64(s.Parked))
+	gauge(metricKnown, float64(s.Open))
+	count(metricSYNs, s.Dropped)
+	d := m.dns()
+	count(metricQueries, d.Queries)
+	count(metricAnswers, d.Answers)
+	count(metricDropped, d.Dropped)
+	count(metricWithheld, m.withheld())
+	m.collectRules(gauge, count)
+}
+
+// collectRules is what each rule has counted.
+func (m *exporter) collectRules(gauge func(*prometheus.Desc, float64, ...string), count func(*prometheus.Desc, uint64, ...string)) {
+	set := m.c.names.Set()
+	list := set.Rules()
+	gauge(metricRules, float64(len(list)))
+	if facts, err := host.Look(m.c.link); err == nil {
+		gauge(metricReserved, float64(common(set.PinPorts(), facts.Reserved)))
+	}
+	told := 0
+	for i, n := range m.c.pins.RuleStats(list) {
+		if n.Hits == 0 {
+			continue
+		}
+		if told++; told > maxRuleMetrics {
+			break
+		}
+		rule := list[i].String()
+		count(metricHits, n.Hits, rule)
+		count(metricRuleFail, n.Failed, rule)
+		count(metricRuleBytes, n.Up, rule, "up")
+		count(metricRuleBytes, n.Down, rule, "down")
+		gauge(metricRuleNow, float64(n.Stages[proxy.Open]), rule, "open")
+		gauge(metricRuleNow, float64(n.Stages[proxy.Waiting]+n.Stages[proxy.Arrived]), rule, "waiting")
+		gauge(metricRuleNow, float64(n.Stages[proxy.Dialing]), rule, "dialing")
+	}
+}

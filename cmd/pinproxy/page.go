@@ -1,0 +1,202 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// The page is one file, which holds its style and its script. It is told everything once, and then each second what has
+// changed. One look a second serves all viewers, and none is taken while there are none: the timeline alone goes on.
+const (
+	pageEvery   = time.Second
+	pageViewers = 32
+)
+
+//go:embed page.html
+var pageHTML []byte
+
+// page serves the page, and what it shows.
+type page struct {
+	c      *control
+	health *health
+	policy string // Content-Security-Policy
+
+	mu      sync.Mutex
+	times   timeline
+	viewers int
+	latest  *frame
+}
+
+// frame is what all viewers are shown at a moment.
+type frame struct {
+	state *pageState
+	diff  []byte        // from the frame before, whose number is one less
+	next  chan struct{} // closed when there is another
+
+	once sync.Once
+	full []byte
+}
+
+func newPage(c *control, h *health) *page {
+	return &page{c: c, health: h, policy: contentPolicy(pageHTML)}
+}
+
+// contentPolicy allows a page's own style and script, and nothing else; not even what somebody smuggles into it.
+func contentPolicy(html []byte) string {
+	return fmt.Sprintf("default-src 'none'; style-src %s; script-src %s; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+		hashOf(html, "style"), hashOf(html, "script"))
+}
+
+func hashOf(html []byte, element string) string {
+	_, rest, _ := bytes.Cut(html, []byte("<"+element+">"))
+	text, _, _ := bytes.Cut(rest, []byte("</"+element+">"))
+	sum := sha256.Sum256(text)
+	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
+}
+
+func (p *page) serveIndex(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Content-Security-Policy", p.policy)
+	_, _ = w.Write(pageHTML)
+}
+
+// run takes down each second until ctx ends.
+func (p *page) run(ctx context.Context) error {
+	tick := time.NewTicker(pageEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			p.step(ctx)
+		}
+	}
+}
+
+func (p *page) step(ctx context.Context) {
+	p.mu.Lock()
+	watched := p.viewers > 0
+	p.times.step(p.c.pins, p.c.names.Set().Rules())
+	p.mu.Unlock()
+	if watched {
+		p.show(ctx)
+	}
+}
+
+// show makes the next frame.
+func (p *page) show(ctx context.Context) {
+	s := p.c.lookout.look(ctx)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f := &frame{state: p.state(s), next: make(chan struct{})}
+	if p.latest != nil {
+		f.state.Seq = p.latest.state.Seq + 1
+		f.diff = f.state.since(p.latest.state, &p.times)
+		if f.diff == nil {
+			f.state.Seq++ // nobody has what this could be told from
+		}
+		close(p.latest.next)
+	}
+	p.latest = f
+}
+
+// enter counts a viewer; false if there are too many.
+func (p *page) enter() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.viewers >= pageViewers {
+		return false
+	}
+	p.viewers++
+	return true
+}
+
+func (p *page) leave() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.viewers--
+}
+
+func (p *page) watching() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.viewers
+}
+
+// current is the frame to begin with.
+func (p *page) current(ctx context.Context) *frame {
+	p.mu.Lock()
+	f := p.latest
+	p.mu.Unlock()
+	if f == nil || time.Since(f.state.at) > 2*pageEvery {
+		p.show(ctx)
+		p.mu.Lock()
+		f = p.latest
+		p.mu.Unlock()
+	}
+	return f
+}
+
+// serveEvents sends the state and then its changes, as server-sent events, until the viewer goes.
+func (p *page) serveEvents(w http.ResponseWriter, r *http.Request) {
+	if !p.enter() {
+		w.Header().Set("Retry-After", "10")
+		http.Error(w, fmt.Sprintf("%d others look at this page: there is no room for more", pageViewers), http.StatusServiceUnavailable)
+		return
+	}
+	defer p.leave()
+	w.Header().Set("Content-Type", "text/event-stream")
+	if r.Method == http.MethodHead {
+		return
+	}
+	out := http.NewResponseController(w)
+	_ = out.SetReadDeadline(time.Time{}) // nothing more is read, and that is no failure
+	send := func(event string, data []byte) bool {
+		_ = out.SetWriteDeadline(time.Now().Add(controlWrite))
+		if _, err := fmt.Fprintf(w, "event: %s\ndata: %s\n\n", event, data); err != nil {
+			return false
+		}
+		return out.Flush() == nil
+	}
+	f := p.current(r.Context())
+	for ok := send("state", f.json()); ok; {
+		select {
+		case <-r.Context().Done():
+			return
+		case <-f.next:
+		}
+		p.mu.Lock()
+		next := p.latest // one that is slow has missed some
+		p.mu.Unlock()
+		if next.state.Seq == f.state.Seq+1 {
+			ok = send("change", next.diff)
+		} else {
+			ok = send("state", next.json())
+		}
+		f = next
+	}
+}
+
+// json is all of the state, made once for all who begin with it.
+func (f *frame) json() []byte {
+	f.once.Do(func() { f.full = mustJSON(f.state) })
+	return f.full
+}
+
+// mustJSON is for what consists of strings and numbers.
+func mustJSON(what any) []byte {
+	b, err := json.Marshal(what)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
