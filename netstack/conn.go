@@ -61,6 +61,9 @@ func newConn(f *Flow) *conn {
 // open makes the conn one of ep, whose handshake is done.
 func (c *conn) open(ep tcpip.Endpoint) {
 	c.ep = ep
+	if c.flow.remote {
+		keepAlive(ep)
+	}
 	c.flow.opened()
 	c.wq.EventRegister(&c.readable)
 	c.wq.EventRegister(&c.writable)

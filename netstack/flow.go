@@ -45,6 +45,8 @@ type Flow struct {
 	isn      uint32
 	giveUp   func() // ends the handler's context
 
+	remote bool // the application is on another host
+
 	request chan *tcp.ForwarderRequest
 	synAck  chan *stack.PacketBuffer // our first, from gVisor to who writes it
 
@@ -222,6 +224,11 @@ func (f *Flow) forward() (*tcp.ForwarderRequest, error) {
 	defer syn.DecRef()
 	if f.after != nil {
 		<-f.after
+	}
+	if f.stack.cfg.Path != nil {
+		if mtu := f.stack.cfg.Path(f.src.Addr()); mtu > 0 {
+			f.far(syn, mtu)
+		}
 	}
 	f.stack.expect(f)
 	if !f.stack.fwd.HandlePacket(f.id, syn) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,6 +36,10 @@ type Config struct {
 	// Echoes is called for every ICMP and ICMPv6 echo request, on that goroutine too.
 	// Nil: they are answered with ICMP administratively prohibited.
 	Echoes func(*Echo)
+	// Path says how large packets to an application on another host may be, in
+	// bytes; 0: it is on this one. It is called once a flow, when it is accepted. Nil: all
+	// are on this one.
+	Path func(src netip.Addr) int
 	// MaxParked bounds the flows that wait for an answer; 0: DefaultMaxParked.
 	MaxParked int
 }

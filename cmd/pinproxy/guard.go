@@ -80,6 +80,18 @@ func (g *guard) forbid(dst netip.Addr) error {
 	return nil
 }
 
+// path is how large packets to a host behind a gateway may be; 0 for this host's own connections.
+func (g *guard) path(src netip.Addr) int {
+	if !g.behind(src) {
+		return 0
+	}
+	mtu, err := g.where.MTU(src)
+	if err != nil {
+		return 1280 // what IPv6 asks of every link, and IPv4's have all the same
+	}
+	return mtu
+}
+
 // lets says whether a DNS query may go on, and answers one that may not.
 func (g *guard) lets(d *netstack.Datagram) bool {
 	if g == nil || !g.behind(d.Src().Addr()) || g.forbid(d.Dst().Addr()) == nil {

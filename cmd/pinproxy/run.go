@@ -138,7 +138,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 			return c
 		},
 	})
-	stack, err := netstack.New(dev, netstack.Config{Datagrams: func(d *netstack.Datagram) {
+	stack, err := netstack.New(dev, netstack.Config{Path: guard.path, Datagrams: func(d *netstack.Datagram) {
 		if guard.lets(d) {
 			relay.Handle(d)
 		}

@@ -1,0 +1,80 @@
+package netstack
+
+import (
+	"encoding/binary"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// An application on another host may be gone without a word: powered off, out of range. Its kernel's probes would
+// find our netstack alive, so it is for us to ask; otherwise its flow, and the source port, would be kept for ever. The
+// times are those of the upstream side (package proxy).
+const (
+	keepAliveIdle     = tcpip.KeepaliveIdleOption(60 * time.Second)
+	keepAliveInterval = tcpip.KeepaliveIntervalOption(15 * time.Second)
+	keepAliveCount    = 8
+)
+
+// far prepares for an application on another host, mtu bytes at a time away.
+func (f *Flow) far(syn *stack.PacketBuffer, mtu int) {
+	f.remote = true
+	overhead := header.IPv4MinimumSize + header.TCPMinimumSize
+	if f.src.Addr().Is6() {
+		overhead = header.IPv6MinimumSize + header.TCPMinimumSize
+	}
+	if most := mtu - overhead; most > 0 && most < 0xffff {
+		clampMSS(syn, uint16(most))
+	}
+}
+
+// clampMSS lowers the maximum segment size that a SYN announces to most. Netstack believes it, and sends no larger
+// segment; on what the device in between can carry it has no word, as it is told only of packets that are too big for
+// pin0. A SYN without the option means 536 (RFC 9293, section 3.7.1) or less than any link has.
+func clampMSS(syn *stack.PacketBuffer, most uint16) {
+	h := header.TCP(syn.TransportHeader().Slice())
+	if len(h) < header.TCPMinimumSize || int(h.DataOffset()) > len(h) || int(h.DataOffset()) < header.TCPMinimumSize {
+		return
+	}
+	for o := h[header.TCPMinimumSize:h.DataOffset()]; len(o) > 0; {
+		switch {
+		case o[0] == header.TCPOptionEOL:
+			return
+		case o[0] == header.TCPOptionNOP:
+			o = o[1:]
+			continue
+		case len(o) < 2 || o[1] < 2 || int(o[1]) > len(o):
+			return
+		case o[0] == header.TCPOptionMSS && o[1] == header.TCPOptionMSSLength:
+			if old := binary.BigEndian.Uint16(o[2:]); old > most {
+				binary.BigEndian.PutUint16(o[2:], most)
+				at := len(h[:h.DataOffset()]) - len(o) + 2
+				h.SetChecksum(updated(h.Checksum(), old, most, at%2 == 1))
+			}
+			return
+		}
+		o = o[o[1]:]
+	}
+}
+
+// updated is a checksum after one of its words was changed (RFC 1624); odd: the word begins at an odd byte.
+func updated(sum, old, now uint16, odd bool) uint16 {
+	if odd {
+		old, now = old<<8|old>>8, now<<8|now>>8
+	}
+	s := uint32(^sum) + uint32(^old) + uint32(now)
+	s = s&0xffff + s>>16
+	s = s&0xffff + s>>16
+	return ^uint16(s)
+}
+
+// keepAlive has gVisor probe an application on another host.
+func keepAlive(ep tcpip.Endpoint) {
+	idle, interval := keepAliveIdle, keepAliveInterval
+	_ = ep.SetSockOpt(&idle)
+	_ = ep.SetSockOpt(&interval)
+	_ = ep.SetSockOptInt(tcpip.KeepaliveCountOption, keepAliveCount)
+	ep.SocketOptions().SetKeepAlive(true)
+}
