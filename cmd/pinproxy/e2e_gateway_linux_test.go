@@ -2,11 +2,15 @@ package main
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/net/dns/dnsmessage"
 
 	"pinproxy/netstack/lab"
 )
@@ -150,6 +154,255 @@ func TestGatewayForwardsTheRest(t *testing.T) {
 		}
 		if _, after := l.Client.Counters("pin0"); after > before+4 {
 			l.t.Errorf("%d packets entered the device", after-before)
+		}
+	})
+}
+
+// Whether the gateway hides its hosts or not, and however it says so: what is pinned leaves from the pin, and what is
+// not leaves as it did.
+func TestGatewayThatMasquerades(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name       string
+		masquerade func(l *lan)
+		families   []family
+	}{
+		{"what leaves by the uplink", func(l *lan) { l.Client.Masquerade("eth0") }, families},
+		{"what comes from a subnet, as Docker does", func(l *lan) { l.Client.MasqueradeFrom(lab.LAN4, l.dev) }, families[:1]},
+	} {
+		for _, f := range test.families {
+			t.Run(test.name+" "+f.name, func(t *testing.T) {
+				l := newLAN(t, 1500)
+				test.masquerade(l)
+				pinned := l.Server.Serve(at(f.server, 7), lab.Echo)
+				plain := l.Server.Serve(at(f.server, 8), lab.Echo)
+				p := l.pins("--rule", inRule(f.server)+":7=63999")
+				for range 2 {
+					for _, port := range []int{7, 8} {
+						c := l.mustConnect(at(f.server, port))
+						echo(t, c, "hello")
+						_ = c.CloseWrite()
+						_, _ = io.Copy(io.Discard, c)
+						_ = c.Close()
+					}
+				}
+				for _, from := range pinned.Seen() {
+					if from != f.from(63999) {
+						t.Errorf("a pinned connection came from %v", from)
+					}
+				}
+				for _, from := range plain.Seen() {
+					if from.Addr().String() != f.client || from.Port() == 63999 {
+						t.Errorf("a connection without a rule came from %v", from)
+					}
+				}
+				p.await("flow", 2)
+			})
+		}
+	}
+}
+
+// 64 MiB go each way at once, in segments that the way to the client takes. The stand-in for WireGuard is a link of its
+// MTU. To a host beyond a tunnel, whose own link has 1500 bytes, the kernel's word that a packet is too big would not come.
+//
+//	branch ──1500── mid ──1420── client
+func TestGatewayCarriesBytesUnchanged(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name string
+		mtu  int
+		args []string
+	}{
+		{"LAN", 1500, nil},
+		{"WireGuard client", 1420, nil},
+		{"jumbo frames", 9000, nil},
+		{"no offload", 1500, []string{"--offload=off"}},
+		{"beyond a tunnel", 1420, nil},
+	} {
+		for _, f := range families {
+			t.Run(test.name+" "+f.name, func(t *testing.T) {
+				l := newLAN(t, test.mtu)
+				if test.name == "beyond a tunnel" {
+					l.inner = l.branch()
+				}
+				served := make(chan error, 1)
+				l.Server.Serve(at(f.server, 7), func(c net.Conn) { served <- exchange(c, 1, 2) })
+				p := l.pins(append([]string{"--rule", inRule(f.server) + ":7=63999"}, test.args...)...)
+				if err := exchange(l.mustConnect(at(f.server, 7)), 2, 1); err != nil {
+					t.Error("client:", err)
+				}
+				if err := <-served; err != nil {
+					t.Error("server:", err)
+				}
+				if e := p.await("flow", 1)[0]; e.Up != total || e.Down != total || e.End != "closed" {
+					t.Errorf("logged %+v", e)
+				}
+			})
+		}
+	}
+}
+
+// branch adds a network behind the inner host, and returns the host in it.
+func (l *lan) branch() *lab.Host {
+	l.t.Helper()
+	b := l.net.Host("branch")
+	l.inner.Forward()
+	l.net.Link(l.inner, []string{"192.0.2.193/28", "2001:db8:4::1/64"}, b, []string{"192.0.2.194/28", "2001:db8:4::2/64"})
+	b.Route("default", "192.0.2.193")
+	b.Route("default", "2001:db8:4::1")
+	l.Client.Route("192.0.2.192/28", lab.Inner4)
+	l.Client.Route("2001:db8:4::/64", lab.Inner6)
+	return b
+}
+
+// Clients often ask the gateway itself, by its own address in their network. What goes to this host is never captured;
+// but what its resolver asks in turn is, and it has the answer only after the routes stand.
+func TestGatewayWithAResolverOfItsOwn(t *testing.T) {
+	eachLAN(t, func(l *lan, f family) {
+		server := l.Server.Serve(":443", lab.Echo)
+		own := map[string]string{"IPv4": lab.Gateway4, "IPv6": lab.Gateway6}[f.name]
+		l.Client.DNS(l.forward, at(own, 53))
+		l.Firewall(63999)
+		l.pins("--rule", "www.bank.example:443=63999", "--rule", "*.bank.example:443=63999")
+		resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return l.inner.Dial(ctx, network, at(own, 53))
+		}}
+		network := map[string]string{"IPv4": "ip4", "IPv6": "ip6"}[f.name]
+		for _, name := range []string{"www.bank.example", map[string]string{"ip4": "v4.bank.example", "ip6": "v6.bank.example"}[network]} {
+			addrs, err := resolver.LookupNetIP(soon(l.t), network, name)
+			if err != nil {
+				l.t.Fatal(err)
+			}
+			c := l.mustConnect(at(addrs[0].Unmap().String(), 443))
+			echo(l.t, c, "hello")
+			_ = c.CloseWrite()
+			_, _ = io.Copy(io.Discard, c)
+			_ = c.Close()
+		}
+		for _, from := range server.Seen() {
+			if from != f.from(63999) {
+				l.t.Errorf("a connection came from %v", from)
+			}
+		}
+	})
+}
+
+// forward is a resolver on the client that asks the server, as dnsmasq would.
+func (l *lan) forward(q lab.Query) lab.Answer {
+	network := map[dnsmessage.Type]string{dnsmessage.TypeA: "ip4", dnsmessage.TypeAAAA: "ip6"}[q.Type]
+	if network == "" {
+		return lab.Answer{}
+	}
+	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return l.Client.Dial(ctx, network, at(lab.Server4, 53))
+	}}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	addrs, err := resolver.LookupNetIP(ctx, network, q.Name)
+	if err != nil {
+		return lab.Answer{RCode: dnsmessage.RCodeNameError}
+	}
+	var a lab.Answer
+	for _, addr := range addrs {
+		r := dnsmessage.Resource{Header: dnsmessage.ResourceHeader{TTL: 30}}
+		if addr = addr.Unmap(); addr.Is4() {
+			r.Body = &dnsmessage.AResource{A: addr.As4()}
+		} else {
+			r.Body = &dnsmessage.AAAAResource{AAAA: addr.As16()}
+		}
+		a.Records = append(a.Records, r)
+	}
+	return a
+}
+
+// A name whose answers also have an address of the gateway itself does not lend its hosts a connection from there.
+func TestGatewayDoesNotLeadHostsToItself(t *testing.T) {
+	eachLAN(t, func(l *lan, f family) {
+		l.Server.Serve(":443", lab.Echo)
+		own := l.Client.Serve(":443", lab.Echo)
+		p := l.pins("--rule", "lure.bank.example:443=63999 busy=other-address,fail")
+		open := map[string]string{"IPv4": "192.0.2.1", "IPv6": "2001:db8:cafe::1"}[f.name]
+		c := l.mustConnect(at(open, 443))
+		echo(l.t, c, "hello")
+		if _, err := l.connect(at(open, 443)); err == nil {
+			l.t.Error("a second connection was made from the only port of the pin")
+		}
+		p.await("flow failed", 1)
+		if seen := own.Seen(); len(seen) != 0 {
+			l.t.Errorf("the gateway itself was connected to from %v", seen)
+		}
+	})
+}
+
+// Devices come and go, under the name that the rules have.
+func TestGatewayDeviceComesAndGoes(t *testing.T) {
+	l := newLAN(t, 1500)
+	server := l.Server.Serve(at(lab.Server4, 7), lab.Echo)
+	visit := func(want string) {
+		t.Helper()
+		c := l.mustConnect(at(lab.Server4, 7))
+		echo(t, c, "hello")
+		_ = c.CloseWrite()
+		_, _ = io.Copy(io.Discard, c)
+		_ = c.Close()
+		seen := server.Seen()
+		if got := seen[len(seen)-1].Addr().String(); got != want {
+			t.Errorf("the connection came from %s, want %s", got, want)
+		}
+	}
+	nl := l.Client.Netlink()
+	rename := func(from, to string) {
+		t.Helper()
+		dev, err := nl.LinkByName(from)
+		if err == nil {
+			err = nl.LinkSetName(dev, to)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := l.pinproxy("--gateway", "lan0", "--rule", inRule(lab.Server4)+":7=63999")
+	p.expect("gateway lan0: there is no such device")
+	visit(lab.Inner4)
+	rename(l.dev, "lan0")
+	p.expect("gateway has appeared")
+	visit(lab.Client4)
+	rename("lan0", "lan1")
+	p.expect("gateway is gone")
+	visit(lab.Inner4)
+	rename("lan1", "lan0")
+	p.await("gateway has appeared: what its hosts send is captured", 2)
+	visit(lab.Client4)
+
+	l.Client.Sysctl("net.ipv4.ip_forward", "0")
+	p.expect("gateway lan0: this host does not forward IPv4")
+	if e := p.await("gateway lan0: this host does not forward IPv4: the kernel drops what the hosts behind it send", 1)[0]; e.Hint != "sudo sysctl -w net.ipv4.ip_forward=1" {
+		t.Errorf("the hint is %q", e.Hint)
+	}
+	l.Client.Sysctl("net.ipv4.ip_forward", "1")
+	p.expect("this host forwards what the hosts behind a gateway send")
+	l.Client.Sysctl("net.ipv4.conf.pin0.rp_filter", "1")
+	poll(t, "rp_filter of the device to be as it was", func() bool { return l.Client.SysctlGet("net.ipv4.conf.pin0.rp_filter") == "2" })
+	visit(lab.Client4)
+	rename("lan0", l.dev) // as it was
+}
+
+// What is left after SIGKILL lets everything by at once, and goes with the next start or cleanup.
+func TestGatewayKilled(t *testing.T) {
+	eachLAN(t, func(l *lan, f family) {
+		server := l.Server.Serve(at(f.server, 7), lab.Echo)
+		p := l.pins("--rule", inRule(f.server)+":7=63999")
+		p.kill()
+		c := l.mustConnect(at(f.server, 7))
+		echo(l.t, c, "hello")
+		if seen := server.Seen(); seen[0].Addr().String() != f.inner() {
+			l.t.Errorf("the connection came from %v", seen)
+		}
+		if _, _, err := l.Client.Run(l.command("cleanup")); err != nil {
+			l.t.Fatal(err)
+		}
+		if diff := cmp.Diff(lines(p.before), lines(l.Client.Snapshot())); diff != "" {
+			l.t.Errorf("cleanup left the host changed (-before +after):\n%s", diff)
 		}
 	})
 }

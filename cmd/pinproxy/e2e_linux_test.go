@@ -122,6 +122,10 @@ const zone = `
 	three.bank.example   30 AAAA  2001:db8:cafe::1
 	three.bank.example   30 AAAA  2001:db8:cafe::2
 	three.bank.example   30 AAAA  2001:db8:cafe::3
+	lure.bank.example    30 A     192.0.2.1
+	lure.bank.example    30 A     198.51.100.2
+	lure.bank.example    30 AAAA  2001:db8:cafe::1
+	lure.bank.example    30 AAAA  2001:db8:1::2
 `
 
 // network is the drawing above, without a firewall and with nothing served yet.
