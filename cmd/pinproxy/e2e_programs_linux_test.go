@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"pinproxy/netstack/lab"
 )
 
 // Real programs, none of which knows of pinproxy. What they came from is told by the servers.
@@ -78,25 +80,46 @@ func tool(t *testing.T, name string, args ...string) *exec.Cmd {
 // must runs cmd on the client and returns what it wrote.
 func (w *network) must(cmd *exec.Cmd) string {
 	w.t.Helper()
-	out, _, err := w.Client.Run(cmd)
+	return mustOn(w.t, w.Client, cmd)
+}
+
+func mustOn(t *testing.T, h *lab.Host, cmd *exec.Cmd) string {
+	t.Helper()
+	out, _, err := h.Run(cmd)
 	if err != nil {
-		w.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return strings.TrimSpace(out)
 }
 
+// eachPlace runs a test of a program on the client, and on a host behind it, with pinproxy on the client and a firewall
+// that passes nothing but port 63999. must runs a program there.
+func eachPlace(t *testing.T, rule string, test func(w *network, must func(*exec.Cmd) string)) {
+	t.Run("client", func(t *testing.T) {
+		w := newNetwork(t)
+		w.names()
+		w.Firewall(63999)
+		w.pinproxy("--rule", rule)
+		test(w, w.must)
+	})
+	t.Run("behind", func(t *testing.T) {
+		l := newLAN(t, 1500)
+		l.Firewall(63999)
+		l.pins("--rule", rule)
+		test(l.network, func(cmd *exec.Cmd) string { return mustOn(t, l.inner, cmd) })
+	})
+}
+
 func TestCurl(t *testing.T) {
-	w := newNetwork(t)
-	w.names()
-	w.Server.HTTPS(":443", "www.bank.example")
-	w.Firewall(63999)
-	w.pinproxy("--rule", "www.bank.example:443=63999")
-	for flag, from := range map[string]string{"-4": "198.51.100.2:63999", "-6": "[2001:db8:1::2]:63999"} {
-		cmd := tool(t, "curl", flag, "-sS", "--max-time", "8", "--cacert", w.net.CA(), "https://www.bank.example/")
-		if out := w.must(cmd); out != "you came from "+from {
-			t.Errorf("curl %s: %s", flag, out)
+	eachPlace(t, "www.bank.example:443=63999", func(w *network, must func(*exec.Cmd) string) {
+		w.Server.HTTPS(":443", "www.bank.example")
+		for flag, from := range map[string]string{"-4": "198.51.100.2:63999", "-6": "[2001:db8:1::2]:63999"} {
+			cmd := tool(w.t, "curl", flag, "-sS", "--max-time", "20", "--cacert", w.net.CA(), "https://www.bank.example/")
+			if out := must(cmd); out != "you came from "+from {
+				w.t.Errorf("curl %s: %s", flag, out)
+			}
 		}
-	}
+	})
 }
 
 // The server answers nobody before all are there.
@@ -147,42 +170,40 @@ func gitDaemon(t *testing.T, base string) *exec.Cmd {
 }
 
 func TestGitClone(t *testing.T) {
-	git := func(args ...string) *exec.Cmd {
-		cmd := tool(t, "git", args...)
-		cmd.Env = append(cmd.Env, "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null",
-			"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@bank.example", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@bank.example")
-		return cmd
-	}
 	need(t, "git")
-	w := newNetwork(t)
-	w.names()
-	w.Firewall(63999)
-	w.pinproxy("--rule", "*.bank.example:9418=63999")
-	base := t.TempDir()
-	repo := filepath.Join(base, "ledger")
-	w.must(git("init", "-q", repo))
-	if err := os.WriteFile(filepath.Join(repo, "money"), []byte(strings.Repeat("in the bank\n", 50_000)), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	w.must(git("-C", repo, "add", "."))
-	w.must(git("-C", repo, "commit", "-q", "-m", "save"))
-	daemon, err := w.Server.Start(gitDaemon(t, base))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := daemon.Expect(soon(t), "Ready to rumble"); err != nil {
-		t.Fatal(err)
-	}
-	for _, test := range []struct{ flag, from string }{
-		{"--ipv4", "198.51.100.2:63999"}, {"--ipv6", "[2001:db8:1::2]:63999"},
-	} {
-		clone := filepath.Join(t.TempDir(), "clone")
-		w.must(git("clone", "-q", test.flag, "git://www.bank.example/ledger", clone))
-		w.must(git("-C", clone, "fsck", "--full", "--strict"))
-		if err := daemon.Expect(soon(t), "Connection from "+test.from); err != nil {
-			t.Error(err)
+	eachPlace(t, "*.bank.example:9418=63999", func(w *network, must func(*exec.Cmd) string) {
+		git := func(args ...string) *exec.Cmd {
+			cmd := tool(w.t, "git", args...)
+			cmd.Env = append(cmd.Env, "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null",
+				"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@bank.example", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@bank.example")
+			return cmd
 		}
-	}
+		base := w.t.TempDir()
+		repo := filepath.Join(base, "ledger")
+		must(git("init", "-q", repo))
+		if err := os.WriteFile(filepath.Join(repo, "money"), []byte(strings.Repeat("in the bank\n", 50_000)), 0o644); err != nil {
+			w.t.Fatal(err)
+		}
+		must(git("-C", repo, "add", "."))
+		must(git("-C", repo, "commit", "-q", "-m", "save"))
+		daemon, err := w.Server.Start(gitDaemon(w.t, base))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if err := daemon.Expect(soon(w.t), "Ready to rumble"); err != nil {
+			w.t.Fatal(err)
+		}
+		for _, test := range []struct{ flag, from string }{
+			{"--ipv4", "198.51.100.2:63999"}, {"--ipv6", "[2001:db8:1::2]:63999"},
+		} {
+			clone := filepath.Join(w.t.TempDir(), "clone")
+			must(git("clone", "-q", test.flag, "git://www.bank.example/ledger", clone))
+			must(git("-C", clone, "fsck", "--full", "--strict"))
+			if err := daemon.Expect(soon(w.t), "Connection from "+test.from); err != nil {
+				w.t.Error(err)
+			}
+		}
+	})
 }
 
 func TestSSHAndSCP(t *testing.T) {
@@ -190,36 +211,34 @@ func TestSSHAndSCP(t *testing.T) {
 	need(t, "ssh")
 	need(t, "scp")
 	needRoot(t)
-	w := newNetwork(t)
-	w.names()
-	w.Firewall(63999)
-	w.pinproxy("--rule", "*.bank.example:2222=63999")
-	dir := t.TempDir()
-	hostKey, userKey := filepath.Join(dir, "host"), filepath.Join(dir, "user")
-	for _, key := range []string{hostKey, userKey} {
-		w.must(tool(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key))
-	}
-	w.startSSHD(hostKey, userKey+".pub")
+	eachPlace(t, "*.bank.example:2222=63999", func(w *network, must func(*exec.Cmd) string) {
+		dir := w.t.TempDir()
+		hostKey, userKey := filepath.Join(dir, "host"), filepath.Join(dir, "user")
+		for _, key := range []string{hostKey, userKey} {
+			must(tool(w.t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key))
+		}
+		w.startSSHD(hostKey, userKey+".pub")
 
-	options := []string{
-		"-F", "none", "-i", userKey, "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none",
-		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=8",
-	}
-	for _, test := range []struct{ flag, want string }{
-		{"-4", "198.51.100.2 63999 203.0.113.2 2222"}, {"-6", "2001:db8:1::2 63999 2001:db8:2::2 2222"},
-	} {
-		ssh := append([]string{test.flag, "-p", "2222"}, options...)
-		if out := w.must(tool(t, "ssh", append(ssh, "root@www.bank.example", "echo $SSH_CONNECTION")...)); out != test.want {
-			t.Errorf("ssh %s: connection %q, want %q", test.flag, out, test.want)
+		options := []string{
+			"-F", "none", "-i", userKey, "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none",
+			"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
 		}
-		there := filepath.Join(dir, "copy"+test.flag)
-		scp := append([]string{test.flag, "-P", "2222"}, options...)
-		w.must(tool(t, "scp", append(scp, hostKey, "root@www.bank.example:"+there)...))
-		sent, _ := os.ReadFile(hostKey)
-		if got, err := os.ReadFile(there); string(got) != string(sent) || err != nil {
-			t.Errorf("scp %s: %d of %d bytes arrived, %v", test.flag, len(got), len(sent), err)
+		for _, test := range []struct{ flag, want string }{
+			{"-4", "198.51.100.2 63999 203.0.113.2 2222"}, {"-6", "2001:db8:1::2 63999 2001:db8:2::2 2222"},
+		} {
+			ssh := append([]string{test.flag, "-p", "2222"}, options...)
+			if out := must(tool(w.t, "ssh", append(ssh, "root@www.bank.example", "echo $SSH_CONNECTION")...)); out != test.want {
+				w.t.Errorf("ssh %s: connection %q, want %q", test.flag, out, test.want)
+			}
+			there := filepath.Join(dir, "copy"+test.flag)
+			scp := append([]string{test.flag, "-P", "2222"}, options...)
+			must(tool(w.t, "scp", append(scp, hostKey, "root@www.bank.example:"+there)...))
+			sent, _ := os.ReadFile(hostKey)
+			if got, err := os.ReadFile(there); string(got) != string(sent) || err != nil {
+				w.t.Errorf("scp %s: %d of %d bytes arrived, %v", test.flag, len(got), len(sent), err)
+			}
 		}
-	}
+	})
 }
 
 // startSSHD starts sshd on the server.
