@@ -148,6 +148,7 @@ var variable = []struct{ pattern, with string }{
 	{`within [0-9.]+s`, `within TIME`},
 	{`though port \d+`, `though port PORT`},
 	{`"uid": \d+`, `"uid": UID`},
+	{`"(goroutines|heap|endpoints)": \d+`, `"$1": COUNT`},
 }
 
 // steady replaces what differs from run to run.
