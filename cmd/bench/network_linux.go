@@ -27,8 +27,11 @@ func serverAddrs(port uint16) []netip.AddrPort {
 	return list
 }
 
-// tcpSysctls are set on every host: room for many short connections from one address.
+// tcpSysctls are set on every host: room for many short connections from one address, and the congestion control that
+// every namespace may choose. What the machine has chosen may be one that paces or sees congestion between two
+// ends of a virtual wire, which then is what one measures.
 var tcpSysctls = [][2]string{
+	{"net.ipv4.tcp_congestion_control", "reno"},
 	{"net.ipv4.ip_local_port_range", "1024 65535"},
 	{"net.ipv4.tcp_tw_reuse", "1"},
 	{"net.ipv4.tcp_max_syn_backlog", "8192"},
