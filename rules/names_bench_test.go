@@ -9,7 +9,13 @@ import (
 
 // learn returns Names with n names of one address each, all of one wildcard, observed within one second.
 func learn(b *testing.B, n int, l Limits) *Names {
-	names := NewNames(mustSet(b, "*.example:443=63999", "*.test:22=63998"), l)
+	return learnFor(b, mustSet(b, "*.example:443=63999", "*.test:22=63998"), n, l)
+}
+
+// learnFor is learn for other rules.
+func learnFor(b *testing.B, set *Set, n int, l Limits) *Names {
+	b.Helper()
+	names := NewNames(set, l)
 	for i := range n {
 		_, err := names.Observe(nthName(i), []netip.Addr{nthAddr(i)}, time.Minute, true, start.Add(time.Duration(i)*time.Second/time.Duration(n)))
 		if err != nil {
@@ -44,6 +50,17 @@ func BenchmarkDecide(b *testing.B) {
 			}
 		})
 	}
+	b.Run("rules=10000/addrs=100000", func(b *testing.B) {
+		names, dsts := learnMany(b)
+		b.ReportAllocs()
+		i := 0
+		for b.Loop() {
+			if names.Decide(dsts[i%len(dsts)]).Rule == nil {
+				b.Fatal("no rule")
+			}
+			i++
+		}
+	})
 	b.Run("unknown/addrs=100000", func(b *testing.B) {
 		names := learn(b, 100_000, Limits{})
 		dst := netip.MustParseAddrPort("[2001:db8::1]:443")
@@ -64,6 +81,21 @@ func BenchmarkDecide(b *testing.B) {
 			}
 		})
 	})
+}
+
+// learnMany is learn for 10,000 rules and 100,000 addresses, and some of these.
+func learnMany(b *testing.B) (*Names, [64]netip.AddrPort) {
+	list := append(manyRules(b, "wildcard", 9_999), mustParse(b, "*.example:443=63999")...)
+	set, err := NewSet(list)
+	if err != nil {
+		b.Fatal(err)
+	}
+	const n = 100_000
+	var dsts [64]netip.AddrPort
+	for i := range dsts {
+		dsts[i] = netip.AddrPortFrom(nthAddr(i*7919%n), 443)
+	}
+	return learnFor(b, set, n, Limits{}), dsts
 }
 
 func BenchmarkHold(b *testing.B) {

@@ -142,7 +142,10 @@ func BenchmarkLook(b *testing.B) {
 }
 
 func benchmarkHost(b *testing.B) *Host {
-	client := lab.ForTest(b).Topology().Client
+	return benchmarkHostOn(b, lab.ForTest(b).Topology().Client)
+}
+
+func benchmarkHostOn(b *testing.B, client *lab.Host) *Host {
 	openTUN(b, client)
 	h, err := New(Config{PortSets: [][]PortRange{{{443, 443}}}})
 	if err != nil {

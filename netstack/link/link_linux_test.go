@@ -27,7 +27,7 @@ func TestMain(m *testing.M) { lab.Main(m) }
 
 // open makes a device on h: up, with addresses, and with routes to the
 // documentation prefixes.
-func open(t *testing.T, h *lab.Host, c link.Config) *link.Link {
+func open(t testing.TB, h *lab.Host, c link.Config) *link.Link {
 	t.Helper()
 	var l *link.Link
 	if err := h.Do(func() (err error) { l, err = link.Open(c); return err }); err != nil {
