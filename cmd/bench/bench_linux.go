@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"pinproxy/netstack/lab"
@@ -45,7 +46,10 @@ func bench(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	}
 	defer os.RemoveAll(dir)
 	b := &bencher{o: o, dir: dir, samples: all, first: all.rounds(), progress: newProgress(stderr)}
-	b.plan()
+	if err := b.plan(); err != nil {
+		return err
+	}
+	b.progress.note(b.foreword())
 	limit := 2*b.progress.planned + time.Minute
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -60,10 +64,12 @@ func bench(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
 		err = fmt.Errorf("not done after %s", limit)
 	}
+	if len(all.List) > 0 { // if it was cut short, at least that
+		all.table(stdout)
+	}
 	if err != nil {
 		return err
 	}
-	all.table(stdout)
 	return b.publish(stdout)
 }
 
@@ -80,10 +86,13 @@ type bencher struct {
 }
 
 // plan finds out what there is, and how long it will take.
-func (b *bencher) plan() {
+func (b *bencher) plan() error {
 	b.found = find(kinds, b.o.pinproxy)
 	n := time.Duration(0)
 	for _, k := range kinds {
+		if b.found[k.key] == "" && slices.Contains(b.o.systems, k.key) {
+			return fmt.Errorf("--systems %s: %s is not on the PATH", k.key, k.program)
+		}
 		if b.wants(k) {
 			n++
 			for round := range b.o.rounds {
@@ -95,7 +104,29 @@ func (b *bencher) plan() {
 			}
 		}
 	}
+	if n == 0 {
+		return fmt.Errorf("nothing to measure: of --systems %s none has --only %s", strings.Join(b.o.systems, ","), strings.Join(b.o.only, ","))
+	}
 	b.progress.planned += n * startTime
+	return nil
+}
+
+// foreword says what is going to happen.
+func (b *bencher) foreword() string {
+	var there, missing []string
+	for _, k := range kinds {
+		switch {
+		case b.wants(k):
+			there = append(there, k.title)
+		case b.found[k.key] == "" && !slices.Contains(missing, k.program):
+			missing = append(missing, k.program)
+		}
+	}
+	text := fmt.Sprintf("About %s: %s of %s.", b.progress.planned.Round(time.Second), rounds(b.o.rounds), strings.Join(there, ", "))
+	if len(missing) > 0 && len(b.o.systems) == 0 {
+		text += fmt.Sprintf("\nNot on the PATH: %s.", strings.Join(missing, ", "))
+	}
+	return text + "\nShorter with --rounds 1, --time, --only or --systems; see --help. Ctrl-C ends it and leaves nothing behind."
 }
 
 // wants reports whether systems of the kind are there and asked for.
@@ -142,6 +173,13 @@ func (b *bencher) run(ctx context.Context, n *lab.Net) error {
 		if err := b.start(ctx, s); err != nil {
 			return err
 		}
+		if s.broken != nil { // so that it is in the table
+			for _, p := range probes {
+				if b.asked(p) && p.fits(k) {
+					b.failed(p, s, b.first, s.broken)
+				}
+			}
+		}
 	}
 	b.samples.Machine = machine()
 	for round := range b.o.rounds {
@@ -180,12 +218,14 @@ func (b *bencher) start(ctx context.Context, s *system) error {
 
 // measure lets one probe have a system.
 func (b *bencher) measure(ctx context.Context, p probe, s *system, round int) error {
-	if s.broken != nil {
+	if s.broken != nil || b.samples.failed(s.key, p.results[0]) >= enough {
 		return nil
 	}
 	if p.once { // or what came before would be seen
 		s.stop()
-		if err := b.start(ctx, s); s.broken != nil {
+		err := b.start(ctx, s)
+		if s.broken != nil {
+			b.failed(p, s, round, s.broken)
 			return err
 		}
 	}
@@ -201,14 +241,22 @@ func (b *bencher) measure(ctx context.Context, p probe, s *system, round int) er
 	case ctx.Err() != nil || errors.Is(err, errServer) || s.program == "" && errors.Is(err, errBroken):
 		return fmt.Errorf("%s: %s: %w%s", p.name, s.title, err, s.lastWords())
 	}
-	for _, m := range p.results {
-		b.samples.List = append(b.samples.List, sample{Round: round, System: s.key, Measure: m, Err: first(err)})
-	}
+	b.failed(p, s, round, err)
 	if errors.Is(err, errBroken) {
 		s.broken = err
 		b.progress.note(fmt.Sprintf("left out from here on: %s: %v%s", s.title, err, s.lastWords()))
 	}
 	return nil
+}
+
+// enough is how often something may fail before it is tried no more: failing takes longer than not.
+const enough = 2
+
+// failed notes why there is no figure.
+func (b *bencher) failed(p probe, s *system, round int, err error) {
+	for _, m := range p.results {
+		b.samples.List = append(b.samples.List, sample{Round: round, System: s.key, Measure: m, Err: first(err)})
+	}
 }
 
 // publish writes the page, if there is one to be written.

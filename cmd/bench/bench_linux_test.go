@@ -38,14 +38,17 @@ func pinproxy(t *testing.T) string {
 	return path
 }
 
-// Everything there is without other programs, for a moment each.
+// Everything there is without other programs, for a moment each, and one that does not start.
 func TestBench(t *testing.T) {
 	path := pinproxy(t)
-	t.Setenv("PATH", t.TempDir())
 	dir := t.TempDir()
+	if err := os.Symlink("/bin/false", filepath.Join(dir, "haproxy")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir)
 	page, file := filepath.Join(dir, "bench.md"), filepath.Join(dir, "samples")
 	args := []string{
-		"--time", "20ms", "--flows", "40", "--systems", "direct,pinproxy,pinproxy-command,tun",
+		"--time", "20ms", "--flows", "40", "--systems", "direct,pinproxy,pinproxy-command,tun,haproxy",
 		"--rounds", "1", "--samples", file, "--page", page, path,
 	}
 	var stdout, stderr bytes.Buffer
@@ -73,14 +76,22 @@ func TestBench(t *testing.T) {
 		}
 	}
 	for _, f := range all.failures() {
+		if f.system == "haproxy" {
+			continue
+		}
 		if f.system != "direct" || f.errs != nil { // a port that the program binds itself is in TIME_WAIT
 			t.Error(f)
 		}
 	}
 
-	for _, want := range []string{"up 1", "Gbit/s", "\ndirect ", "\npinproxy -- CMD ", "\nTUN alone ", "pinproxy is … × what a system makes"} {
+	for _, want := range []string{"up 1", "Gbit/s", "\ndirect ", "\npinproxy -- CMD ", "\nTUN alone ", "\nhaproxy             failed ", "pinproxy is … × what a system makes"} {
 		if !strings.Contains(stdout.String(), want) {
 			t.Errorf("the table lacks %q", want)
+		}
+	}
+	for _, want := range []string{"About ", "1 round of direct, pinproxy, pinproxy -- CMD, TUN alone, haproxy.\n", "left out: haproxy: it has ended: exit status 1"} {
+		if !strings.Contains(stderr.String(), want) {
+			t.Errorf("the progress lacks %q", want)
 		}
 	}
 	text, err := os.ReadFile(page)
@@ -131,6 +142,21 @@ func TestInterrupted(t *testing.T) {
 	}
 	if left := children(os.Getpid()); len(left) > 0 {
 		t.Errorf("processes %v are left", left)
+	}
+}
+
+// What can't be measured is an error before anything is made.
+func TestNothing(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	for args, want := range map[string]string{
+		"--systems direct,socat /bin/true":         "--systems socat: socat is not on the PATH",
+		"--systems direct --only memory /bin/true": "nothing to measure: of --systems direct none has --only memory",
+		"/nowhere": "stat /nowhere: no such file or directory",
+	} {
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), strings.Fields(args), nil, &stdout, &stderr); code != 1 || stderr.String() != "bench: error: "+want+"\n" {
+			t.Errorf("bench %s: status %d, %q, want 1 and %q", args, code, &stderr, want)
+		}
 	}
 }
 

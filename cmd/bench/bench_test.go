@@ -60,7 +60,9 @@ func three() *samples {
 			s.List = append(s.List, x)
 		}
 	}
-	s.List = append(s.List, sample{System: keyPinproxy, Measure: "conn1", Value: 1234.5, Failed: 3})
+	s.List = append(s.List,
+		sample{System: keyPinproxy, Measure: "conn1", Value: 1234.5, Failed: 3},
+		sample{System: "pasta", Measure: "conn1", Err: "connection refused"})
 	return s
 }
 
@@ -74,7 +76,7 @@ func TestTable(t *testing.T) {
 median
 direct                50.0       –
 pinproxy              22.0   1,234
-pasta                 7.50       –
+pasta                 7.50  failed
 
 spread
 direct                ±10%       –
@@ -90,7 +92,7 @@ pasta                 3.50       –
 
 What went wrong, in all rounds:
   pinproxy, connections, 1 worker: 3 failed
-  pasta, up, 1 flow: connection refused
+  pasta, up, 1 flow; connections, 1 worker: connection refused
 `
 	if b.String() != want {
 		t.Errorf("got:\n%s\nwant:\n%s", &b, want)
@@ -103,12 +105,35 @@ func TestPage(t *testing.T) {
 		"](x.svg)",
 		"| | direct | **pinproxy** | pasta |\n| --- | ---: | ---: | ---: |\n| up, 1 flow, Gbit/s | 50.0 | 22.0 | 7.50 |\n",
 		"| up, 1 flow, Gbit/s | 0.50 | – | 3.50 |\n",
-		"- pasta, up, 1 flow: connection refused\n",
+		"| connections, 1 worker, 1/s | – | 1,234 | failed |\n",
+		"- pasta, up, 1 flow; connections, 1 worker: connection refused\n",
 		"- **pasta 1.2**: its default MTU",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page lacks %q:\n%s", want, text)
 		}
+	}
+}
+
+// A quantile between two values is so in proportion.
+func TestQuantile(t *testing.T) {
+	list := []float64{10, 20, 40}
+	for q, want := range map[float64]float64{0: 10, 0.25: 15, 0.5: 20, 0.75: 30, 1: 40} {
+		if got := quantile(list, q); got != want {
+			t.Errorf("%v of %v: %v, want %v", q, list, got, want)
+		}
+	}
+}
+
+// A ratio is that of rounds in which both have a figure, whatever the machine did in others.
+func TestRatio(t *testing.T) {
+	f := three().ratio(keyPinproxy, keyDirect, "up1") // 0.5, 0.55 and 0.4
+	if math.Abs(f.median-0.5) > 1e-9 || f.n != 3 {
+		t.Errorf("pinproxy to direct: %+v, want 0.5 of 3", f)
+	}
+	f = three().ratio(keyPinproxy, "pasta", "up1") // 3 and 4
+	if math.Abs(f.median-3.5) > 1e-9 || f.n != 2 {
+		t.Errorf("pinproxy to pasta: %+v, want 3.5 of 2", f)
 	}
 }
 

@@ -4,7 +4,7 @@
 //	bench [flags] PINPROXY
 //
 // It makes a network of its own out of namespaces and needs nothing but the pinproxy binary given. Those of
-// sing-box, tun2socks, pasta, slirp4netns, socat and haproxy that are on the PATH are measured as well, all of
+// sing-box, tun2socks, pasta, slirp4netns, socat, haproxy and nft that are on the PATH are measured as well, all of
 // them in turns within each round, so that whatever else the machine does meets everybody alike.
 //
 // # How it is built
@@ -64,8 +64,8 @@ type options struct {
 
 const usage = `usage: bench [flags] PINPROXY
 
-Measures PINPROXY, no proxy, and what it finds on the PATH of sing-box, tun2socks, pasta, slirp4netns, socat and
-haproxy, in turns, in network namespaces of its own.
+Measures PINPROXY, no proxy, and what it finds on the PATH of sing-box, tun2socks, pasta, slirp4netns, socat,
+haproxy and nft, in turns, in network namespaces of its own. It begins by saying how long that takes.
 
 `
 

@@ -71,6 +71,7 @@ var kinds = []kind{
 	{"slirp4netns", "slirp4netns", "slirp4netns", "MTU 65520"},
 	{"socat", "socat", "socat", "no TUN: a listener on loopback for each service, `fork`; `sourceport` and `reuseaddr` where a port is pinned"},
 	{"haproxy", "haproxy", "haproxy", "no TUN: a listener on loopback for each service, 2 threads, splice; `source ADDRESS:PORT` where a port is pinned"},
+	{"nft", "nft", "nft SNAT", "no proxy: the kernel's NAT, `snat to` 10,000 source ports, or to the one port"},
 }
 
 // systemKeys returns what --systems may name.

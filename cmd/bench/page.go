@@ -20,7 +20,7 @@ reno, MTU 1500 with segmentation offload, as virtual Ethernet has it.
 
 ![Throughput, connections a second, round trips and memory, as bars](%s)
 
-`, s.roundsInWords(), s.Window, s.Machine, picture)
+`, rounds(s.rounds()), s.Window, s.Machine, picture)
 
 	for _, block := range s.blocks() {
 		fmt.Fprintf(&b, "%s\n\n|", block.text)
@@ -63,13 +63,13 @@ reno, MTU 1500 with segmentation offload, as virtual Ethernet has it.
   destination addresses, in turns, where the system is not a listener.
 - **Round trip**: %d bytes there and back over one connection, one after the other.
 - **One port**: connections one after the other through one source port to one address and port. Each has to get the
-  4-tuple from the one before, which is in TIME_WAIT; without TCP timestamps on the server's side the kernel
-  gives it back after a minute only.
+  4-tuple from the one before, which is in TIME_WAIT because the client has closed first; without TCP timestamps on the
+  server's side the kernel gives it back after a minute only. A connect that gets no answer is given up after %s.
 - **Memory**: resident set, beside that before, for each of %s idle flows, in a process that has just been started; 500
   flows where one costs hundreds of kilobytes.
 
 `+"`make bench BENCHFLAGS=--help`"+` names the flags for less, or more.
-`, messageSize, pingSize, count(float64(s.Flows)))
+`, messageSize, pingSize, socketPatience, count(float64(s.Flows)))
 	return b.String()
 }
 

@@ -32,6 +32,8 @@ func (s *system) peer(ctx context.Context) error {
 		return s.socat()
 	case "haproxy":
 		return s.haproxy()
+	case "nft":
+		return s.snat()
 	}
 	return errors.New("nobody knows how to start it")
 }
@@ -170,6 +172,24 @@ func (s *system) haproxy() error {
 		return err
 	}
 	if _, err := s.run(s.binary, "-db", "-f", file); err != nil {
+		return err
+	}
+	return s.load(s.host)
+}
+
+// snat has the kernel's NAT choose the ports, as rules of pinproxy would.
+func (s *system) snat() error {
+	var b strings.Builder
+	fmt.Fprint(&b, "table ip bench {\n chain postrouting {\n  type nat hook postrouting priority srcnat;\n")
+	for _, port := range []uint16{portPinned, portPlain} {
+		fmt.Fprintf(&b, "  ip daddr %s tcp dport %d snat to %s:%d\n", serverPrefix, port, s.addr, pinnedTo[port])
+	}
+	fmt.Fprintf(&b, "  ip daddr %s ip protocol tcp snat to %s:%s\n }\n}\n", serverPrefix, s.addr, pinRange)
+	file := filepath.Join(s.dir, "nft")
+	if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {
+		return err
+	}
+	if _, _, err := s.host.Run(exec.Command(s.binary, "-f", file)); err != nil {
 		return err
 	}
 	return s.load(s.host)

@@ -50,7 +50,7 @@ const startTime = 500 * time.Millisecond
 
 // oneFlowOnly are systems that take nothing but one flow of bulk data.
 var (
-	pinning     = []string{keyDirect, keyPinproxy, keyCommand, "socat", "haproxy"}
+	pinning     = []string{keyDirect, keyPinproxy, keyCommand, "socat", "haproxy", "nft"}
 	oneFlowOnly = []string{keyTUN}
 	notMany     = []string{keyTUN, keyMany}
 )
@@ -66,7 +66,7 @@ var probes = []probe{
 	{name: "round trips", group: "latency", results: []string{"p50", "p99"}, without: oneFlowOnly, needs: warmWindow, measure: roundTrips},
 	{name: "one pinned port", group: "pinned", results: []string{"pin"}, systems: pinning, needs: oneWindow, measure: pinned(portPinned, "pin")},
 	{name: "one pinned port, no timestamps", group: "pinned", results: []string{"pinplain"}, systems: pinning, plain: true, needs: oneWindow, measure: pinned(portPlain, "pinplain")},
-	{name: "idle flows", group: "memory", results: []string{"memory"}, without: []string{keyDirect, keyTUN, keyMany}, once: true, needs: idleTime, measure: idle},
+	{name: "idle flows", group: "memory", results: []string{"memory"}, without: []string{keyDirect, keyTUN, keyMany, "nft"}, once: true, needs: idleTime, measure: idle},
 }
 
 // fits reports whether the system can be measured so.

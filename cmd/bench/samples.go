@@ -73,9 +73,9 @@ func (s *samples) rounds() int {
 	return n
 }
 
-// roundsInWords is for a sentence.
-func (s *samples) roundsInWords() string {
-	if n := s.rounds(); n != 1 {
+// rounds is for a sentence.
+func rounds(n int) string {
+	if n != 1 {
 		return fmt.Sprintf("%d rounds", n)
 	}
 	return "1 round"
@@ -152,6 +152,17 @@ func (s *samples) measured(measure string) bool {
 	return slices.ContainsFunc(s.List, func(x sample) bool { return x.Measure == measure && x.Err == "" })
 }
 
+// failed returns how often there should have been a figure and was none.
+func (s *samples) failed(system, measure string) int {
+	n := 0
+	for _, x := range s.List {
+		if x.System == system && x.Measure == measure && x.Err != "" {
+			n++
+		}
+	}
+	return n
+}
+
 // complete reports whether there are figures of pinproxy, by every measure, and of no proxy.
 func (s *samples) complete() bool {
 	for _, m := range measures {
@@ -165,7 +176,7 @@ func (s *samples) complete() bool {
 	return s.has(keyDirect)
 }
 
-// failure is what went wrong with one measure of one system, over all rounds.
+// failure is what went wrong with one measure of one system, or with several in the same way, over all rounds.
 type failure struct {
 	system, measure string
 	failed          int
@@ -187,7 +198,12 @@ func (s *samples) failures() []failure {
 					f.errs = append(f.errs, x.Err)
 				}
 			}
-			if f.failed > 0 || len(f.errs) > 0 {
+			last := len(list) - 1
+			switch {
+			case f.failed == 0 && len(f.errs) == 0:
+			case last >= 0 && list[last].system == f.system && list[last].failed+f.failed == 0 && slices.Equal(list[last].errs, f.errs):
+				list[last].measure += "; " + f.measure
+			default:
 				list = append(list, f)
 			}
 		}

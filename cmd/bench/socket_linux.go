@@ -10,9 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socketPatience bounds every call on a socket, so that an agent answers whatever becomes of the other end.
-const socketPatience = 3 * time.Second
-
 // socket is a blocking IPv4 TCP socket. Two ends that block are woken by the kernel directly; Go's poller would add
 // as much to a round trip as some of the systems under test do.
 type socket int

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,7 +55,7 @@ func newSystem(w *network, k kind, binary, dir string) (*system, error) {
 
 // start starts the system and the load beside it, and makes sure that connections go the way they should.
 func (s *system) start(ctx context.Context) error {
-	err := s.launch(ctx)
+	err := attempt(func() error { return s.launch(ctx) })
 	if err == nil {
 		err = s.check(ctx)
 	}
@@ -66,6 +67,22 @@ func (s *system) start(ctx context.Context) error {
 		return fmt.Errorf("%s: %w%s", s.title, err, s.lastWords())
 	}
 	return nil
+}
+
+// attempt returns what f, or package lab within it, has failed with. It is one system that fails then, not the network.
+func attempt(f func() error) (err error) {
+	defer func() {
+		switch r := recover().(type) {
+		case nil:
+		case runtime.Error:
+			panic(r)
+		case error:
+			err = r
+		default:
+			panic(r)
+		}
+	}()
+	return f()
 }
 
 func (s *system) launch(ctx context.Context) error {

@@ -17,7 +17,11 @@ type block struct {
 // blocks are what the table has.
 func (s *samples) blocks() []block {
 	list := []block{{"median", "Medians of all rounds.", func(k kind, m measure) string {
-		return number(s.figure(k.key, m.key))
+		f := s.figure(k.key, m.key)
+		if f.n == 0 && s.failed(k.key, m.key) > 0 {
+			return "failed"
+		}
+		return number(f)
 	}}}
 	if s.rounds() > 1 {
 		list = append(list, block{
@@ -79,7 +83,7 @@ func (s *samples) table(w io.Writer) {
 			row(k.title, func(m measure) string { return b.cell(k, m) })
 		}
 	}
-	fmt.Fprintf(w, "\n%s of %s each. Of CPU, p50, p99 and B/flow less is better, of the others more.\n", s.roundsInWords(), s.Window)
+	fmt.Fprintf(w, "\n%s of %s each. Of CPU, p50, p99 and B/flow less is better, of the others more.\n", rounds(s.rounds()), s.Window)
 	if list := s.failures(); len(list) > 0 {
 		fmt.Fprintln(w, "\nWhat went wrong, in all rounds:")
 		for _, f := range list {

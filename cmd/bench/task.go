@@ -19,6 +19,9 @@ const (
 	pingSize    = 64
 )
 
+// socketPatience bounds every call on a socket, so that an agent answers whatever becomes of the other end.
+const socketPatience = 3 * time.Second
+
 // servicePorts are all of them.
 var servicePorts = []uint16{portSink, portSource, portShort, portEcho, portHold, portPinned, portPlain, portWho}
 
