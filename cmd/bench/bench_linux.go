@@ -50,7 +50,7 @@ func bench(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		return err
 	}
 	b.progress.note(b.foreword())
-	limit := 2*b.progress.planned + time.Minute
+	limit := 2*b.progress.planned + 3*time.Minute // what is planned is for a machine with nothing else to do
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	// Building a network knows no deadline, hence the force.

@@ -60,19 +60,23 @@ func TestBench(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range []string{keyPinproxy, keyCommand} {
+	// On a machine that has other things to do, nothing may arrive in a window as short as that, but not so each time.
+	got := make(map[string]float64) // by group
+	for _, key := range []string{keyPinproxy, keyCommand, keyTUN} {
 		for _, m := range measures {
-			if strings.HasPrefix(m.key, "cpu") {
+			if strings.HasPrefix(m.key, "cpu") || key == keyTUN && m.key != "up1" && m.key != "down1" {
 				continue
 			}
-			if f := all.figure(key, m.key); f.n != 1 || f.median <= 0 && m.group != "connections" && m.group != "pinned" {
+			f := all.figure(key, m.key)
+			if f.n != 1 {
 				t.Errorf("%s: %s: %+v", key, m.title, f)
 			}
+			got[m.group] += f.median
 		}
 	}
-	for _, m := range []string{"up1", "down1"} {
-		if all.figure(keyTUN, m).median <= 0 {
-			t.Errorf("TUN alone: %s: %+v", m, all.figure(keyTUN, m))
+	for _, group := range []string{"throughput", "connections", "latency", "pinned"} {
+		if got[group] <= 0 {
+			t.Errorf("%s: all figures are 0", group)
 		}
 	}
 	for _, f := range all.failures() {
