@@ -26,6 +26,9 @@ type Sockets struct {
 	// Owners names the programs that have sockets; nil: sockdiag.Owners, as far as
 	// we may see them.
 	Owners func([]sockdiag.Socket) []sockdiag.Process
+	// Link is the index of the interface that packets leave over, wherever the routes would
+	// have them go (IP_UNICAST_IF); 0: none. Kernels before 6.0 heed it for IPv6 only. It is for DialPlain.
+	Link int
 }
 
 // Dial connects a TCP socket. Binding is explicit and with SO_REUSEADDR, so that
@@ -66,11 +69,26 @@ func (s Sockets) connect(ctx context.Context, pin, dst netip.AddrPort) (*net.TCP
 	return c.(*net.TCPConn), nil
 }
 
-// DialPlain connects a socket with the mark and nothing else, for our own DNS
-// queries and those we relay; network is "udp" or "tcp".
+// DialPlain connects a socket with the mark, and over the link, and nothing else, for
+// our own DNS queries and those we relay; network is "udp" or "tcp".
 func (s Sockets) DialPlain(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
 	d := net.Dialer{Control: s.control}
+	if s.Link != 0 {
+		d.Control = s.controlLink
+	}
 	return d.DialContext(ctx, network, dst.String())
+}
+
+// controlLink is control, and chooses the interface.
+func (s Sockets) controlLink(network, address string, c syscall.RawConn) error {
+	var err error
+	if cerr := c.Control(func(fd uintptr) { err = sendOver(fd, network, s.Link) }); cerr != nil {
+		return cerr
+	}
+	if err != nil {
+		return fmt.Errorf("choose interface %d: %w", s.Link, err)
+	}
+	return s.control(network, address, c)
 }
 
 // control sets the options that must be there before bind and connect.

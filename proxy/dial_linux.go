@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"encoding/binary"
+	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -18,6 +20,16 @@ func (s Sockets) setOptions(fd uintptr) error {
 		return nil
 	}
 	return unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(s.Mark))
+}
+
+// sendOver has what the socket sends leave over an interface. The option's value is in
+// network byte order (ip(7)).
+func sendOver(fd uintptr, network string, link int) error {
+	index := int(binary.NativeEndian.Uint32(binary.BigEndian.AppendUint32(nil, uint32(link))))
+	if strings.HasSuffix(network, "6") {
+		return unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_UNICAST_IF, index)
+	}
+	return unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_UNICAST_IF, index)
 }
 
 // readNow does not tell Go's scheduler of the call: it does not block, and when the

@@ -12,5 +12,8 @@ func (s Sockets) setOptions(uintptr) error {
 	return errors.ErrUnsupported
 }
 
+// sendOver: the option is Linux's.
+func sendOver(uintptr, string, int) error { return errors.ErrUnsupported }
+
 // flush: no portable way to ask for the send queue.
 func flush(Conn) {}

@@ -60,6 +60,8 @@ var programs = map[string]func(){
 	"pinging":      pinging,
 	"guarded":      guarded,
 	"confined":     confined,
+	"inside":       inside,
+	"callers":      callers,
 }
 
 func TestMain(m *testing.M) {

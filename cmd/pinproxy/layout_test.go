@@ -54,6 +54,7 @@ var othersIn = []struct {
 	{"github.com/google/nftables", []string{"netstack/lab"}, nil},
 	{"github.com/spf13/pflag", []string{"cmd"}, nil},
 	{"github.com/prometheus/client_golang", []string{"cmd"}, nil},
+	{"github.com/godbus/dbus/v5", []string{"netstack/resolved"}, nil},
 	{"net/http", []string{"cmd", "netstack/lab"}, nil},
 	{"golang.org/x/sys", []string{"cmd", "netstack", "proxy"}, nil},
 	{"golang.org/x/sync", []string{"cmd", "netstack", "proxy"}, nil},

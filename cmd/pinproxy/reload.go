@@ -23,6 +23,7 @@ import (
 //	host.Replace                     routes and policy rules come, then go; it fails: undone, names.Cancel
 //	names.Switch                     the new rules decide; for a minute the old ones where these have none
 //	  │
+//	resolved.update                  systemd-resolved asks us for the new rules' names
 //	resolver.Change                  new exact names are looked up, up to 10 s
 //	READY=1
 //
@@ -46,6 +47,7 @@ type reloader struct {
 	host     *host.Host
 	pins     *proxy.Proxy
 	resolver *dns.Resolver
+	resolved *resolvedNames
 	behind   func(netip.Addr) bool // whether this is another host's address
 	leased   []host.PortRange      // host.Config.Leased as of now
 	linger   bool                  // whether there are flows for host.Host.Linger
@@ -89,6 +91,7 @@ func (r *reloader) reload(ctx context.Context) {
 	for _, w := range r.host.Warnings() {
 		warn(r.log, w)
 	}
+	r.resolved.update(ctx, next)
 	r.resolver.Change(ctx, next.Names(), func() {
 		added, removed := difference(former, next)
 		r.log.Info("rules reread", "rules", len(next.Rules()), "added", added, "removed", removed)

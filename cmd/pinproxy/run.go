@@ -123,6 +123,10 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	learn := &learner{names: names, routes: h, log: log}
 	relay := dns.NewRelay(sockets.DialPlain, learn, log, dns.Limits{})
 	resolver := dns.NewResolver(sockets.DialPlain, learn.refresh, log)
+	resolved, err := newResolved(dev.Name(), o.set, learn, guard, log)
+	if err != nil {
+		return err
+	}
 	pins := proxy.New(proxy.Config{
 		Names:       names,
 		Dialer:      sockets,
@@ -139,7 +143,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		},
 	})
 	stack, err := netstack.New(dev, netstack.Config{Path: guard.path, Datagrams: func(d *netstack.Datagram) {
-		if guard.lets(d) {
+		if !resolved.handle(d) && guard.lets(d) {
 			relay.Handle(d)
 		}
 	}})
@@ -155,8 +159,13 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	defer cancel()
 	parts, ctx := errgroup.WithContext(ctx)
 	parts.Go(func() error { return relay.Serve(ctx) })
+	parts.Go(func() error { return resolved.queries.Serve(ctx) })
 	parts.Go(func() error {
-		return stack.Serve(ctx, func(ctx context.Context, f *netstack.Flow) { pins.Handle(ctx, f) })
+		return stack.Serve(ctx, func(ctx context.Context, f *netstack.Flow) {
+			if !resolved.carry(ctx, f) {
+				pins.Handle(ctx, f)
+			}
+		})
 	})
 	if site != nil {
 		m := &exporter{c: c, health: health, stack: stack.Stats, dns: relay.Stats, withheld: learn.withheld.Load}
@@ -187,13 +196,15 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	}
 	parts.Go(func() error { return h.Run(ctx) })
 	parts.Go(func() error { return learn.expire(ctx) })
+	parts.Go(func() error { return resolved.link.Run(ctx) })
+	resolved.await(ctx)
 	parts.Go(func() error {
 		return resolver.Run(ctx, o.set.Names(), func() {
 			health.set(healthCapturing)
 			ready(log, dev, o.set)
 		})
 	})
-	reload := &reloader{options: o, log: log, learn: learn, host: h, pins: pins, resolver: resolver, behind: guard.behind}
+	reload := &reloader{options: o, log: log, learn: learn, host: h, pins: pins, resolver: resolver, resolved: resolved, behind: guard.behind}
 	parts.Go(func() error { return reload.run(ctx, hangups) })
 
 	select {
@@ -201,8 +212,10 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		health.set(healthEnding)
 		notify("STOPPING=1")
 		log.Info("ending", "flows", pins.Stats().Live)
+		resolved.withdraw(now)
 		_ = h.Stop(now)
 		pins.Drain(now, drainGrace)
+		resolved.revert(now)
 	case <-ctx.Done(): // a part has failed
 		_ = h.Stop(now)
 	}

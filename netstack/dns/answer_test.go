@@ -187,7 +187,7 @@ func TestServfail(t *testing.T) {
 		}
 		m.Authoritative, m.Truncated = true, true
 		var got dnsmessage.Message
-		if err := got.Unpack(servfail(pack(m))); err != nil {
+		if err := got.Unpack(servfail(pack(m), unrouted)); err != nil {
 			t.Fatal(err)
 		}
 		want := dnsmessage.Header{ID: 0xbeef, Response: true, RecursionDesired: true, RecursionAvailable: true, RCode: dnsmessage.RCodeServerFailure}
@@ -204,7 +204,7 @@ func TestServfail(t *testing.T) {
 			t.Error("DO bit is lost")
 		}
 	}
-	if got := rcode(t, servfail(make([]byte, 12))); got != dnsmessage.RCodeServerFailure {
+	if got := rcode(t, servfail(make([]byte, 12), unrouted)); got != dnsmessage.RCodeServerFailure {
 		t.Errorf("without a question: %v", got)
 	}
 }

@@ -104,7 +104,7 @@ func FuzzAnswers(f *testing.F) {
 			}
 		}
 		var fail dnsmessage.Message
-		if err := fail.Unpack(servfail(msg)); err != nil || fail.RCode != dnsmessage.RCodeServerFailure {
+		if err := fail.Unpack(servfail(msg, unrouted)); err != nil || fail.RCode != dnsmessage.RCodeServerFailure {
 			t.Fatalf("servfail: %v %v", fail.Header, err)
 		}
 		var m dnsmessage.Message

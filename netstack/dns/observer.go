@@ -39,5 +39,5 @@ func (l *learner) release(p dnsmessage.Parser, q question, msg []byte) []byte {
 		return msg
 	}
 	l.log.warn("withhold DNS answer", err, "name", a.Name)
-	return servfail(msg)
+	return servfail(msg, unrouted)
 }

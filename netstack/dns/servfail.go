@@ -2,13 +2,16 @@ package dns
 
 import "golang.org/x/net/dns/dnsmessage"
 
-// servfail returns the response that takes the place of answer, with its ID and
-// question. answer has a header at least.
+// unrouted is why an answer is withheld.
+const unrouted = "the routes to this answer's addresses could not be set"
+
+// servfail returns the response that takes the place of answer, or answers it if it is a query, with its ID
+// and question. answer has a header at least.
 //
 // If answer speaks EDNS, so does the result: a client that asked with EDNS and
 // gets none back may take the server for an old one and ask the next time
 // without. The extended error (RFC 8914, code 0) tells a person with dig why.
-func servfail(answer []byte) []byte {
+func servfail(answer []byte, why string) []byte {
 	var p dnsmessage.Parser
 	h, err := p.Start(answer)
 	if err != nil {
@@ -22,7 +25,7 @@ func servfail(answer []byte) []byte {
 		CheckingDisabled:   h.CheckingDisabled,
 		RCode:              dnsmessage.RCodeServerFailure,
 	}
-	msg, err := build(h, p)
+	msg, err := build(h, p, why)
 	if err != nil { // a question that can't be repeated
 		b := dnsmessage.NewBuilder(nil, h)
 		msg, _ = b.Finish() // a header alone can't fail
@@ -32,11 +35,8 @@ func servfail(answer []byte) []byte {
 
 // build returns h with the question, and EDNS if there is any, of the message
 // before whose question p stands.
-func build(h dnsmessage.Header, p dnsmessage.Parser) ([]byte, error) {
-	const (
-		extendedError = 15
-		text          = "\x00\x00pinproxy: the routes to this answer's addresses could not be set"
-	)
+func build(h dnsmessage.Header, p dnsmessage.Parser, why string) ([]byte, error) {
+	const extendedError = 15
 	q, err := p.Question()
 	if err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func build(h dnsmessage.Header, p dnsmessage.Parser) ([]byte, error) {
 	if err := b.StartAdditionals(); err != nil {
 		return nil, err
 	}
-	r := dnsmessage.OPTResource{Options: []dnsmessage.Option{{Code: extendedError, Data: []byte(text)}}}
+	r := dnsmessage.OPTResource{Options: []dnsmessage.Option{{Code: extendedError, Data: []byte("\x00\x00pinproxy: " + why)}}}
 	if err := b.OPTResource(rh, r); err != nil {
 		return nil, err
 	}

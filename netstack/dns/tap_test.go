@@ -128,7 +128,7 @@ func TestTapObserveFails(t *testing.T) {
 		other := answerTo(query(9, "x.", dnsmessage.TypeTXT))
 		write(t, tap, frame(q1, q2))
 		write(t, resolver, frame(a1, other, a2, other))
-		expect(t, "in the frames' places", read(), frame(servfail(a1), other, servfail(a2), other))
+		expect(t, "in the frames' places", read(), frame(servfail(a1, unrouted), other, servfail(a2, unrouted), other))
 		if n := strings.Count(log.String(), "\n"); n != 1 {
 			t.Errorf("logged:\n%s", log.String())
 		}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"pinproxy/netstack"
+	"pinproxy/netstack/dns"
+	"pinproxy/netstack/host"
+	"pinproxy/netstack/resolved"
+	"pinproxy/proxy"
+	"pinproxy/rules"
+)
+
+const (
+	// resolvedWait bounds what systemd-resolved may hold up the start, or new rules.
+	resolvedWait = 3 * time.Second
+	// revertWait bounds each thing that it may hold up the end by: what it was told goes with the link as well.
+	revertWait = time.Second
+)
+
+// standIn is the name server that systemd-resolved is told of: an address of 192.0.0.0/24, which IANA keeps for
+// protocols (RFC 6890), next to the link's own and assigned to nothing.
+var standIn = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 0, 53}), dnsPort)
+
+// resolvedNames brings us the rules' names where systemd-resolved looks them up.
+type resolvedNames struct {
+	link    *resolved.Registration
+	queries *dns.Forwarder // what it asks us
+	guard   *guard
+	log     *slog.Logger
+}
+
+func newResolved(link string, set *rules.Set, learn *learner, guard *guard, log *slog.Logger) (*resolvedNames, error) {
+	dev, err := net.InterfaceByName(link)
+	if err != nil {
+		return nil, fmt.Errorf("find the number of %s: %w", link, err)
+	}
+	r := &resolvedNames{guard: guard, log: log}
+	r.link = resolved.New(resolved.Config{
+		Link: link, Index: dev.Index, Server: standIn.Addr(), Domains: domains(set), Log: log,
+	})
+	dial := func(ctx context.Context, network string, link int, dst netip.AddrPort) (net.Conn, error) {
+		return proxy.Sockets{Mark: host.Mark, Link: link}.DialPlain(ctx, network, dst)
+	}
+	r.queries = dns.NewForwarder(dial, r.link.Upstreams, learn, log)
+	return r, nil
+}
+
+// domains are the names of the rules; below a wildcard's, all are meant.
+func domains(set *rules.Set) (list []string) {
+	for _, r := range set.Rules() {
+		if name := r.Host().Name(); name != "" {
+			list = append(list, name)
+		}
+	}
+	return list
+}
+
+// meant says whether something is for the stand-in, which is this host's alone: whom systemd-resolved knows is
+// nothing for the hosts behind a gateway.
+func (r *resolvedNames) meant(src, dst netip.AddrPort) bool {
+	return dst == standIn && !r.guard.behind(src.Addr())
+}
+
+// handle takes a datagram over if it is for the stand-in.
+func (r *resolvedNames) handle(d *netstack.Datagram) bool {
+	if !r.meant(d.Src(), d.Dst()) {
+		return false
+	}
+	r.queries.Handle(d)
+	return true
+}
+
+// carry takes a connection over if it is to the stand-in, and returns at its end.
+func (r *resolvedNames) carry(ctx context.Context, f *netstack.Flow) bool {
+	if !r.meant(f.Src(), f.Dst()) {
+		return false
+	}
+	if c, err := f.Accept(); err == nil {
+		r.queries.Stream(ctx, c)
+	}
+	return true
+}
+
+// await returns when the link is registered, or can't be for now.
+func (r *resolvedNames) await(ctx context.Context) {
+	select {
+	case <-r.link.Tried():
+	case <-ctx.Done():
+	case <-time.After(resolvedWait):
+	}
+}
+
+// update has systemd-resolved ask us for the names of set, instead of those before.
+func (r *resolvedNames) update(ctx context.Context, set *rules.Set) {
+	ctx, cancel := context.WithTimeout(ctx, resolvedWait)
+	defer cancel()
+	r.link.Update(ctx, domains(set))
+}
+
+// withdraw has systemd-resolved ask others again.
+func (r *resolvedNames) withdraw(ctx context.Context) { r.undo(ctx, r.link.Withdraw) }
+
+// revert takes all of it back, when what systemd-resolved still asks us is answered.
+func (r *resolvedNames) revert(ctx context.Context) {
+	r.undo(ctx, func(ctx context.Context) error {
+		r.queries.Drain(ctx)
+		return r.link.Revert(context.WithoutCancel(ctx)) // which has an end of its own
+	})
+}
+
+// undo undoes, as far as that does not take long.
+func (r *resolvedNames) undo(ctx context.Context, what func(context.Context) error) {
+	ctx, cancel := context.WithTimeout(ctx, revertWait)
+	defer cancel()
+	if err := what(ctx); err != nil {
+		r.log.Warn(err.Error())
+	}
+}

@@ -1,0 +1,323 @@
+package dns
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+const (
+	maxForwarded  = 1024             // queries at a time
+	forwardWait   = 10 * time.Second // for all upstreams together
+	nextAfter     = time.Second      // an upstream's silence after which the next one is asked, too
+	avoidSilent   = 30 * time.Second // for how long a silent upstream comes last
+	streamIdle    = 10 * time.Second // until a connection without queries ends (RFC 7766, section 6.2.3)
+	maxStreamAsks = 64               // queries of one connection at a time
+)
+
+var (
+	errManyForwarded = errors.New("too many queries wait for upstream resolvers")
+	errNoUpstream    = errors.New("no resolver is known for the name")
+	errSilent        = errors.New("no upstream resolver answers")
+)
+
+// Choose returns the resolvers for a name (lower case, no final dot): lists that are asked side by side, each in
+// order. It is called for every query and must return soon.
+type Choose func(ctx context.Context, name string) ([][]Upstream, error)
+
+// Forwarder answers queries that were sent to an address of pinproxy's own, as far as others know the answers:
+// it is no resolver, and has no cache. What an answer tells is learned, and in place, before it is released, as with
+// [Relay] and [Tap]. Its methods are safe for concurrent use.
+type Forwarder struct {
+	dial     LinkDialer
+	choose   Choose
+	learn    learner
+	next     time.Duration
+	roots    *x509.CertPool // nil: the system's
+	sessions tls.ClientSessionCache
+
+	ctx    context.Context // of everything that is under way; ends with Serve
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // grows under mu, while not closed
+
+	mu     sync.Mutex
+	closed bool
+	asking int
+	idle   chan struct{}          // closed when asking becomes 0; nil while nobody waits for that
+	silent map[Upstream]time.Time // since when
+}
+
+// NewForwarder returns a forwarder that asks over dial whom choose says, and tells obs. A nil log discards.
+func NewForwarder(dial LinkDialer, choose Choose, obs Observer, log *slog.Logger) *Forwarder {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Forwarder{
+		dial:     dial,
+		choose:   choose,
+		learn:    learner{obs: obs, log: newThrottle(log)},
+		next:     nextAfter,
+		sessions: tls.NewLRUClientSessionCache(0),
+		ctx:      ctx,
+		cancel:   cancel,
+		silent:   make(map[Upstream]time.Time),
+	}
+}
+
+// Serve returns nil when ctx has ended and every goroutine of the forwarder is gone. It is called once.
+func (f *Forwarder) Serve(ctx context.Context) error {
+	<-ctx.Done()
+	f.cancel()
+	f.mu.Lock()
+	f.closed = true
+	f.mu.Unlock()
+	f.wg.Wait()
+	return nil
+}
+
+// Handle takes a datagram over and returns at once. What is no query is dropped, as is everything after Serve.
+func (f *Forwarder) Handle(q Query) {
+	err := f.begin(func() {
+		if msg := f.answer("udp", q.Payload()); msg != nil {
+			if err := q.Reply(msg); err != nil {
+				f.learn.log.warn("reply to DNS query", err, "src", q.Src(), "dst", q.Dst())
+			}
+		}
+	})
+	if err != nil {
+		f.learn.log.warn("drop DNS query", err, "src", q.Src(), "dst", q.Dst())
+	}
+}
+
+// Stream answers the queries that come on a connection until its end, or ctx's, and closes it.
+func (f *Forwarder) Stream(ctx context.Context, c net.Conn) {
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	var (
+		asks  sync.WaitGroup
+		slots = make(chan struct{}, maxStreamAsks)
+		write sync.Mutex
+	)
+	defer asks.Wait()
+	for {
+		if c.SetReadDeadline(time.Now().Add(streamIdle)) != nil {
+			return
+		}
+		query, err := readFrame(c)
+		if err != nil {
+			return
+		}
+		slots <- struct{}{}
+		asks.Add(1)
+		err = f.begin(func() {
+			defer func() { <-slots; asks.Done() }()
+			if msg := f.answer("tcp", query); msg != nil {
+				write.Lock()
+				defer write.Unlock()
+				_ = writeFrame(c, msg) // the reading side sees what is wrong
+			}
+		})
+		if err != nil {
+			asks.Done()
+			return
+		}
+	}
+}
+
+// begin runs work on a goroutine, if there is room for one more.
+func (f *Forwarder) begin(work func()) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.closed:
+		return net.ErrClosed
+	case f.asking >= maxForwarded:
+		return errManyForwarded
+	}
+	f.asking++
+	f.wg.Go(func() {
+		defer f.finish()
+		work()
+	})
+	return nil
+}
+
+func (f *Forwarder) finish() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.asking--; f.asking == 0 && f.idle != nil {
+		close(f.idle)
+		f.idle = nil
+	}
+}
+
+// Drain returns when no query is under way, or ctx ends. It keeps none from coming.
+func (f *Forwarder) Drain(ctx context.Context) {
+	f.mu.Lock()
+	if f.asking > 0 && f.idle == nil {
+		f.idle = make(chan struct{})
+	}
+	idle := f.idle
+	f.mu.Unlock()
+	if idle == nil {
+		return
+	}
+	select {
+	case <-idle:
+	case <-ctx.Done():
+	}
+}
+
+// answer returns what a query is to be told; nil for nothing.
+func (f *Forwarder) answer(network string, query []byte) []byte {
+	_, id, q, ok := parseQuestion(query, false)
+	if !ok {
+		return nil
+	}
+	wanted := q.wanted(f.learn.obs)
+	r := request{network: network, msg: query, id: id, q: q}
+	msg, err := f.ask(r)
+	switch {
+	case err == nil && wanted:
+		if p, _, _, ok := parseQuestion(msg, true); ok {
+			return f.learn.release(p, q, msg)
+		}
+		return msg
+	case err == nil:
+		return msg
+	case f.ctx.Err() != nil:
+		return nil
+	}
+	f.learn.log.warn("forward DNS query", fmt.Errorf("%s: %w", q.name, err))
+	if errors.Is(err, errSilent) && network == "udp" {
+		return nil // as silent as they are: whoever asks knows how to go on
+	}
+	return servfail(query, "no upstream resolver could be asked")
+}
+
+// ask returns the best answer of the upstreams for the query's name.
+func (f *Forwarder) ask(r request) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(f.ctx, forwardWait)
+	defer cancel()
+	lists, err := f.choose(ctx, r.q.name)
+	if err != nil {
+		return nil, err
+	}
+	lists = slices.DeleteFunc(lists, func(l []Upstream) bool { return len(l) == 0 })
+	replies := make(chan reply, len(lists))
+	var wg sync.WaitGroup
+	defer wg.Wait() // for those that lost: cancel, which runs first, ends them
+	defer cancel()
+	for _, list := range lists {
+		wg.Go(func() { replies <- f.askList(ctx, list, r) })
+	}
+	best := reply{err: errNoUpstream}
+	for i := range lists {
+		got := <-replies
+		if got.err == nil && got.rcode() == dnsmessage.RCodeSuccess {
+			return got.msg, nil // what another network says of the name does not matter
+		}
+		if i == 0 || got.better(best) {
+			best = got
+		}
+	}
+	return best.msg, best.err
+}
+
+// askList asks one upstream after the other, each some time after the one before or as soon as that has
+// failed, and returns the first answer.
+func (f *Forwarder) askList(ctx context.Context, list []Upstream, r request) reply {
+	list = f.silentLast(list)
+	type from struct {
+		up Upstream
+		reply
+	}
+	replies := make(chan from, len(list))
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	timer := time.NewTimer(f.next)
+	defer timer.Stop()
+	asked, open := 0, 0
+	start := func() {
+		if asked == len(list) {
+			return
+		}
+		up := list[asked]
+		asked++
+		open++
+		timer.Reset(f.next)
+		wg.Go(func() {
+			msg, err := f.exchange(ctx, up, r)
+			replies <- from{up, reply{msg, err}}
+		})
+	}
+	start()
+	var best reply
+	for open > 0 {
+		select {
+		case got := <-replies:
+			open--
+			if got.err == nil {
+				f.heard(got.up)
+			} else if ctx.Err() == nil {
+				got.err = fmt.Errorf("ask %s: %w", got.up, got.err)
+			}
+			if got.settles() {
+				return got.reply
+			}
+			if got.better(best) {
+				best = got.reply
+			}
+			start()
+		case <-timer.C:
+			f.unheard(list[asked-1])
+			start()
+		}
+	}
+	if ctx.Err() != nil && best.msg == nil {
+		best.err = errSilent
+	}
+	return best
+}
+
+// silentLast returns list with those in the end that did not answer lately.
+func (f *Forwarder) silentLast(list []Upstream) []Upstream {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	silent := func(u Upstream) bool {
+		since, ok := f.silent[u]
+		return ok && time.Since(since) < avoidSilent
+	}
+	ordered := slices.DeleteFunc(slices.Clone(list), silent)
+	for _, u := range list {
+		if silent(u) {
+			ordered = append(ordered, u)
+		}
+	}
+	return ordered
+}
+
+func (f *Forwarder) heard(u Upstream) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.silent, u)
+}
+
+func (f *Forwarder) unheard(u Upstream) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.silent) >= maxForwarded { // of networks left long ago
+		clear(f.silent)
+	}
+	f.silent[u] = time.Now()
+}

@@ -1,0 +1,208 @@
+package resolved
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+)
+
+const (
+	service     = "org.freedesktop.resolve1"
+	managerPath = "/org/freedesktop/resolve1"
+	manager     = service + ".Manager"
+	linkIface   = service + ".Link"
+	properties  = "org.freedesktop.DBus.Properties"
+
+	// callWait bounds every call: resolved answers within microseconds.
+	callWait = 2 * time.Second
+
+	scopeDNS = 1 // SD_RESOLVED_DNS, in ScopesMask
+)
+
+// bus is a connection to the system's D-Bus. owner is resolved's own name there, which nobody else gets.
+type bus struct {
+	conn  *dbus.Conn
+	owner string
+}
+
+// openBus connects, and has owner and settings changes of resolved's sent to signals. The connection ends with ctx.
+func openBus(ctx context.Context, signals chan<- *dbus.Signal) (*dbus.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	late := time.AfterFunc(callWait, cancel) // nothing else bounds the authentication
+	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	if !late.Stop() && err == nil {
+		err = errors.Join(context.DeadlineExceeded, conn.Close())
+	}
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	conn.Signal(signals)
+	for _, match := range [][]dbus.MatchOption{
+		{dbus.WithMatchSender("org.freedesktop.DBus"), dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, service)},
+		{dbus.WithMatchSender(service), dbus.WithMatchInterface(properties), dbus.WithMatchObjectPath(managerPath)},
+	} {
+		if err := conn.AddMatchSignalContext(ctx, match...); err != nil {
+			cancel()
+			return nil, errors.Join(err, conn.Close())
+		}
+	}
+	context.AfterFunc(conn.Context(), cancel)
+	return conn, nil
+}
+
+// findOwner returns who is resolved, "" for nobody.
+func findOwner(ctx context.Context, conn *dbus.Conn) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	var owner string
+	err := conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetNameOwner", 0, service).Store(&owner)
+	if isError(err, "org.freedesktop.DBus.Error.NameHasNoOwner") {
+		return "", nil
+	}
+	return owner, err
+}
+
+// call calls a method of resolved's. It starts nothing.
+func (b bus) call(ctx context.Context, path dbus.ObjectPath, method string, args []any, into ...any) error {
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	err := b.conn.Object(b.owner, path).CallWithContext(ctx, method, dbus.FlagNoAutoStart, args...).Store(into...)
+	if err != nil {
+		return fmt.Errorf("%s: %w", method[strings.LastIndexByte(method, '.')+1:], err)
+	}
+	return nil
+}
+
+// set calls a method of the manager's that has no result.
+func (b bus) set(ctx context.Context, method string, args ...any) error {
+	return b.call(ctx, managerPath, manager+"."+method, args)
+}
+
+func (b bus) getAll(ctx context.Context, path dbus.ObjectPath, iface string) (values, error) {
+	var v map[string]dbus.Variant
+	err := b.call(ctx, path, properties+".GetAll", []any{iface}, &v)
+	return values(v), err
+}
+
+// link returns the settings of an interface.
+func (b bus) link(ctx context.Context, index int) (values, error) {
+	var path dbus.ObjectPath
+	if err := b.call(ctx, managerPath, manager+".GetLink", []any{int32(index)}, &path); err != nil {
+		return nil, err
+	}
+	return b.getAll(ctx, path, linkIface)
+}
+
+func isError(err error, names ...string) bool {
+	var e dbus.Error
+	return errors.As(err, &e) && slices.Contains(names, e.Name)
+}
+
+// sameNetwork reports whether resolved lives in our network namespace: the files of /proc/PID/net, which everybody may
+// look at, have numbers that are a namespace's own.
+func (b bus) sameNetwork(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	var pid uint32
+	if err := b.conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetConnectionUnixProcessID", 0, b.owner).Store(&pid); err != nil {
+		return false, err
+	}
+	ours, err := os.Stat("/proc/thread-self/net/dev")
+	if err != nil {
+		return false, err
+	}
+	theirs, err := os.Stat("/proc/" + strconv.Itoa(int(pid)) + "/net/dev")
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil // of another PID namespace
+	}
+	return err == nil && os.SameFile(ours, theirs), err
+}
+
+// values are the properties of an object. What an older resolved does not have, or has otherwise, reads as nothing.
+type values map[string]dbus.Variant
+
+func (v values) text(name string) string { s, _ := v[name].Value().(string); return s }
+func (v values) flag(name string) bool   { b, _ := v[name].Value().(bool); return b }
+func (v values) mask(name string) uint64 { m, _ := v[name].Value().(uint64); return m }
+
+// domain as D-Bus has it, for an interface.
+type domain struct {
+	Name  string
+	Route bool
+}
+
+// domains are an interface's own.
+func (v values) domains() (list []domain) {
+	_ = v["Domains"].Store(&list)
+	return list
+}
+
+// addresses are the servers of an interface, as far as they are addresses.
+func (v values) addresses() (list []netip.Addr) {
+	var entries []address
+	_ = v["DNS"].Store(&entries)
+	for _, e := range entries {
+		a, _ := netip.AddrFromSlice(e.Bytes)
+		list = append(list, a)
+	}
+	return list
+}
+
+// address as D-Bus has it.
+type address struct {
+	Family int32
+	Bytes  []byte
+}
+
+// linkServer is a server, and the interface that it belongs to; 0 for none.
+type linkServer struct {
+	link int
+	server
+}
+
+// servers reads a list of all interfaces, "DNS" or "FallbackDNS". Ports and names came with version 246.
+func (v values) servers(name string) (list []linkServer) {
+	var extended []struct {
+		Link   int32
+		Family int32
+		Bytes  []byte
+		Port   uint16
+		Name   string
+	}
+	if v[name+"Ex"].Store(&extended) != nil {
+		var plain []struct {
+			Link   int32
+			Family int32
+			Bytes  []byte
+		}
+		_ = v[name].Store(&plain)
+		for _, p := range plain {
+			list = appendServer(list, int(p.Link), p.Bytes, 0, "")
+		}
+		return list
+	}
+	for _, e := range extended {
+		list = appendServer(list, int(e.Link), e.Bytes, e.Port, e.Name)
+	}
+	return list
+}
+
+func appendServer(list []linkServer, link int, bytes []byte, port uint16, name string) []linkServer {
+	a, ok := netip.AddrFromSlice(bytes)
+	if !ok {
+		return list
+	}
+	if a.Is6() && a.IsLinkLocalUnicast() && link != 0 {
+		a = a.WithZone(strconv.Itoa(link))
+	}
+	return append(list, linkServer{link, server{netip.AddrPortFrom(a, port), name}})
+}

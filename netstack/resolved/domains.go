@@ -1,0 +1,71 @@
+package resolved
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
+
+// maxDomains is how many domains resolved takes for an interface (LINK_SEARCH_DOMAINS_MAX; 1024 in later versions).
+const maxDomains = 256
+
+// fold returns names, sorted, without those below another one. If that are more than most, the longest are cut
+// to their parents, to the top-level domains at worst.
+func fold(names []string, most int) []string {
+	list := minimal(names)
+	for len(list) > most {
+		deepest := labels(slices.MaxFunc(list, func(a, b string) int { return cmp.Compare(labels(a), labels(b)) }))
+		if deepest == 1 {
+			return []string{""} // the root
+		}
+		for i, name := range list {
+			if labels(name) == deepest {
+				_, list[i], _ = strings.Cut(name, ".")
+			}
+		}
+		list = minimal(list)
+	}
+	return list
+}
+
+// minimal returns names, sorted, without duplicates and what lies below another one.
+func minimal(names []string) []string {
+	known := make(map[string]bool, len(names))
+	for _, n := range names {
+		known[n] = true
+	}
+	var list []string
+	for n := range known {
+		below := known[""] && n != ""
+		for parent := n; !below; {
+			_, rest, ok := strings.Cut(parent, ".")
+			if !ok {
+				break
+			}
+			parent = rest
+			below = known[parent]
+		}
+		if !below {
+			list = append(list, n)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// labels counts those of a name; the root has none.
+func labels(name string) int {
+	if name == "" {
+		return 0
+	}
+	return strings.Count(name, ".") + 1
+}
+
+// within reports whether name is domain or below it.
+func within(name, domain string) bool {
+	if domain == "" {
+		return true
+	}
+	rest, ok := strings.CutSuffix(name, domain)
+	return ok && (rest == "" || strings.HasSuffix(rest, "."))
+}

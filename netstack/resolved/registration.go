@@ -1,0 +1,388 @@
+package resolved
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"pinproxy/netstack/dns"
+)
+
+const (
+	lookEvery   = 10 * time.Second // at the link's settings, of whose change D-Bus may not tell
+	firstDial   = time.Second      // until D-Bus is looked for again, doubled each time
+	lastDial    = time.Minute
+	readEvery   = time.Second            // whom to ask, while queries come
+	readWait    = 500 * time.Millisecond // for that; what was read before does otherwise
+	activeWait  = 2 * time.Second        // until resolved uses the link it was told of
+	calmAfter   = time.Minute            // without anybody overwriting the settings
+	slowestBack = time.Minute            // between two times of putting them back
+)
+
+var (
+	errElsewhere = errors.New("systemd-resolved belongs to another network namespace")
+	errInactive  = errors.New("systemd-resolved does not use the link")
+)
+
+// Config says what is registered.
+type Config struct {
+	Link    string     // device, for the log
+	Index   int        // its number
+	Server  netip.Addr // where queries for Domains are to be sent; answered by whoever made the Registration
+	Domains []string   // names, lower case and without a final dot; what lies below one counts as well
+	Log     *slog.Logger
+}
+
+// Registration makes a link the resolver for some domains and keeps it so. Its methods are safe for concurrent use.
+type Registration struct {
+	cfg   Config
+	log   *slog.Logger
+	tried chan struct{}
+
+	// setting serialises what changes resolved's settings. Locked before mu.
+	setting  sync.Mutex
+	known    []string // domains at resolved, nil for none: no answers to others are in its cache
+	back     time.Duration
+	backLast time.Time
+	trouble  string
+
+	mu      sync.Mutex
+	bus     bus // no conn: no D-Bus; no owner: no resolved
+	ok      bool
+	ended   bool     // Withdraw or Revert was called
+	domains []string // folded
+	all     []scope  // as last read
+	readAt  time.Time
+}
+
+// New returns a Registration. It starts nothing.
+func New(c Config) *Registration {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Registration{
+		cfg: c, log: c.Log,
+		tried:   make(chan struct{}),
+		domains: fold(c.Domains, maxDomains),
+	}
+}
+
+// Tried is closed when the link is registered, or when that can't be done for now.
+func (r *Registration) Tried() <-chan struct{} { return r.tried }
+
+// Registered reports whether resolved sends us the queries for the domains.
+func (r *Registration) Registered() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ok
+}
+
+// Update registers other domains, and returns when that is done, or can't be for now.
+func (r *Registration) Update(ctx context.Context, domains []string) {
+	r.mu.Lock()
+	r.domains = fold(domains, maxDomains)
+	r.mu.Unlock()
+	r.look(ctx)
+}
+
+// Run registers the link, and again whenever that is needed, until ctx ends. It undoes nothing: see
+// [Registration.Withdraw] and [Registration.Revert].
+func (r *Registration) Run(ctx context.Context) error {
+	tried := sync.OnceFunc(func() { close(r.tried) })
+	defer tried()
+	for wait := firstDial; ; wait = min(2*wait, lastDial) {
+		if r.attend(ctx, tried) {
+			wait = firstDial
+		}
+		tried()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// attend keeps the link registered as long as there is D-Bus, and reports whether there was.
+func (r *Registration) attend(ctx context.Context, tried func()) bool {
+	signals := make(chan *dbus.Signal, 16)
+	conn, err := openBus(ctx, signals)
+	if err != nil {
+		r.log.Debug("no D-Bus", "err", err.Error())
+		return false
+	}
+	defer conn.Close()
+	defer r.meet(bus{})
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	again := time.NewTimer(0)
+	defer again.Stop()
+	for owner := ""; ; {
+		now, err := findOwner(ctx, conn)
+		if err != nil {
+			r.log.Debug("ask D-Bus for systemd-resolved", "err", err.Error())
+		}
+		if now != owner {
+			owner = now
+			r.meet(bus{conn, owner})
+		}
+		if owner != "" {
+			if wait := r.look(ctx); wait > 0 {
+				again.Reset(wait)
+			}
+		}
+		tried()
+		select {
+		case <-ctx.Done():
+			return true
+		case _, ok := <-signals:
+			if !ok {
+				return true
+			}
+		case <-conn.Context().Done():
+			return true
+		case <-again.C:
+		case <-tick.C:
+		}
+	}
+}
+
+// meet takes over who is resolved now.
+func (r *Registration) meet(b bus) {
+	r.setting.Lock()
+	defer r.setting.Unlock()
+	r.known, r.back = nil, 0
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.bus, r.ok = b, false
+}
+
+func (r *Registration) current() (b bus, domains []string, ended bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.bus, r.domains, r.ended
+}
+
+// look compares the link's settings with what they are to be, and registers it if they differ. It returns
+// when to look again, if that is soon.
+func (r *Registration) look(ctx context.Context) (again time.Duration) {
+	r.setting.Lock()
+	defer r.setting.Unlock()
+	b, domains, ended := r.current()
+	if b.owner == "" || ended {
+		return 0
+	}
+	again, err := r.settle(ctx, b, domains)
+	r.mu.Lock()
+	r.ok = err == nil && again == 0 && len(domains) > 0
+	r.mu.Unlock()
+	r.tell(ctx, err)
+	return again
+}
+
+// settle does what look does.
+func (r *Registration) settle(ctx context.Context, b bus, domains []string) (again time.Duration, err error) {
+	if len(domains) == 0 && r.known == nil {
+		return 0, nil
+	}
+	if same, err := b.sameNetwork(ctx); err != nil || !same {
+		return 0, errors.Join(errElsewhere, err)
+	}
+	all, fallback, err := b.read(ctx, r.cfg.Index, r.cfg.Server)
+	if err != nil {
+		return 0, err
+	}
+	r.keep(all)
+	if len(domains) == 0 {
+		r.known = nil
+		return 0, r.revert(ctx, b)
+	}
+	want := settings{
+		server: r.cfg.Server, domains: domains, defaultRoute: fallback, dnssec: strictest(all, domains),
+	}
+	v, err := b.link(ctx, r.cfg.Index)
+	stand := err == nil && want.stand(v)
+	first, foreign := r.known == nil, slices.Equal(r.known, domains)
+	switch {
+	case stand && foreign:
+		return 0, r.active(ctx, b)
+	case foreign:
+		if wait := r.overwritten(); wait > 0 {
+			return wait, nil
+		}
+	}
+	if !stand { // a resolved that was started again may know them from before
+		if err := want.apply(ctx, b, r.cfg.Index); err != nil {
+			return 0, err
+		}
+	}
+	if !first && !subset(domains, r.known) {
+		// Below a domain that is new, resolved may know what it was told when it was one of ours before.
+		if err := b.set(ctx, "FlushCaches"); err != nil {
+			return 0, err
+		}
+	}
+	r.known = domains
+	if err := r.active(ctx, b); err != nil {
+		return 0, err
+	}
+	if foreign {
+		r.log.Warn("put back the link's DNS settings, which somebody changed", "link", r.cfg.Link)
+	} else {
+		r.log.Info("systemd-resolved asks pinproxy for the rules' names", "link", r.cfg.Link, "domains", domains)
+	}
+	return 0, nil
+}
+
+// overwritten counts one more time that somebody else has set the link's settings, and returns how long to
+// leave it at that.
+func (r *Registration) overwritten() time.Duration {
+	now := time.Now()
+	if now.Sub(r.backLast) > calmAfter {
+		r.back = 0
+	}
+	if wait := time.Until(r.backLast.Add(r.back)); wait > 0 {
+		return wait
+	}
+	r.backLast = now
+	r.back = min(max(2*r.back, time.Second), slowestBack)
+	return 0
+}
+
+// active waits until resolved asks over the link. It learns of its address and carrier in its own time.
+func (r *Registration) active(ctx context.Context, b bus) error {
+	for end := time.Now().Add(activeWait); ; {
+		v, err := b.link(ctx, r.cfg.Index)
+		switch {
+		case err != nil:
+			return err
+		case v.mask("ScopesMask")&scopeDNS != 0:
+			return nil
+		case time.Now().After(end):
+			return errInactive
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// tell logs what is in the way, once.
+func (r *Registration) tell(ctx context.Context, err error) {
+	if err == nil || ctx.Err() != nil {
+		if err == nil {
+			r.trouble = ""
+		}
+		return
+	}
+	if text := err.Error(); text != r.trouble {
+		r.trouble = text
+		if errors.Is(err, errElsewhere) {
+			r.log.Debug(text)
+			return
+		}
+		args := []any{"link", r.cfg.Link, "err", text}
+		if h := hint(err, r.cfg.Link); h != "" {
+			args = append(args, "hint", h)
+		}
+		r.log.Warn("systemd-resolved can't be told to ask pinproxy for the rules' names: those that it looks up are not captured in time", args...)
+	}
+}
+
+func hint(err error, link string) string {
+	switch {
+	case isError(err, "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired", "org.freedesktop.DBus.Error.AccessDenied"):
+		return "allow it to this user by a polkit rule, packaging/polkit/50-pinproxy.rules, or start pinproxy as root"
+	case isError(err, service+".LinkBusy"):
+		return fmt.Sprintf("systemd-networkd manages %s: keep it from that by Unmanaged=yes in a .network file, or packaging/udev/80-pinproxy.rules", link)
+	case errors.Is(err, errInactive):
+		return fmt.Sprintf("see what `resolvectl status %s` and `networkctl status %s` say", link, link)
+	}
+	return ""
+}
+
+// Withdraw takes the domains off, so that resolved asks for further names as it did before. What it is asking us for
+// now is still to be answered.
+func (r *Registration) Withdraw(ctx context.Context) error {
+	return r.undo(ctx, func(b bus) error {
+		return errors.Join(b.set(ctx, "SetLinkDomains", int32(r.cfg.Index), []domain{}), ignoreUnknown(b.set(ctx, "SetLinkDefaultRoute", int32(r.cfg.Index), false)))
+	})
+}
+
+// Revert takes everything back that resolved was told about the link.
+func (r *Registration) Revert(ctx context.Context) error {
+	return r.undo(ctx, func(b bus) error { return r.revert(ctx, b) })
+}
+
+func (r *Registration) revert(ctx context.Context, b bus) error {
+	return b.set(ctx, "RevertLink", int32(r.cfg.Index))
+}
+
+// undo calls f if the link is registered, and keeps it from being registered again.
+func (r *Registration) undo(ctx context.Context, f func(bus) error) error {
+	r.mu.Lock()
+	r.ended, r.ok = true, false
+	r.mu.Unlock()
+	r.setting.Lock()
+	defer r.setting.Unlock()
+	b, _, _ := r.current()
+	if b.owner == "" || r.known == nil {
+		return nil
+	}
+	if err := f(b); err != nil && ctx.Err() == nil && b.conn.Connected() {
+		return fmt.Errorf("take the link's DNS settings back from systemd-resolved: %w", err)
+	}
+	return nil
+}
+
+// Upstreams is a [dns.Choose]: whom resolved would ask for name without us.
+func (r *Registration) Upstreams(ctx context.Context, name string) ([][]dns.Upstream, error) {
+	r.mu.Lock()
+	b, all, old := r.bus, r.all, time.Since(r.readAt) > readEvery
+	r.mu.Unlock()
+	if old && b.owner != "" {
+		ctx, cancel := context.WithTimeout(ctx, readWait)
+		defer cancel()
+		if now, _, err := b.read(ctx, r.cfg.Index, r.cfg.Server); err == nil {
+			r.keep(now)
+			all = now
+		}
+	}
+	return upstreams(all, name, ownAddresses()), nil
+}
+
+func (r *Registration) keep(all []scope) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all, r.readAt = all, time.Now()
+}
+
+// ownAddresses are those of the host.
+func ownAddresses() (list []netip.Addr) {
+	addrs, _ := net.InterfaceAddrs()
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(n.IP); ok {
+				list = append(list, ip.Unmap())
+			}
+		}
+	}
+	return list
+}
+
+// subset reports whether each of names is in, or below one of, domains.
+func subset(names, domains []string) bool {
+	return !slices.ContainsFunc(names, func(n string) bool {
+		return !slices.ContainsFunc(domains, func(d string) bool { return within(n, d) })
+	})
+}

@@ -1,0 +1,91 @@
+package resolved
+
+import (
+	"net/netip"
+	"slices"
+
+	"pinproxy/netstack/dns"
+)
+
+// What resolved calls its modes.
+const (
+	modeYes            = "yes"
+	modeAllowDowngrade = "allow-downgrade"
+	modeNo             = "no"
+)
+
+// scope is one network in which resolved asks for names: an interface's, or the one of the global settings.
+type scope struct {
+	link         int // index of the interface, 0: global
+	servers      []server
+	domains      []string // lower case, no final dot, the root is ""
+	defaultRoute bool     // for names in nobody's domain
+	dnssec, tls  string
+}
+
+type server struct {
+	addr netip.AddrPort // port 0: the protocol's
+	name string         // in its certificate
+}
+
+// scopesFor returns the scopes in which resolved asks for name: those with the longest domain that it ends with, or
+// the default routes (dns_scope_good_domain).
+func scopesFor(all []scope, name string) []scope {
+	best, found := -1, []scope(nil)
+	for _, s := range all {
+		match := -1
+		for _, d := range s.domains {
+			if within(name, d) {
+				match = max(match, labels(d))
+			}
+		}
+		switch {
+		case len(s.servers) == 0 || match < best:
+		case match < 0 && !s.defaultRoute:
+		case match > best:
+			best, found = match, []scope{s}
+		default:
+			found = append(found, s)
+		}
+	}
+	return found
+}
+
+// upstreams returns whom to ask for name. own has the addresses of this host.
+func upstreams(all []scope, name string, own []netip.Addr) [][]dns.Upstream {
+	var lists [][]dns.Upstream
+	for _, s := range scopesFor(all, name) {
+		var list []dns.Upstream
+		for _, srv := range s.servers {
+			u := dns.Upstream{Addr: srv.addr, Link: s.link, TLS: s.tls == modeYes}
+			if u.TLS {
+				u.Name = srv.name
+			}
+			if u.Addr.Port() == 0 {
+				port := uint16(53)
+				if u.TLS {
+					port = 853
+				}
+				u.Addr = netip.AddrPortFrom(u.Addr.Addr(), port)
+			}
+			if a := u.Addr.Addr(); a.IsLoopback() || slices.Contains(own, a.WithZone("")) {
+				u.Link = 0 // nothing of the host's own is reached over an interface
+			}
+			list = append(list, u)
+		}
+		lists = append(lists, list)
+	}
+	return lists
+}
+
+// strictest returns the DNSSEC mode of the scopes that the domains lead to.
+func strictest(all []scope, domains []string) string {
+	modes := []string{modeNo, modeAllowDowngrade, modeYes}
+	best := 0
+	for _, d := range domains {
+		for _, s := range scopesFor(all, d) {
+			best = max(best, slices.Index(modes, s.dnssec))
+		}
+	}
+	return modes[best]
+}
