@@ -6,12 +6,15 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"pinproxy/netstack/resolved"
 )
 
 // A whole-host pinproxy that is started as root, or with more capabilities than it needs, does as root only what
 // nobody else may do, and then starts itself anew, in the same process, without what it needs no more:
 //
-//	as root   parse the command line, make the directory for state, make the device, fork the namer
+//	as root   parse the command line, make the directory for state, make the device, fork the namer,
+//	          connect to D-Bus as the user of systemd-resolved
 //	          │ exec: same process, arguments, environment, descriptors
 //	          ▼
 //	as user   everything else, with CAP_NET_ADMIN, and CAP_NET_BIND_SERVICE where a pin may need it
@@ -29,6 +32,7 @@ const defaultUser = "pinproxy"
 // handover is what the second can't get by itself.
 type handover struct {
 	Tun   device            // made by the first
+	Bus   resolved.Handed   // for systemd-resolved
 	Namer int               // socket of the namer; 0: there is none
 	Rules map[string]string // the rules files, which may be pipes, or for root only
 	Notes []string          // what could not be given up, and why

@@ -17,6 +17,7 @@ import (
 
 	"pinproxy/netstack/host"
 	"pinproxy/netstack/link"
+	"pinproxy/netstack/resolved"
 	"pinproxy/proxy/sockdiag"
 )
 
@@ -43,8 +44,10 @@ func takeOver() (*handover, error) {
 	}
 	h.done = true
 	unix.CloseOnExec(h.Tun.FD)
-	if h.Namer != 0 {
-		unix.CloseOnExec(h.Namer)
+	for _, fd := range []int{h.Namer, h.Bus.FD} {
+		if fd != 0 {
+			unix.CloseOnExec(fd)
+		}
 	}
 	return h, nil
 }
@@ -111,6 +114,7 @@ func (h *handover) drop(o options) error {
 	if h.Namer, err = startNamer(id); err != nil {
 		return err
 	}
+	h.Bus = connectToBus()
 	env, err := h.give()
 	if err != nil {
 		return err
@@ -180,6 +184,22 @@ func (h *handover) identity(o options) (identity, error) {
 
 // sameUser is to remain who we are.
 func sameUser() identity { return identity{name: strconv.Itoa(os.Geteuid()), uid: -1, gid: -1} }
+
+// resolvedUser is whom systemd-resolved runs as, whoever built it.
+const resolvedUser = "systemd-resolve"
+
+// connectToBus connects to D-Bus as somebody from whom systemd-resolved takes orders, or not at all: later may do.
+// Orders of a user without privileges take a polkit rule. Those of root would do, but systemd itself obeys them too:
+// who has such a connection is root. From systemd-resolved's own user nobody else takes any.
+func connectToBus() resolved.Handed {
+	can := effective()
+	id, err := findUser(resolvedUser)
+	if err != nil || os.Geteuid() != 0 || !can(unix.CAP_SETUID) || !mapped(id.uid, id.gid) {
+		return resolved.Handed{}
+	}
+	bus, _ := resolved.ConnectAs(id.uid)
+	return bus
+}
 
 // prepare has the directory for state be id's, with what is in it, if nobody but pinproxy could have put it there.
 func prepare(dir string, id identity) error {
@@ -297,7 +317,7 @@ func (h *handover) give() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hand over: %w", err)
 	}
-	for _, fd := range []int{h.Tun.FD, h.Namer} {
+	for _, fd := range []int{h.Tun.FD, h.Namer, h.Bus.FD} {
 		if fd == 0 {
 			continue
 		}

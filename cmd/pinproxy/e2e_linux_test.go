@@ -61,6 +61,7 @@ var programs = map[string]func(){
 	"guarded":      guarded,
 	"confined":     confined,
 	"inside":       inside,
+	"modest":       modest,
 	"callers":      callers,
 }
 

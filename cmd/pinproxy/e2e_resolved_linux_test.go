@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -45,6 +46,18 @@ func inside() {
 	}
 	if err == nil {
 		err = unix.Exec(path, os.Args[2:], os.Environ())
+	}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+// modest becomes the test binary's program that is its first argument, as user nobody with CAP_NET_ADMIN.
+func modest() {
+	runtime.LockOSThread()
+	id := identity{uid: nobody, gid: nobody, groups: []int{nobody}, caps: []int{unix.CAP_NET_ADMIN}}
+	err := id.become()
+	if err == nil {
+		err = unix.Exec(ownFile, os.Args[1:], os.Environ())
 	}
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)
@@ -103,14 +116,20 @@ func needResolved(t *testing.T) string {
 	return need(t, "systemd-resolved")
 }
 
+// newHome is a client with files of its own.
+func newHome(t *testing.T) *household {
+	t.Helper()
+	needRoot(t)
+	return &household{network: newNetwork(t), dir: t.TempDir()}
+}
+
 // newHousehold starts both, with settings in resolved.conf.
 func newHousehold(t *testing.T, settings string) *household {
 	t.Helper()
 	program, bus := needResolved(t), need(t, "dbus-daemon")
 	need(t, "resolvectl")
-	needRoot(t)
-	w := newNetwork(t)
-	h := &household{network: w, dir: t.TempDir()}
+	h := newHome(t)
+	w := h.network
 	for _, dir := range []string{"..", "../lib", "../usr/lib", "../../usr/lib"} { // as installed, and as .ci/run has it
 		if nss, _ := filepath.Glob(filepath.Join(filepath.Dir(program), dir, "*/libnss_resolve.so.2")); len(nss) > 0 {
 			h.libs = filepath.Dir(nss[0])
@@ -206,7 +225,11 @@ func (h *household) resolvectl(args ...string) string {
 // pinproxy starts one inside, and returns when it is ready.
 func (h *household) pinproxy(args ...string) *running {
 	h.t.Helper()
-	cmd := h.ours("pinproxy", append([]string{"--log-format=json"}, args...)...)
+	return h.startPinproxy(h.ours("pinproxy", append([]string{"--log-format=json"}, args...)...))
+}
+
+func (h *household) startPinproxy(cmd *exec.Cmd) *running {
+	h.t.Helper()
 	cmd.Env = append(cmd.Env, "RUNTIME_DIRECTORY="+h.run)
 	p := h.startCommand(cmd)
 	p.expect(`"msg":"ready"`)
@@ -350,4 +373,26 @@ func TestResolvedReload(t *testing.T) {
 	if status := h.resolvectl("status", "pin0"); strings.Contains(status, "bank.example") || strings.Contains(status, "192.0.0.53") {
 		t.Errorf("without any name systemd-resolved still has:\n%s", status)
 	}
+}
+
+// A pinproxy that was never root may not tell systemd-resolved anything, unless polkit lets it. It says so, and goes on.
+func TestResolvedForbids(t *testing.T) {
+	h := newHousehold(t, "DNS="+lab.Server4+"\n")
+	h.turning()
+	server := h.Server.Serve(":443", lab.Echo)
+	h.run = publicDir(t)
+	if err := os.Chown(h.run, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	p := h.startPinproxy(h.ours("modest", "pinproxy", "--log-format=json", "--rule", "*.bank.example:443=63999", "--rule", "192.0.2.126:443=63998"))
+	p.expect("allow it to this user by a polkit rule")
+	if status := h.resolvectl("status"); strings.Contains(status, "bank.example") {
+		t.Errorf("it was allowed to:\n%s", status)
+	}
+	c := h.mustConnect("192.0.2.126:443")
+	echo(t, c, "hello")
+	_ = c.Close()
+	cameFrom(t, server.Seen(), 1, 63998)
+	h.call("turn#.bank.example", 1) // unpinned, but not broken
+	p.stop()
 }

@@ -35,14 +35,14 @@ type resolvedNames struct {
 	log     *slog.Logger
 }
 
-func newResolved(link string, set *rules.Set, learn *learner, guard *guard, log *slog.Logger) (*resolvedNames, error) {
+func newResolved(link string, bus resolved.Handed, set *rules.Set, learn *learner, guard *guard, log *slog.Logger) (*resolvedNames, error) {
 	dev, err := net.InterfaceByName(link)
 	if err != nil {
 		return nil, fmt.Errorf("find the number of %s: %w", link, err)
 	}
 	r := &resolvedNames{guard: guard, log: log}
 	r.link = resolved.New(resolved.Config{
-		Link: link, Index: dev.Index, Server: standIn.Addr(), Domains: domains(set), Log: log,
+		Link: link, Index: dev.Index, Server: standIn.Addr(), Domains: domains(set), Bus: bus, Log: log,
 	})
 	dial := func(ctx context.Context, network string, link int, dst netip.AddrPort) (net.Conn, error) {
 		return proxy.Sockets{Mark: host.Mark, Link: link}.DialPlain(ctx, network, dst)

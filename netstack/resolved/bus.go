@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -33,11 +34,43 @@ type bus struct {
 	owner string
 }
 
-// openBus connects, and has owner and settings changes of resolved's sent to signals. The connection ends with ctx.
-func openBus(ctx context.Context, signals chan<- *dbus.Signal) (*dbus.Conn, error) {
+// Handed is a connection to the bus that somebody else has made, as user UID; without a FD there is none.
+type Handed struct {
+	FD  int
+	UID int
+}
+
+// open says hello on it.
+func (h Handed) open(ctx context.Context) (*dbus.Conn, error) {
+	f := os.NewFile(uintptr(h.FD), "D-Bus")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := dbus.NewConn(c, dbus.WithContext(ctx))
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(h.UID))})
+	if err == nil {
+		err = conn.Hello()
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, nil
+}
+
+// openBus connects, or says hello on h if that is given, and has owner and settings changes of resolved's sent to signals. The connection ends with ctx.
+func openBus(ctx context.Context, h Handed, signals chan<- *dbus.Signal) (*dbus.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	late := time.AfterFunc(callWait, cancel) // nothing else bounds the authentication
-	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	open := func(ctx context.Context) (*dbus.Conn, error) { return dbus.ConnectSystemBus(dbus.WithContext(ctx)) }
+	if h.FD != 0 {
+		open = h.open
+	}
+	conn, err := open(ctx)
 	if !late.Stop() && err == nil {
 		err = errors.Join(context.DeadlineExceeded, conn.Close())
 	}

@@ -38,6 +38,7 @@ type Config struct {
 	Index   int        // its number
 	Server  netip.Addr // where queries for Domains are to be sent; answered by whoever made the Registration
 	Domains []string   // names, lower case and without a final dot; what lies below one counts as well
+	Bus     Handed     // used first
 	Log     *slog.Logger
 }
 
@@ -98,8 +99,15 @@ func (r *Registration) Update(ctx context.Context, domains []string) {
 func (r *Registration) Run(ctx context.Context) error {
 	tried := sync.OnceFunc(func() { close(r.tried) })
 	defer tried()
+	handed := r.cfg.Bus
 	for wait := firstDial; ; wait = min(2*wait, lastDial) {
-		if r.attend(ctx, tried) {
+		was := r.attend(ctx, handed, tried)
+		if handed.FD != 0 {
+			if handed = (Handed{}); !was {
+				continue
+			}
+		}
+		if was {
 			wait = firstDial
 		}
 		tried()
@@ -112,9 +120,9 @@ func (r *Registration) Run(ctx context.Context) error {
 }
 
 // attend keeps the link registered as long as there is D-Bus, and reports whether there was.
-func (r *Registration) attend(ctx context.Context, tried func()) bool {
+func (r *Registration) attend(ctx context.Context, handed Handed, tried func()) bool {
 	signals := make(chan *dbus.Signal, 16)
-	conn, err := openBus(ctx, signals)
+	conn, err := openBus(ctx, handed, signals)
 	if err != nil {
 		r.log.Debug("no D-Bus", "err", err.Error())
 		return false
