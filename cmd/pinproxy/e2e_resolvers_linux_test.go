@@ -1,0 +1,205 @@
+package main
+
+import (
+	"fmt"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"pinproxy/netstack/lab"
+)
+
+// Resolvers on this host that programs ask, and that keep answers: which of their own queries are seen, and
+// what they hide. docs/pinproxy.8 has a table of it.
+
+// resolver is one of them.
+type resolver struct {
+	name    string
+	program string
+	config  string
+	args    []string
+	direct  bool // pinproxy asks the name server itself, not the resolver
+	unseen  bool // its sockets are bound, and not captured
+	forget  func(h *household, p *lab.Process)
+}
+
+const dnsmasqConfig = `
+keep-in-foreground
+user=root
+pid-file=
+log-facility=-
+no-resolv
+no-hosts
+bind-interfaces
+listen-address=127.0.0.1
+`
+
+const unboundConfig = `
+server:
+  interface: 127.0.0.1
+  do-daemonize: no
+  username: ""
+  chroot: ""
+  directory: "/run"
+  pidfile: ""
+  use-syslog: no
+  num-threads: 1
+  so-rcvbuf: 0
+  so-sndbuf: 0
+  module-config: "iterator"
+`
+
+const unboundForwards = `
+forward-zone:
+  name: "."
+  forward-addr: ` + lab.Server4 + `
+`
+
+const nscdConfig = `
+server-user root
+enable-cache passwd no
+enable-cache group no
+enable-cache services no
+enable-cache netgroup no
+enable-cache hosts yes
+positive-time-to-live hosts 600
+persistent hosts no
+`
+
+// hangup has a program forget what it knows.
+func hangup(_ *household, p *lab.Process) { _ = p.Signal(unix.SIGHUP) }
+
+var resolvers = []resolver{
+	{name: "dnsmasq", program: "dnsmasq", config: dnsmasqConfig + "server=" + lab.Server4 + "\n", args: []string{"--conf-file=/run/resolver.conf"}, forget: hangup},
+	{name: "dnsmasq by device", program: "dnsmasq", config: dnsmasqConfig + "server=" + lab.Server4 + "@eth0\n", args: []string{"--conf-file=/run/resolver.conf"}, unseen: true},
+	{name: "unbound", program: "unbound", config: unboundConfig + unboundForwards, args: []string{"-c", "/run/resolver.conf"}, forget: hangup},
+	{name: "unbound by address", program: "unbound", config: unboundConfig + "  outgoing-interface: " + lab.Client4 + "\n" + unboundForwards, args: []string{"-c", "/run/resolver.conf"}, unseen: true},
+	{name: "nscd", program: "nscd", config: nscdConfig, args: []string{"-F", "-f", "/run/resolver.conf"}, direct: true, forget: func(h *household, _ *lab.Process) {
+		h.must(h.command(need(h.t, "nscd"), "-f", "/run/resolver.conf", "-i", "hosts"))
+	}},
+}
+
+func TestResolversOfTheHost(t *testing.T) {
+	for _, r := range resolvers {
+		t.Run(r.name, func(t *testing.T) {
+			path := need(t, r.program)
+			h := newHome(t)
+			h.longLived()
+			server := h.Server.Serve(":443", lab.Echo)
+			ask := "127.0.0.1"
+			if r.direct {
+				ask = lab.Server4
+			}
+			h.write("etc/resolv.conf", "nameserver "+ask+"\noptions timeout:5\n")
+			h.write("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
+			h.write("run/resolver.conf", r.config)
+			h.write("run/nscd/.keep", "")
+			daemon, err := h.Client.Start(h.command(path, r.args...))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if t.Failed() {
+					t.Logf("%s:\n%s", r.program, daemon.Stderr())
+				}
+			})
+			h.awaitResolver(r)
+
+			// pin is from where a connection comes to the address that name has for programs, 0: any port.
+			pin := func(name string) uint16 {
+				t.Helper()
+				before := len(server.Seen())
+				c := h.mustConnect(h.lookUp(name) + ":443")
+				echo(t, c, "hello")
+				_ = c.Close()
+				if port := server.Seen()[before].Port(); port >= 63990 {
+					return port
+				}
+				return 0
+			}
+			for _, name := range []string{"early.bank.example", "www.shop.example", "fixed.shop.example"} {
+				if got := pin(name); got != 0 {
+					t.Fatalf("without pinproxy, a connection to %s came from the pin %d", name, got)
+				}
+			}
+			known := h.lookUp("early.bank.example")
+			if again := h.lookUp("early.bank.example"); again != known {
+				t.Fatalf("it has no cache: %s, then %s", known, again)
+			}
+
+			h.pinproxy("--rule", "*.bank.example:443=63999", "--rule", "www.shop.example:443=63998", "--rule", "fixed.shop.example:443=63997")
+			for _, want := range []struct {
+				name, why string
+				port      uint16
+			}{
+				{"early.bank.example", "it is in the cache since before the start", 0},
+				{"late.bank.example", "the resolver asks for it now", when(!r.unseen, 63999)},
+				{"late.bank.example", "its address is known", when(!r.unseen, 63999)},
+				{"www.shop.example", "pinproxy asks for it, whom programs ask", when(!r.direct, 63998)},
+				{"fixed.shop.example", "whoever asks, the address is the same", 63997},
+			} {
+				if got := pin(want.name); got != want.port {
+					t.Errorf("a connection to %s came from %d, want %d: %s", want.name, got, want.port, want.why)
+				}
+			}
+			if r.forget == nil {
+				return
+			}
+			r.forget(h, daemon)
+			poll(t, "the resolver to forget", func() bool {
+				now, _, err := h.Client.Run(h.getent("early.bank.example")) // meanwhile it may be deaf
+				return err == nil && !strings.HasPrefix(now, known+" ")
+			})
+			if got := pin("early.bank.example"); got != 63999 {
+				t.Errorf("asked for anew, a connection came from %d", got)
+			}
+		})
+	}
+}
+
+func when(yes bool, port uint16) uint16 {
+	if yes {
+		return port
+	}
+	return 0
+}
+
+// longLived answers for every name with an address that it gave to nobody before, for ten minutes; for one, always the same.
+func (w *network) longLived() *lab.DNS {
+	var count atomic.Int32
+	return w.answer(func(q lab.Query) lab.Answer {
+		if q.Name == "fixed.shop.example" {
+			return lab.Addrs(q, 10*time.Minute, "192.0.2.126", "2001:db8:cafe::ffff")
+		}
+		n := count.Add(1) % 120
+		return lab.Addrs(q, 10*time.Minute, fmt.Sprintf("192.0.2.%d", n+1), fmt.Sprintf("2001:db8:cafe::%x", n+1))
+	})
+}
+
+// lookUp returns the address that the C library has for a name, inside.
+func (h *household) lookUp(name string) string {
+	h.t.Helper()
+	addr, _, _ := strings.Cut(h.must(h.getent(name)), " ")
+	return addr
+}
+
+func (h *household) getent(name string) *exec.Cmd {
+	return h.command(need(h.t, "getent"), "ahostsv4", name)
+}
+
+// awaitResolver returns when r answers.
+func (h *household) awaitResolver(r resolver) {
+	h.t.Helper()
+	first := h.getent
+	if r.program == "nscd" { // without it programs ask the name server
+		first = func(string) *exec.Cmd { return h.command(need(h.t, "nscd"), "-f", "/run/resolver.conf", "-g") }
+	}
+	poll(h.t, r.program, func() bool {
+		_, _, err := h.Client.Run(first("ready.example"))
+		return err == nil
+	})
+}
