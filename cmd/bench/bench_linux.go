@@ -218,7 +218,7 @@ func (b *bencher) start(ctx context.Context, s *system) error {
 
 // measure lets one probe have a system.
 func (b *bencher) measure(ctx context.Context, p probe, s *system, round int) error {
-	if s.broken != nil || b.samples.failed(s.key, p.results[0]) >= enough {
+	if s.broken != nil || b.samples.failed(s.key, p.results[0], b.first) >= enough {
 		return nil
 	}
 	if p.once { // or what came before would be seen
@@ -249,7 +249,7 @@ func (b *bencher) measure(ctx context.Context, p probe, s *system, round int) er
 	return nil
 }
 
-// enough is how often something may fail before it is tried no more: failing takes longer than not.
+// enough is how often something may fail in a run before it is tried no more: failing takes longer than not.
 const enough = 2
 
 // failed notes why there is no figure.

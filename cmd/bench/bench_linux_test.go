@@ -173,6 +173,25 @@ func TestBroken(t *testing.T) {
 	}
 }
 
+// What programs say of their versions.
+func TestVersionWords(t *testing.T) {
+	for text, want := range map[string]string{
+		"pasta unknown version\nCopyright Red Hat\nGNU Affero GPL version 3 or later": "",
+		"pasta 0.0~git20230309.7c7625d":                                               "0.0~git20230309.7c7625d",
+		"socat by others\nsocat version 1.7.4.4 on 06 Nov":                            "1.7.4.4",
+		"HAProxy version 2.6.12-1+deb12u4 2025/12/16":                                 "2.6.12-1+deb12u4",
+		"nftables v1.0.6 (Lester Gooch #5)":                                           "1.0.6",
+	} {
+		got := ""
+		if m := versionWords.FindStringSubmatch(text); m != nil {
+			got = m[1]
+		}
+		if got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestManyRules(t *testing.T) {
 	n := 0
 	var list []*rules.Rule

@@ -146,6 +146,9 @@ func TestSamples(t *testing.T) {
 	if err := three().save(o.samples); err != nil {
 		t.Fatal(err)
 	}
+	if s := three(); s.failed("pasta", "up1", 0) != 1 || s.failed("pasta", "up1", 2) != 0 {
+		t.Errorf("failed in all rounds, in the last: %d, %d, want 1, 0", s.failed("pasta", "up1", 0), s.failed("pasta", "up1", 2))
+	}
 	if s, err := load(o); err != nil || s.rounds() != 3 || s.ratio(keyPinproxy, "pasta", "up1").median != 3.5 {
 		t.Errorf("what was saved: %+v, %v", s, err)
 	}

@@ -24,8 +24,8 @@ func machine() string {
 }
 
 var (
-	versionNumber = regexp.MustCompile(`^v\d+\.\d+\.\d+`) // of a Go module
-	versionWords  = regexp.MustCompile(`(?i)\b(?:version|pasta) v?(\d[-+~.\w]*)`)
+	versionNumber = regexp.MustCompile(`^v\d+\.\d+\.\d+`)                                     // of a Go module
+	versionWords  = regexp.MustCompile(`(?i)\b(?:version|pasta|nftables) v?(\d+\.[-+~.\w]*)`) // not a licence's
 )
 
 // version returns what a peer says of its version, or what Go knows of how it was built; empty if neither does.
@@ -36,7 +36,7 @@ func version(k kind, path string) string {
 	if info, err := buildinfo.ReadFile(path); err == nil {
 		modules := append(info.Deps, &info.Main)
 		for _, m := range modules {
-			if strings.HasPrefix(info.Path, m.Path) && versionNumber.MatchString(m.Version) {
+			if strings.HasPrefix(info.Path+"/", m.Path+"/") && versionNumber.MatchString(m.Version) {
 				return versionNumber.FindString(m.Version)
 			}
 		}

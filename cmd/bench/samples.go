@@ -152,11 +152,11 @@ func (s *samples) measured(measure string) bool {
 	return slices.ContainsFunc(s.List, func(x sample) bool { return x.Measure == measure && x.Err == "" })
 }
 
-// failed returns how often there should have been a figure and was none.
-func (s *samples) failed(system, measure string) int {
+// failed returns how often there should have been a figure and was none, in rounds from that one on.
+func (s *samples) failed(system, measure string, round int) int {
 	n := 0
 	for _, x := range s.List {
-		if x.System == system && x.Measure == measure && x.Err != "" {
+		if x.System == system && x.Measure == measure && x.Err != "" && x.Round >= round {
 			n++
 		}
 	}

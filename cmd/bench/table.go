@@ -18,7 +18,7 @@ type block struct {
 func (s *samples) blocks() []block {
 	list := []block{{"median", "Medians of all rounds.", func(k kind, m measure) string {
 		f := s.figure(k.key, m.key)
-		if f.n == 0 && s.failed(k.key, m.key) > 0 {
+		if f.n == 0 && s.failed(k.key, m.key, 0) > 0 {
 			return "failed"
 		}
 		return number(f)
