@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -15,9 +16,11 @@ import (
 type Host struct {
 	name  string
 	net   *Net
-	ns    netns.NsHandle
 	nl    *netlink.Handle
 	links int // made so far, for names
+
+	mu sync.RWMutex // for goroutines that come when the network has been closed, as net.Resolver leaves some behind
+	ns netns.NsHandle
 }
 
 // quiet are the sysctls every host begins with: what the machine's own configuration would otherwise
@@ -66,7 +69,19 @@ func (h *Host) make() error {
 
 func (h *Host) close() error {
 	h.nl.Close()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	return h.ns.Close()
+}
+
+// enter moves the thread into the namespace.
+func (h *Host) enter() error {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if err := netns.Set(h.ns); err != nil { // its descriptor is -1 once it is closed
+		return fmt.Errorf("enter host %s: %w", h.name, err)
+	}
+	return nil
 }
 
 // Name returns the name given to [Net.Host].
@@ -76,8 +91,8 @@ func (h *Host) Name() string { return h.name }
 // Goroutines that f starts are elsewhere.
 func (h *Host) Do(f func() error) error {
 	return onThread(func() error {
-		if err := netns.Set(h.ns); err != nil {
-			return fmt.Errorf("enter host %s: %w", h.name, err)
+		if err := h.enter(); err != nil {
+			return err
 		}
 		return f()
 	})

@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -75,7 +74,7 @@ func (h *Host) Run(cmd *exec.Cmd) (stdout, stderr string, err error) {
 func (p *Process) live(h *Host, started chan<- error) {
 	defer close(p.done)
 	runtime.LockOSThread()
-	err := netns.Set(h.ns)
+	err := h.enter()
 	if err == nil {
 		err = p.cmd.Start()
 	}
