@@ -21,7 +21,7 @@ func runModel(t *testing.T, ops []byte) {
 	cooldowns := []time.Duration{0, 0, 0, 10 * time.Second}
 	rests := []time.Duration{0, 0, 50 * time.Millisecond, time.Minute, 10 * time.Minute}
 	passes := []time.Duration{time.Millisecond, time.Second, 4 * time.Second, time.Minute, memory, 3 * longest}
-	for ; len(ops) >= 4 && m.op < 450; ops = ops[4:] {
+	for ; len(ops) >= 4 && m.op < 250; ops = ops[4:] {
 		m.op++
 		what, a, b, c := ops[0]%18, ops[1], ops[2], ops[3]
 		holder, waiter := pick(m.holding, a), pick(m.waiting, b)
