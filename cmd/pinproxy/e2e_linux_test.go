@@ -50,6 +50,7 @@ var programs = map[string]func(){
 	"visit":    visit,
 	"apart":    apart,
 	"occupy":   occupyPort,
+	"again":    again,
 
 	"unprivileged": unprivileged,
 	"reach":        reach,
@@ -60,9 +61,6 @@ var programs = map[string]func(){
 	"pinging":      pinging,
 	"guarded":      guarded,
 	"confined":     confined,
-	"inside":       inside,
-	"modest":       modest,
-	"callers":      callers,
 }
 
 func TestMain(m *testing.M) {

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"pinproxy/netstack/lab"
+)
+
+// Whatever pinproxy takes it gives back, however often it starts and stops.
+
+var starts = flag.Int("starts", 10, "how often TestStartAndStop starts and stops")
+
+// again is pinproxy started and stopped a number of times in one process, which says what it has afterwards. It keeps its
+// privileges: they can be given away once.
+//
+//	again N ARGS
+func again() {
+	times, err := strconv.Atoi(os.Args[1])
+	if err != nil {
+		panic(err)
+	}
+	o, err := parseArgs(os.Args[2:], (&handover{}).text)
+	if err != nil {
+		panic(err)
+	}
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP) // makes the goroutine that receives signals, once
+	for range times {
+		stop, cancel := context.WithCancel(context.Background())
+		out := &readyWriter{ready: cancel}
+		if err := serve(stop, context.Background(), o, &handover{}, out); err != nil {
+			fmt.Printf("ended with %v: %s\n", err, out.text.String())
+			os.Exit(1)
+		}
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			panic(err)
+		}
+		fmt.Println(settled(), len(fds))
+	}
+}
+
+// settled is the number of goroutines once those have gone that had nothing more to do than to return.
+func settled() int {
+	least := runtime.NumGoroutine()
+	for range 50 {
+		time.Sleep(time.Millisecond)
+		least = min(least, runtime.NumGoroutine())
+	}
+	return least
+}
+
+// readyWriter calls ready when pinproxy says that it is.
+type readyWriter struct {
+	ready func()
+	text  strings.Builder
+}
+
+func (w *readyWriter) Write(b []byte) (int, error) {
+	w.text.Write(b) // slog writes one line at a time
+	if strings.Contains(string(b), "ready") {
+		w.ready()
+	}
+	return len(b), nil
+}
+
+// In one process: no goroutine and no descriptor is left, and the host is what it was.
+func TestStartAndStopInProcess(t *testing.T) {
+	w := newNetwork(t)
+	w.names()
+	before := w.Client.Snapshot()
+	cmd := program("again", append([]string{strconv.Itoa(*starts)}, everything...)...)
+	cmd.Env = append(cmd.Env, "RUNTIME_DIRECTORY="+w.run)
+	out, said, err := w.Client.Run(cmd)
+	if err != nil {
+		t.Fatalf("%v\n%s%s", err, out, said)
+	}
+	counts := lines(out)
+	if len(counts) != *starts {
+		t.Fatalf("%d counts, want %d", len(counts), *starts)
+	}
+	// The first start makes what the process keeps: the poller's descriptors.
+	if first, last := counts[min(1, len(counts)-1)], counts[len(counts)-1]; first != last {
+		t.Errorf("goroutines and descriptors after start 2: %s, at the end: %s", first, last)
+	}
+	t.Logf("goroutines and descriptors at the end: %s", counts[len(counts)-1])
+	if after := w.Client.Snapshot(); after != before {
+		t.Errorf("the host was\n%s\nand is\n%s", before, after)
+	}
+}
+
+// As a process each time, used in between.
+func TestStartAndStop(t *testing.T) {
+	w := newNetwork(t)
+	w.names()
+	server := w.Server.Serve(":443", lab.Echo)
+	for range *starts {
+		p := w.pinproxy(everything...)
+		c := w.mustConnect(at(lab.Server4, 443))
+		echo(t, c, "hello")
+		_ = c.Close()
+		p.stop() // and looks whether the host is what it was
+	}
+	for _, from := range server.Seen() {
+		if from.Port() != 63999 {
+			t.Errorf("a connection came from %v", from)
+		}
+	}
+}
