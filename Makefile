@@ -88,6 +88,10 @@ soak: ## for SOAK (60m), look whether anything grows under mixed load, and write
 	cd cmd/pinproxy && ../../bin/soak -test.run '^TestSoak$$' -test.v -test.timeout 0 -soak $(SOAK) \
 		-soak-file $(CURDIR)/bin/soak.jsonl -soak-page $(CURDIR)/docs/reliability.md
 
+.PHONY: floods
+floods: ## run the floods of docs/reliability.md with their full numbers, one after another
+	$(GO) test -count=1 -v -run '^TestFlood' -parallel 1 -timeout 20m ./cmd/pinproxy -floods
+
 .PHONY: install
 install: bin/pinproxy ## install into PREFIX (/usr/local), below DESTDIR
 	install -D -m 755 bin/pinproxy $(DESTDIR)$(PREFIX)/bin/pinproxy

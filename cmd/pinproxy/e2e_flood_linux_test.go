@@ -1,0 +1,407 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/sys/unix"
+
+	"pinproxy/netstack/lab"
+)
+
+// More than anybody needs, all at once. Whoever does nothing of it must hardly notice: `make floods` says how much.
+
+var floods = flag.Bool("floods", false, "flood with the numbers of docs/reliability.md, and hold others' latency to them")
+
+// much is a number for `make floods`, and one that the tests have time for.
+func much(full, modest int) int {
+	if *floods {
+		return full
+	}
+	return modest
+}
+
+// bystander is a program that connects, says something and hears it, again and again, from a pin of its own.
+type bystander struct {
+	w      *network
+	p      *running
+	server *lab.Server
+	before time.Duration // median
+	rss    float64       // MiB, before
+}
+
+const bystanderPort = 443
+
+// watched starts pinproxy with a bystander's rule beside args, and measures how it is without a flood.
+func (w *network) watched(args ...string) *bystander {
+	w.t.Helper()
+	b := &bystander{w: w, server: w.Server.Serve(fmt.Sprint(":", bystanderPort), lab.Echo)}
+	b.p = w.pinproxy(append([]string{"--rule", "*:443=64000-64099"}, args...)...)
+	b.before = b.median(much(500, 20))
+	b.rss = b.measure().RSS
+	return b
+}
+
+func (b *bystander) measure() (s sample) {
+	b.w.t.Helper()
+	if err := b.p.measure(&s); err != nil {
+		b.w.t.Fatal(err)
+	}
+	return s
+}
+
+// once is one connection: how long it takes until its answer is there.
+func (b *bystander) once() (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	start := time.Now()
+	c, err := b.w.Client.Dial(ctx, "tcp", at(lab.Server4, bystanderPort))
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(start.Add(patience))
+	if _, err = io.WriteString(c, "x"); err == nil {
+		_, err = io.ReadFull(c, make([]byte, 1))
+	}
+	return time.Since(start), err
+}
+
+func (b *bystander) median(n int) time.Duration {
+	b.w.t.Helper()
+	var all []time.Duration
+	for range n {
+		d, err := b.once()
+		if err != nil {
+			b.w.t.Fatalf("a bystander's connection: %v", err)
+		}
+		all = append(all, d)
+	}
+	slices.Sort(all)
+	return all[len(all)/2]
+}
+
+// during runs flood and says how the bystander fared meanwhile, what it cost, and how long it took until all of it was
+// given back, which is when gone is true.
+func (b *bystander) during(flood func(), gone func(now statusJSON) bool) {
+	t := b.w.t
+	t.Helper()
+	over := make(chan struct{})
+	go func() { // ends with flood
+		defer close(over)
+		flood()
+	}()
+	var all []time.Duration
+	var most sample
+	start := time.Now()
+	for running := true; running || len(all) < 5; {
+		d, err := b.once()
+		if err != nil {
+			t.Fatalf("a bystander's connection, %v into the flood: %v", time.Since(start), err)
+		}
+		all = append(all, d)
+		if now := b.measure(); now.RSS > most.RSS {
+			most = now
+		}
+		select {
+		case <-over:
+			running = false
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	took := time.Since(start)
+	ended := time.Now()
+	b.p.poll("the flood to be over", func() bool {
+		now, ok := b.w.statusNow()
+		return ok && gone(now)
+	})
+	recovered := time.Since(ended)
+	after := b.median(much(500, 20))
+	slices.Sort(all)
+	meanwhile := all[len(all)/2]
+	t.Logf("took %v; bystander's median %v before, %v meanwhile (p99 %v), %v after; RSS %.0f → %.0f MiB, %.0f descriptors at most; over %v later",
+		took.Round(time.Millisecond), b.before.Round(time.Microsecond), meanwhile.Round(time.Microsecond), all[len(all)*99/100].Round(time.Microsecond),
+		after.Round(time.Microsecond), b.rss, most.RSS, most.Descriptors, recovered.Round(10*time.Millisecond))
+	for _, from := range b.server.Seen() {
+		if from.Port() < 64000 || from.Port() > 64099 {
+			t.Errorf("a bystander came from %v", from)
+		}
+	}
+	if *floods && meanwhile > 2*max(b.before, time.Millisecond) {
+		t.Errorf("a bystander's connection took %v, %v without the flood", meanwhile, b.before)
+	}
+	const limit = 1024 // MiB; see docs/reliability.md
+	if most.RSS > limit {
+		t.Errorf("pinproxy took %.0f MiB, want %d at most", most.RSS, limit)
+	}
+}
+
+// statusNow asks the control socket, which may be slow to answer in a flood.
+func (w *network) statusNow() (s statusJSON, ok bool) {
+	out, _, err := w.Client.Run(w.command("status", "--json"))
+	return s, err == nil && json.Unmarshal([]byte(out), &s) == nil
+}
+
+// noneTo reports whether no flow is left of a port.
+func noneTo(port uint16) func(statusJSON) bool {
+	return func(s statusJSON) bool {
+		return !slices.ContainsFunc(s.Flows, func(f flowJSON) bool { return f.Dst.Port() == port })
+	}
+}
+
+// knock sends a SYN from the client as a program does that connects and gives up at once.
+func (w *network) knock(to unix.Sockaddr) error {
+	return w.Client.Do(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if err := unix.Connect(fd, to); !errors.Is(err, unix.EINPROGRESS) {
+			return fmt.Errorf("connect without waiting: %w", err)
+		}
+		return nil
+	})
+}
+
+// SYNs to silent destinations: each is a dial that nobody answers, by somebody who is no longer there.
+func TestFloodOfSYNs(t *testing.T) {
+	w := newNetwork(t)
+	w.routeTo(w.Router, unix.RTN_BLACKHOLE, netip.MustParsePrefix("192.0.2.128/25"))
+	b := w.watched("--rule", "192.0.2.128/25:9=20000-29999 busy=fail", "--dial-timeout=2s")
+	n := much(100_000, 200)
+	b.during(func() {
+		var all sync.WaitGroup
+		const workers = 4
+		for i := range workers {
+			all.Go(func() {
+				for k := i; k < n; k += workers {
+					if err := w.knock(&unix.SockaddrInet4{Port: 9, Addr: [4]byte{192, 0, 2, byte(128 + k%128)}}); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		all.Wait()
+	}, noneTo(9))
+}
+
+// Half-open: the application's host never answers our SYN-ACK. It is none of the client's addresses, so nobody resets it.
+func TestFloodOfHalfOpen(t *testing.T) {
+	w := newNetwork(t)
+	w.Server.Serve(":9", lab.Echo)
+	b := w.watched("--rule", lab.Server4+":9=20000-39999")
+	n := much(10_000, 100)
+	b.during(func() {
+		err := w.Client.Do(func() error {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			if err := unix.BindToDevice(fd, "pin0"); err != nil {
+				return err
+			}
+			to := netip.MustParseAddr(lab.Server4)
+			for k := range n {
+				from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(100 + k%100)}), uint16(1024+k/100))
+				if err := unix.Sendto(fd, rawSYN(from, netip.AddrPortFrom(to, 9)), 0, &unix.SockaddrInet4{Addr: to.As4()}); err != nil {
+					return err
+				}
+				if k%100 == 99 {
+					time.Sleep(2 * time.Millisecond) // the device's queue is no test of ours
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}, func(s statusJSON) bool { return noneTo(9)(s) && s.Process.Endpoints == 0 })
+}
+
+// rawSYN is an IPv4 packet.
+func rawSYN(from, to netip.AddrPort) []byte {
+	b := make([]byte, 40)
+	b[0], b[8], b[9] = 0x45, 64, unix.IPPROTO_TCP
+	binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+	src, dst := from.Addr().As4(), to.Addr().As4()
+	copy(b[12:], src[:])
+	copy(b[16:], dst[:])
+	tcp := b[20:]
+	binary.BigEndian.PutUint16(tcp, from.Port())
+	binary.BigEndian.PutUint16(tcp[2:], to.Port())
+	binary.BigEndian.PutUint32(tcp[4:], 1)
+	tcp[12], tcp[13] = 5<<4, 2 // SYN
+	binary.BigEndian.PutUint16(tcp[14:], 65535)
+	pseudo := slices.Concat(src[:], dst[:], []byte{0, unix.IPPROTO_TCP, 0, byte(len(tcp))}, tcp)
+	binary.BigEndian.PutUint16(tcp[16:], checksum(pseudo))
+	binary.BigEndian.PutUint16(b[10:], checksum(b[:20]))
+	return b
+}
+
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for i := 0; i < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
+
+// Many programs that do not read what they are sent as fast as it can be sent.
+func TestFloodOfSlowReaders(t *testing.T) {
+	w := newNetwork(t)
+	w.Server.Serve(":9", lab.Source(1<<40))
+	b := w.watched("--rule", lab.Server4+":9=20000-29999")
+	n := much(1000, 10)
+	b.during(func() {
+		var all sync.WaitGroup
+		for range n {
+			all.Go(func() {
+				c, err := w.connect(at(lab.Server4, 9))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer c.Close()
+				_ = c.SetReadBuffer(4096)
+				_, err = io.ReadFull(c, make([]byte, 64<<10))
+				if err != nil {
+					t.Error(err)
+				}
+				time.Sleep(time.Duration(much(5000, 300)) * time.Millisecond) // it does not read
+				_ = c.SetLinger(0)
+			})
+		}
+		all.Wait()
+	}, noneTo(9))
+}
+
+// A program that connects and resets as fast as it can.
+func TestFloodOfResets(t *testing.T) {
+	w := newNetwork(t)
+	w.Server.Serve(":9", lab.Echo)
+	b := w.watched("--rule", lab.Server4+":9=20000-20099")
+	var n atomic.Int64
+	n.Store(int64(much(50_000, 200)))
+	b.during(func() {
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				for n.Add(-1) >= 0 {
+					ctx, cancel := context.WithTimeout(context.Background(), patience)
+					c, err := w.Client.Dial(ctx, "tcp", at(lab.Server4, 9))
+					cancel()
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					_ = c.(*net.TCPConn).SetLinger(0)
+					_ = c.Close()
+				}
+			})
+		}
+		all.Wait()
+	}, noneTo(9))
+}
+
+// DNS questions that nobody answers.
+func TestFloodOfQuestions(t *testing.T) {
+	w := newNetwork(t)
+	w.answer(func(q lab.Query) lab.Answer {
+		if strings.HasPrefix(q.Name, "silent") {
+			return lab.Answer{Drop: true}
+		}
+		return lab.Zone(zone)(q)
+	})
+	b := w.watched("--rule", "*.bank.example:8443=63000-63099")
+	n := much(20_000, 200)
+	b.during(func() {
+		question := []byte("\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x06silent\x04bank\x07example\x00\x00\x01\x00\x01")
+		for range n {
+			c, err := w.Client.Dial(t.Context(), "udp", at(lab.Server4, 53))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, err = c.Write(question)
+			_ = c.Close()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}, func(statusJSON) bool {
+		found, err := w.Client.Resolver().LookupNetIP(soon(t), "ip4", "www.bank.example")
+		return err == nil && len(found) == 1
+	})
+}
+
+// Answers with a thousand addresses, for more names and addresses than are kept: the newest are pinned, the number of
+// routes is bounded.
+func TestFloodOfAddresses(t *testing.T) {
+	const each = 1000
+	w := newNetwork(t)
+	number := func(name string) (n int) {
+		_, _ = fmt.Sscanf(name, "n%d.", &n)
+		return n
+	}
+	w.ServerOwns("2001:db8:beef::/48")
+	w.answer(func(q lab.Query) (a lab.Answer) {
+		if q.Type != dnsmessage.TypeAAAA || !strings.HasPrefix(q.Name, "n") {
+			return a
+		}
+		var addrs []string
+		for i := range each {
+			addrs = append(addrs, fmt.Sprintf("2001:db8:beef:%x::%x", number(q.Name), i+1))
+		}
+		return lab.Addrs(q, time.Hour, addrs...)
+	})
+	pinned := w.Server.Serve(":8443", lab.Echo)
+	b := w.watched("--rule", "*.bank.example:8443=63000-63999")
+	names := much(250, 3)
+	b.during(func() {
+		for i := range names {
+			found, err := w.Client.Resolver().LookupNetIP(soon(t), "ip6", fmt.Sprintf("n%d.bank.example", i))
+			if err != nil || len(found) != each {
+				t.Errorf("name %d has %d addresses, %v", i, len(found), err)
+				return
+			}
+			c, err := w.connect(at(found[i%each].String(), 8443))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			echo(t, c, "hello")
+			_ = c.Close()
+		}
+	}, noneTo(8443))
+	for _, from := range pinned.Seen() {
+		if from.Port() < 63000 || from.Port() > 63999 {
+			t.Errorf("a connection came from %v", from)
+		}
+	}
+	routes := strings.Count(w.Client.Snapshot(), "2001:db8:beef:")
+	t.Logf("%d names with %d addresses each: %d routes, %.0f MiB", names, each, routes, b.measure().RSS)
+	if bound := 200_000; routes > bound {
+		t.Errorf("%d routes, want %d at most", routes, bound)
+	}
+}
