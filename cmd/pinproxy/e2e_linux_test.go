@@ -61,6 +61,9 @@ var programs = map[string]func(){
 	"pinging":      pinging,
 	"guarded":      guarded,
 	"confined":     confined,
+	"inside":       inside,
+	"modest":       modest,
+	"callers":      callers,
 }
 
 func TestMain(m *testing.M) {

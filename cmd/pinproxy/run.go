@@ -19,6 +19,7 @@ import (
 	"pinproxy/netstack/dns"
 	"pinproxy/netstack/host"
 	"pinproxy/netstack/link"
+	"pinproxy/netstack/resolved"
 	"pinproxy/proxy"
 	"pinproxy/rules"
 )
@@ -105,7 +106,7 @@ func serve(stop, now context.Context, o options, h *handover, stderr io.Writer) 
 	if err != nil {
 		return err
 	}
-	return capture(stop, now, o, dev, proxy.Sockets{Mark: host.Mark, Owners: owners}, lock, site, hangups, log)
+	return capture(stop, now, o, dev, proxy.Sockets{Mark: host.Mark, Owners: owners}, h.Bus, lock, site, hangups, log)
 }
 
 // outliveReader keeps a log that nobody reads any more, as of a journal that is restarted, from ending us: Go has SIGPIPE
@@ -118,7 +119,7 @@ func outliveReader() func() {
 }
 
 // capture puts the parts together and runs them.
-func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy.Sockets, lock *host.Lock, site net.Listener, hangups <-chan struct{}, log *slog.Logger) (err error) {
+func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy.Sockets, bus resolved.Handed, lock *host.Lock, site net.Listener, hangups <-chan struct{}, log *slog.Logger) (err error) {
 	began := time.Now()
 	config := hostConfig(o, log)
 	config.Link, config.MTU = dev.Name(), dev.MTU()
@@ -135,6 +136,10 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	learn := &learner{names: names, routes: h, log: log}
 	relay := dns.NewRelay(sockets.DialPlain, learn, log, dns.Limits{})
 	resolver := dns.NewResolver(sockets.DialPlain, learn.refresh, log)
+	lookups, err := newResolved(dev.Name(), bus, o.set, learn, guard, log)
+	if err != nil {
+		return err
+	}
 	pins := proxy.New(proxy.Config{
 		Names:       names,
 		Dialer:      sockets,
@@ -151,7 +156,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		},
 	})
 	stack, err := netstack.New(dev, netstack.Config{Path: guard.path, Datagrams: func(d *netstack.Datagram) {
-		if guard.lets(d) {
+		if !lookups.handle(d) && guard.lets(d) {
 			relay.Handle(d)
 		}
 	}})
@@ -167,8 +172,13 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	defer cancel()
 	parts, ctx := errgroup.WithContext(ctx)
 	parts.Go(func() error { return relay.Serve(ctx) })
+	parts.Go(func() error { return lookups.queries.Serve(ctx) })
 	parts.Go(func() error {
-		return stack.Serve(ctx, func(ctx context.Context, f *netstack.Flow) { pins.Handle(ctx, f) })
+		return stack.Serve(ctx, func(ctx context.Context, f *netstack.Flow) {
+			if !lookups.carry(ctx, f) {
+				pins.Handle(ctx, f)
+			}
+		})
 	})
 	if site != nil {
 		m := &exporter{c: c, health: health, stack: stack.Stats, dns: relay.Stats, withheld: learn.withheld.Load}
@@ -199,13 +209,15 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	}
 	parts.Go(func() error { return h.Run(ctx) })
 	parts.Go(func() error { return learn.expire(ctx) })
+	parts.Go(func() error { return lookups.link.Run(ctx) })
+	lookups.await(ctx)
 	parts.Go(func() error {
 		return resolver.Run(ctx, o.set.Names(), func() {
 			health.set(healthCapturing)
 			ready(log, dev, o.set)
 		})
 	})
-	reload := &reloader{options: o, log: log, learn: learn, host: h, pins: pins, resolver: resolver, behind: guard.behind}
+	reload := &reloader{options: o, log: log, learn: learn, host: h, pins: pins, resolver: resolver, resolved: lookups, behind: guard.behind}
 	parts.Go(func() error { return reload.run(ctx, hangups) })
 
 	select {
@@ -213,8 +225,10 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		health.set(healthEnding)
 		notify("STOPPING=1")
 		log.Info("ending", "flows", pins.Stats().Live)
+		lookups.withdraw(now)
 		_ = h.Stop(now)
 		pins.Drain(now, drainGrace)
+		lookups.revert(now)
 	case <-ctx.Done(): // a part has failed
 		_ = h.Stop(now)
 	}
