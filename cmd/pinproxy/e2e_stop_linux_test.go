@@ -204,6 +204,30 @@ func serviceManager(t *testing.T) (path string, manager *net.UnixConn) {
 	return path, manager
 }
 
+// WatchdogSec= of a unit.
+func TestWatchdogIsFed(t *testing.T) {
+	w := newNetwork(t)
+	path, manager := serviceManager(t)
+	_ = manager.SetDeadline(time.Now().Add(2 * patience))
+	cmd := w.command("--log-format=json", "--rule", "*:7=63999")
+	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+path, "WATCHDOG_USEC=20000")
+	w.startCommand(cmd)
+	for fed := 0; fed < 3; {
+		b := make([]byte, 1000)
+		n, err := manager.Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch got := string(b[:n]); got {
+		case "WATCHDOG=1":
+			fed++
+		case "READY=1":
+		default:
+			t.Errorf("the manager was told %q", got)
+		}
+	}
+}
+
 // sd_notify(3): the service manager is told, and told nothing else.
 func TestServiceManagerIsTold(t *testing.T) {
 	w := newNetwork(t)

@@ -180,6 +180,11 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 			}
 		})
 	})
+	parts.Go(func() error {
+		return watchdog(ctx, watchdogEvery(os.Getenv), func() {
+			_, _, _, _ = pins.Stats(), names.Set(), stack.Stats(), relay.Stats()
+		}, func() { notify("WATCHDOG=1") })
+	})
 	if site != nil {
 		m := &exporter{c: c, health: health, stack: stack.Stats, dns: relay.Stats, withheld: learn.withheld.Load}
 		parts.Go(func() error { return serveSite(ctx, site, o, m, log) })
