@@ -3,6 +3,7 @@
 GO       = go
 PREFIX   = /usr/local
 DESTDIR  =
+SYSCONFDIR = /etc
 FUZZTIME = 30s
 BENCH    = .
 SOAK     = 60m
@@ -33,11 +34,11 @@ test: ## run all tests, those in namespaces too
 check: check-format check-vet check-static check-race check-vulnerable check-shell check-manual ## all that must be so before a commit, beside the tests
 
 check-format:
-	@files=$$($(TOOL) gofumpt -l cmd netstack proxy rules) || exit 1; \
+	@files=$$($(TOOL) gofumpt -l cmd netstack packaging proxy rules) || exit 1; \
 	test -z "$$files" || { echo "not as gofumpt writes it:"; echo "$$files"; exit 1; }
 
 check-vet:
-	for os in linux darwin windows; do GOOS=$$os CGO_ENABLED=0 $(GO) vet ./... || exit 1; done
+	for os in linux darwin freebsd windows; do GOOS=$$os CGO_ENABLED=0 $(GO) vet ./... || exit 1; done
 
 check-static:
 	$(TOOL) staticcheck ./...
@@ -57,7 +58,7 @@ check-vulnerable:
 	*) echo "$$out"; exit 1 ;; esac
 
 check-shell:
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run; else echo "no shellcheck: leaving out .ci/run"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run packaging/scripts/* packaging/completions/pinproxy.bash; else echo "no shellcheck: leaving out scripts"; fi
 
 check-manual:
 	@if test ! -e $(MANUAL); then :; \
@@ -93,13 +94,40 @@ floods: ## run the floods of docs/reliability.md with their full numbers, one af
 	$(GO) test -count=1 -v -run '^TestFlood' -parallel 1 -timeout 20m ./cmd/pinproxy -floods
 
 .PHONY: install
-install: bin/pinproxy ## install into PREFIX (/usr/local), below DESTDIR
+install: bin/pinproxy ## install into PREFIX (/usr/local) and SYSCONFDIR (/etc), below DESTDIR
 	install -D -m 755 bin/pinproxy $(DESTDIR)$(PREFIX)/bin/pinproxy
 	install -D -m 644 $(MANUAL) $(DESTDIR)$(PREFIX)/share/man/man8/pinproxy.8
+	install -D -m 644 packaging/completions/pinproxy.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/pinproxy
+	install -D -m 644 packaging/completions/_pinproxy $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_pinproxy
+	install -D -m 644 packaging/completions/pinproxy.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/pinproxy.fish
+	install -D -m 644 packaging/systemd/pinproxy.service $(DESTDIR)$(PREFIX)/lib/systemd/system/pinproxy.service
+	sed -i 's|/usr/bin/|$(PREFIX)/bin/|; s|/etc/pinproxy|$(SYSCONFDIR)/pinproxy|; s|/etc/default|$(SYSCONFDIR)/default|' $(DESTDIR)$(PREFIX)/lib/systemd/system/pinproxy.service
+	install -D -m 644 packaging/systemd/pinproxy.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/pinproxy.conf
+	test -e $(DESTDIR)$(SYSCONFDIR)/pinproxy/pinproxy.rules || install -D -m 644 packaging/pinproxy.rules $(DESTDIR)$(SYSCONFDIR)/pinproxy/pinproxy.rules
+	test -e $(DESTDIR)$(SYSCONFDIR)/default/pinproxy || install -D -m 644 packaging/pinproxy.default $(DESTDIR)$(SYSCONFDIR)/default/pinproxy
 	@if test -d $(DESTDIR)/etc/apparmor.d; then \
 		set -x; install -m 644 packaging/apparmor/pinproxy $(DESTDIR)/etc/apparmor.d/pinproxy; \
 		if test -z "$(DESTDIR)" && command -v apparmor_parser >/dev/null; then apparmor_parser -r /etc/apparmor.d/pinproxy; fi; \
 	else echo "no /etc/apparmor.d: leaving out the AppArmor profile"; fi
+
+# The newest tag, and how far we are from it; before the first tag, the commit.
+VERSION    = $(or $(patsubst v%,%,$(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | tr - '~')),0.0.0~$(shell git log -1 --format=%cd.%h --date=format:%Y%m%d))
+MAINTAINER = pinproxy
+# Where packages go, and what they are made of.
+PACKAGES = bin
+ROOT     = bin/root
+
+.PHONY: deb rpm
+deb rpm: bin/pinproxy ## make bin/pinproxy_VERSION_ARCH.deb, or bin/pinproxy-VERSION-1.ARCH.rpm
+	rm -rf $(ROOT)
+	$(MAKE) -s install DESTDIR=$(ROOT) PREFIX=/usr SYSCONFDIR=/etc
+	ROOT=$(ROOT) GOARCH=$$($(GO) env GOARCH) VERSION='$(VERSION)' MAINTAINER='$(MAINTAINER)' SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
+		$(GO) tool -modfile=.tools/package/go.mod nfpm package --config packaging/nfpm.yaml --packager $@ --target $(PACKAGES)
+	rm -rf $(ROOT)
+
+.PHONY: sbom
+sbom: bin/pinproxy ## print what bin/pinproxy is made of: tool chain, modules with their sums, revision
+	@$(GO) version -m bin/pinproxy
 
 .PHONY: clean
 clean: ## remove what was built

@@ -240,3 +240,37 @@ func declares(call *ast.CallExpr) []string {
 	}
 	return names
 }
+
+// The rules file that is installed: its examples parse, all of them together, and without a change there is none.
+func TestExampleRules(t *testing.T) {
+	const path = "../../packaging/pinproxy.rules"
+	text := readDocument(t, path)
+	if list, err := rules.ParseFile(path, strings.NewReader(text)); err != nil || len(list) != 0 {
+		t.Errorf("as it is it has %d rules, %v", len(list), err)
+	}
+	examples := regexp.MustCompile(`(?m)^# (\S+:\S+=\S.*)$`).ReplaceAllString(text, "$1")
+	list, err := rules.ParseFile(path, strings.NewReader(examples))
+	if err == nil {
+		_, err = rules.NewSet(list)
+	}
+	if err != nil || len(list) < 6 {
+		t.Errorf("%d examples, %v", len(list), err)
+	}
+}
+
+// What else is installed or shown names flags that there are.
+func TestExampleFlags(t *testing.T) {
+	want := declaredFlags(t)
+	for _, path := range []string{"systemd/pinproxy.service", "pinproxy.default", "kubernetes/sidecar.yaml"} {
+		found := 0
+		for _, m := range regexp.MustCompile(`(?:^|[\s"'[(\x60])--([a-z][a-z-]*)`).FindAllStringSubmatch(readDocument(t, "../../packaging/"+path), -1) {
+			found++
+			if !slices.Contains(want, m[1]) {
+				t.Errorf("packaging/%s: there is no flag %q", path, m[1])
+			}
+		}
+		if found == 0 {
+			t.Errorf("packaging/%s: no flag found", path)
+		}
+	}
+}
