@@ -103,6 +103,8 @@ install: bin/pinproxy ## install into PREFIX (/usr/local) and SYSCONFDIR (/etc),
 	install -D -m 644 packaging/systemd/pinproxy.service $(DESTDIR)$(PREFIX)/lib/systemd/system/pinproxy.service
 	sed -i 's|/usr/bin/|$(PREFIX)/bin/|; s|/etc/pinproxy|$(SYSCONFDIR)/pinproxy|; s|/etc/default|$(SYSCONFDIR)/default|' $(DESTDIR)$(PREFIX)/lib/systemd/system/pinproxy.service
 	install -D -m 644 packaging/systemd/pinproxy.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/pinproxy.conf
+	install -D -m 644 packaging/polkit/50-pinproxy.rules $(DESTDIR)$(PREFIX)/share/polkit-1/rules.d/50-pinproxy.rules
+	install -D -m 644 packaging/udev/80-pinproxy.rules $(DESTDIR)$(PREFIX)/lib/udev/rules.d/80-pinproxy.rules
 	test -e $(DESTDIR)$(SYSCONFDIR)/pinproxy/pinproxy.rules || install -D -m 644 packaging/pinproxy.rules $(DESTDIR)$(SYSCONFDIR)/pinproxy/pinproxy.rules
 	test -e $(DESTDIR)$(SYSCONFDIR)/default/pinproxy || install -D -m 644 packaging/pinproxy.default $(DESTDIR)$(SYSCONFDIR)/default/pinproxy
 	@if test -d $(DESTDIR)/etc/apparmor.d; then \
