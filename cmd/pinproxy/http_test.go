@@ -53,7 +53,8 @@ type testSite struct {
 	page   *page
 }
 
-func serveTestSite(t *testing.T, texts ...string) *testSite {
+// newTestSite is a site, all that it serves, and whom the control socket asks.
+func newTestSite(t testing.TB, texts ...string) (*testSite, http.Handler, *control) {
 	t.Helper()
 	var list []*rules.Rule
 	for _, text := range texts {
@@ -79,14 +80,20 @@ func serveTestSite(t *testing.T, texts ...string) *testSite {
 		c: c, health: h, viewers: p.watching, withheld: func() uint64 { return 7 },
 		stack: func() netstack.Stats { return netstack.Stats{Flows: 5} }, dns: func() dns.Stats { return dns.Stats{Queries: 6} },
 	}
+	return &testSite{health: h, page: p}, web("gate.bank.example", p, m), c
+}
+
+func serveTestSite(t *testing.T, texts ...string) *testSite {
+	t.Helper()
+	s, h, _ := newTestSite(t, texts...)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 2)
-	go func() { ended <- serveHTTP(ctx, l, web("gate.bank.example", p, m), httpConns, httpIdle) }() // both end with ctx
-	go func() { ended <- p.run(ctx) }()
+	go func() { ended <- serveHTTP(ctx, l, h, httpConns, httpIdle) }() // both end with ctx
+	go func() { ended <- s.page.run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		for range 2 {
@@ -100,7 +107,8 @@ func serveTestSite(t *testing.T, texts ...string) *testSite {
 			}
 		}
 	})
-	return &testSite{"http://" + l.Addr().String(), h, p}
+	s.url = "http://" + l.Addr().String()
+	return s
 }
 
 // get asks under any name, by any method.
