@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -30,7 +31,7 @@ type browser struct {
 	answers map[int]chan devtools
 	gone    chan struct{}
 	session string
-	errors  []string // what the page's script has failed at, or was refused
+	errors  []string
 }
 
 type devtools struct {
@@ -133,6 +134,21 @@ func (b *browser) write(id int, method string, params any) error {
 		_, err = b.send.Write(append(text, 0))
 	}
 	return err
+}
+
+// open goes to a page.
+func (b *browser) open(url string) {
+	b.t.Helper()
+	if failed := b.call("Page.navigate", map[string]any{"url": url})["errorText"]; failed != nil {
+		b.t.Fatalf("%s: %v", url, failed)
+	}
+}
+
+// failed returns what the page's script has failed at, or was refused.
+func (b *browser) failed() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.errors)
 }
 
 // call has the browser do something.

@@ -78,7 +78,7 @@ func answer(w http.ResponseWriter, what any) {
 
 // serve answers until ctx ends, and closes l.
 func (c *control) serve(ctx context.Context, l net.Listener) error {
-	return serveHTTP(ctx, l, c.handler(), controlConns, controlRead)
+	return serveHTTP(ctx, l, c.handler(), controlConns, controlRead, controlRead)
 }
 
 type discard struct{}

@@ -22,7 +22,8 @@ import (
 // that may connect, is not to read it either: there is no CORS header, and a name that is not ours is refused, which
 // it would use to appear as ours (DNS rebinding).
 const (
-	httpConns = 64 // at a time; more wait
+	httpConns = 64               // at a time; more wait
+	httpRead  = 10 * time.Second // a request, by a busy browser or a slow network
 	httpIdle  = 30 * time.Second
 )
 
@@ -91,11 +92,11 @@ func (e *httpError) hint() string {
 }
 
 // serveHTTP answers on l until ctx ends, and closes it.
-func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, conns int, idle time.Duration) error {
+func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, conns int, read, idle time.Duration) error {
 	s := &http.Server{
 		Handler:           h,
-		ReadHeaderTimeout: controlRead,
-		ReadTimeout:       controlRead,
+		ReadHeaderTimeout: read,
+		ReadTimeout:       read,
 		WriteTimeout:      controlWrite,
 		IdleTimeout:       idle,
 		MaxHeaderBytes:    controlHeader,
@@ -174,7 +175,7 @@ func serveSite(ctx context.Context, l net.Listener, o options, m *exporter, log 
 	var parts errgroup.Group
 	parts.Go(func() error { return p.run(ctx) })
 	log.Info("serving the page", "url", "http://"+l.Addr().String()+"/")
-	if err := serveHTTP(ctx, l, web(name, p, m), httpConns, httpIdle); err != nil {
+	if err := serveHTTP(ctx, l, web(name, p, m), httpConns, httpRead, httpIdle); err != nil {
 		log.Warn("the page has failed", "err", err.Error())
 	}
 	return parts.Wait()

@@ -92,7 +92,7 @@ func serveTestSite(t *testing.T, texts ...string) *testSite {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 2)
-	go func() { ended <- serveHTTP(ctx, l, h, httpConns, httpIdle) }() // both end with ctx
+	go func() { ended <- serveHTTP(ctx, l, h, httpConns, httpRead, httpIdle) }() // both end with ctx
 	go func() { ended <- s.page.run(ctx) }()
 	t.Cleanup(func() {
 		cancel()

@@ -51,7 +51,7 @@ func newPage(c *control, h *health) *page {
 
 // contentPolicy allows a page's own style and script, and nothing else; not even what somebody smuggles into it.
 func contentPolicy(html []byte) string {
-	return fmt.Sprintf("default-src 'none'; style-src %s; script-src %s; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+	return fmt.Sprintf("default-src 'none'; style-src %s; script-src %s; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 		hashOf(html, "style"), hashOf(html, "script"))
 }
 

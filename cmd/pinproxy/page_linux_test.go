@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"flag"
 	"fmt"
 	"image/png"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"pinproxy/netstack/lab"
@@ -21,10 +23,13 @@ func TestPage(t *testing.T) {
 	w.names()
 	w.Server.Serve(":443", lab.Echo)
 	w.Server.Serve(":8443", lab.Echo)
-	w.pinproxy("--http", ":8080", "--rule", "www.bank.example:443=63990-63997", "--rule", "203.0.113.2:8443=62000 busy=wait:1m",
-		"--rule", "192.0.2.0/25:443=20000-21999", "--rule", "192.0.2.80:9=192.0.2.9:61000", "--rule", "*.other.example:22=1022")
+	args := []string{
+		"--http", ":8080", "--rule", "www.bank.example:443=63990-63997", "--rule", "203.0.113.2:8443=62000 busy=wait:10m",
+		"--rule", "192.0.2.0/25:443=20000-21999", "--rule", "192.0.2.80:9=192.0.2.9:61000", "--rule", "*.other.example:22=1022",
+	}
+	p := w.pinproxy(args...)
 	b := startBrowser(t, w.Client)
-	b.call("Page.navigate", map[string]any{"url": "http://127.0.0.1:8080/"})
+	b.open("http://127.0.0.1:8080/")
 	b.await(`document.body && document.body.dataset.seq > 0`)
 	b.look("0")
 	if text := b.eval("document.body.innerText").(string); !strings.Contains(text, "www.bank.example:443=63990-63997") || !strings.Contains(text, "capturing") || !strings.Contains(text, "None so far.") {
@@ -53,17 +58,23 @@ func TestPage(t *testing.T) {
 		echo(t, w.mustConnect("203.0.113.2:443"), strings.Repeat("hello", 1000*i+1))
 	}
 	echo(t, w.mustConnect("203.0.113.2:8443"), "hello")
+	ctx, cancel := context.WithCancel(context.Background())
+	var waiting sync.WaitGroup
+	t.Cleanup(func() {
+		cancel()
+		waiting.Wait()
+	})
 	for range 3 {
-		go func() { // ends with the test
-			if c, err := w.connectFor(browserPatience, "203.0.113.2:8443"); err == nil {
+		waiting.Go(func() {
+			if c, err := w.Client.Dial(ctx, "tcp", "203.0.113.2:8443"); err == nil {
 				_ = c.Close()
 			}
-		}()
+		})
 	}
 	if c, err := w.connect("192.0.2.80:9"); err == nil {
 		t.Errorf("connected from %s", c.LocalAddr())
 	}
-	b.await(`flows.size === 10 && document.querySelectorAll("#flows tbody tr").length === 10 && document.querySelectorAll("#waiting .why").length === 3`)
+	b.await(`flows.size === 10 && document.querySelectorAll("#flows tbody tr").length === 10 && document.querySelectorAll("#waiting .why").length === 1 && document.querySelectorAll("#waiting li").length === 3`)
 	b.await(`document.querySelector("#failures").innerText.includes("source address 192.0.2.9 is not on this host")`)
 	b.await(`document.querySelector("#pins").innerText.includes("<b id=x> (pid ")`)
 	if n := b.eval(`document.querySelectorAll("#x").length`); n != 0.0 {
@@ -75,6 +86,8 @@ func TestPage(t *testing.T) {
 		}
 	}
 	b.look("10")
+	b.scheme("light", 390) // a telephone
+	b.await(`document.documentElement.scrollWidth <= 390`)
 
 	for i := range 990 {
 		echo(t, w.mustConnect(fmt.Sprintf("192.0.2.%d:443", 1+i%100)), "hello")
@@ -91,11 +104,28 @@ func TestPage(t *testing.T) {
 	b.eval(`var at = state.seq`)
 	b.await(`state.seq > at + 1`)
 
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.errors) > 0 {
-		t.Errorf("the page's script: %q", b.errors)
+	// What it gave up as root it does not need for its metrics.
+	b.eval(`var metrics; fetch("metrics").then(answer => answer.text()).then(text => metrics = text)`)
+	b.await(`metrics !== undefined`)
+	for _, want := range []string{
+		"process_open_fds ", "pinproxy_capturing 1", "pinproxy_reserved_ports 2011", `pinproxy_flows{stage="open"} 997`,
+		`pinproxy_rule_flows{rule="203.0.113.2:8443=62000 busy=wait:10m",stage="waiting"} 3`, `pinproxy_flows_failed_total{cause="source"} 1`,
+	} {
+		if text := b.eval("metrics").(string); !strings.Contains(text, "\n"+want) {
+			t.Errorf("%q is not among the metrics:\n%s", want, text)
+		}
 	}
+	if failed := b.failed(); len(failed) > 0 {
+		t.Errorf("the page's script: %q", failed)
+	}
+
+	// When it ends the page says so, and goes on by itself with the next one.
+	cancel()
+	waiting.Wait()
+	p.stop()
+	b.await(`document.body.className === "stale" && document.querySelector("#health").innerText.startsWith("not connected")`)
+	w.pinproxy(args...)
+	b.await(`document.body.className === "" && state.pid !== ` + fmt.Sprint(p.Pid()) + ` && flows.size === 0 && document.querySelector("#health").innerText === "capturing"`)
 }
 
 // look takes the pictures of a situation, which must be pictures of something, and differ.
