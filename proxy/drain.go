@@ -10,12 +10,16 @@ import (
 const (
 	// drainIdle: a flow that moved no byte for so long is taken to be between
 	// two requests, and is ended at once.
-	drainIdle = time.Second
-	drainTick = 50 * time.Millisecond
-	// finishIdle is drainIdle where the application has ended: its kernel hands over
-	// what is left without a pause.
-	finishIdle = 50 * time.Millisecond
+	drainIdle  = time.Second
+	drainTick  = 50 * time.Millisecond
 	finishTick = 5 * time.Millisecond
+	// finishLooks is drainIdle where the application has ended and its FIN or reset has come, in looks that find no
+	// byte moved, one a finishTick. Looks are counted, not time, for a process that gets no processor for a while would
+	// take that for a silence.
+	finishLooks = 10
+	// lastLooks is finishLooks where neither has come: its kernel hands over what is left, and then a FIN, but maybe
+	// not without a pause. Only what another process still holds is waited for in vain.
+	lastLooks = 50
 )
 
 // Drain ends all flows and returns when none is left. New flows are dropped from
@@ -33,21 +37,37 @@ func (p *Proxy) Drain(ctx context.Context, grace time.Duration) {
 }
 
 // Finish is Drain when the application has ended, whose last bytes may be under way:
-// it takes a shorter silence for their end. Flows that are not answered by then are given
+// it takes a shorter silence for their end, the shortest where they are known to have come. Flows that are not answered by then are given
 // up. It does not wait for the other ends to close theirs, and reports whether all flows
 // have ended: of those that have not everything has been handed to the kernel, FIN
 // included, and nothing but the end of this process is to come.
 func (p *Proxy) Finish(ctx context.Context, grace time.Duration) (ended bool) {
 	return p.drain(ctx, grace, finishTick, func(l *live, since time.Duration) (settled bool) {
-		idle := l.idleFor() // 0 while an end takes its bytes slowly
+		still, needed := l.stillness()
 		switch {
-		case idle >= 2*finishIdle && l.ended() != "":
+		case still >= needed+finishLooks && l.ended() != "":
 			return true
-		case idle >= finishIdle, since >= finishIdle && !l.spliced():
+		case still >= needed, since >= finishLooks*finishTick && !l.spliced():
 			l.end("stopped")
 		}
 		return false
 	})
+}
+
+// stillness is called for each look of Finish. It says how many in a row have found that no byte has moved since the one
+// before, none while an end takes its bytes slowly, and how many of them are needed to end the flow.
+func (l *live) stillness() (still, needed int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if last := l.IdleSince(); last.IsZero() || !last.Equal(l.lookedAt) {
+		l.lookedAt, l.still = last, 0
+	} else {
+		l.still++
+	}
+	if l.heard.Load() {
+		return l.still, finishLooks
+	}
+	return l.still, lastLooks
 }
 
 // drain takes no new flows, and calls look for each that there is until all have ended or

@@ -2,10 +2,18 @@ package proxy
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
+)
+
+// Silences that Finish takes for an end, after the application's FIN and without it.
+const (
+	finishIdle = finishLooks * finishTick
+	lastIdle   = lastLooks * finishTick
 )
 
 // finish runs Finish and returns what it said, and how long it took.
@@ -54,8 +62,8 @@ func TestFinishWaitsForSlowUpstream(t *testing.T) {
 			read <- string(b[:n])
 			_ = up.Close()
 		}()
-		if _, took := h.finish(t.Context(), time.Minute); took < 10*finishIdle || took > 14*finishIdle {
-			t.Errorf("Finish returned after %v, want little more than %v", took, 10*finishIdle)
+		if _, took := h.finish(t.Context(), time.Minute); took < 10*finishIdle || took > 14*finishIdle+lastIdle {
+			t.Errorf("Finish returned after %v, want little more than %v", took, 10*finishIdle+lastIdle)
 		}
 		if got := <-read; got == "" {
 			t.Error("the last bytes did not arrive")
@@ -80,5 +88,68 @@ func TestFinishGivesUpDials(t *testing.T) {
 		}
 		f.answered(t, "drop")
 		f.ended(t)
+	})
+}
+
+// The application has gone, and its kernel makes a pause before it hands over the rest.
+func TestFinishWaitsForLastBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, upstreams := inMemory(t, "*:*=1000")
+		f := h.openWith(t, dst4, memory)
+		f.answered(t, "accept")
+		up := <-upstreams
+		go func() {
+			time.Sleep(3 * finishIdle)
+			_, _ = f.app.Write([]byte("last words"))
+			_ = f.app.Close()
+		}()
+		got := make(chan error, 1)
+		go func() {
+			b, err := io.ReadAll(up)
+			if string(b) != "last words" {
+				err = fmt.Errorf("%q arrived, and then %w", b, err)
+			}
+			_ = up.Close()
+			got <- err
+		}()
+		if ended, took := h.finish(t.Context(), time.Minute); !ended || took < 3*finishIdle || took > 4*finishIdle {
+			t.Errorf("Finish: %v after %v, want true after %v", ended, took, 3*finishIdle)
+		}
+		if err := <-got; err != nil {
+			t.Error(err)
+		}
+		f.ended(t)
+	})
+}
+
+// Time in which nobody looks does not count: it may be that nobody could have carried anything either.
+func TestStillness(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLive(nil, &testFlow{}, nil)
+		looks := func(want int) {
+			t.Helper()
+			if still, needed := l.stillness(); still != want || needed != lastLooks {
+				t.Errorf("%d of %d looks, want %d of %d", still, needed, want, lastLooks)
+			}
+		}
+		looks(0) // not spliced yet
+		looks(0)
+		l.moved()
+		looks(0)
+		time.Sleep(time.Hour)
+		looks(1)
+		looks(2)
+		l.writing.Add(1)
+		looks(0)
+		l.writing.Add(-1)
+		looks(0)
+		looks(1)
+		time.Sleep(time.Millisecond)
+		l.moved()
+		looks(0)
+		l.heard.Store(true)
+		if _, needed := l.stillness(); needed != finishLooks {
+			t.Errorf("%d looks after the application's end, want %d", needed, finishLooks)
+		}
 	})
 }

@@ -30,6 +30,7 @@ type live struct {
 	up, down  atomic.Uint64 // bytes
 	lastMoved atomic.Int64  // when the last byte moved, in nanoseconds after started; 0 until spliced
 	writing   atomic.Int32  // directions with bytes that the other end has not taken yet
+	heard     atomic.Bool   // all that the application had to say has been passed on, its end included
 
 	mu       sync.Mutex
 	cancel   context.CancelFunc // gives up what is not spliced yet
@@ -41,6 +42,9 @@ type live struct {
 	local    netip.AddrPort // of the upstream socket, once there is one
 	app, net Conn           // while spliced
 	reason   string         // why we ended it, if we did
+
+	lookedAt time.Time // what IdleSince was at the last look of Finish, and how many looks have found the same
+	still    int
 }
 
 func newLive(p *Proxy, f Flow, cancel context.CancelFunc) *live {

@@ -43,7 +43,10 @@ func (l *live) splice() string {
 	up := &direction{flow: l, src: l.app, dst: l.net, bytes: &l.up}
 	down := &direction{flow: l, src: l.net, dst: l.app, bytes: &l.down}
 	var wg sync.WaitGroup
-	wg.Go(up.carry)
+	wg.Go(func() {
+		up.carry()
+		l.heard.Store(true)
+	})
 	down.carry()
 	wg.Wait()
 	// What broke or stuck while being written to has not got its whole stream, and
