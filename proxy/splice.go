@@ -12,8 +12,9 @@ import (
 	"time"
 )
 
-// chunkSize is how much is read at a time. 64 KiB cost a fifth of the throughput.
-const chunkSize = 256 << 10
+// chunkSize is how much is read at a time. 64 KiB cost a fifth of the throughput. It makes four packets
+// to the device that are as full as gVisor sends them (sender.sendData), and no fifth of what is left.
+const chunkSize = 4 * (65535 - 161)
 
 // chunks holds the buffers. A flow has one only while bytes move.
 var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}

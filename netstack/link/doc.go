@@ -17,6 +17,9 @@
 // hosts behind a gateway. See linux/Documentation/networking/tuntap.rst and
 // include/uapi/linux/virtio_net.h.
 //
+// What the kernel sends in one burst, the reader reads in one go, and passes the last
+// of each flow's ACKs on for all of them: see acks_linux.go.
+//
 // Without (Config.Offload false, or a kernel that refuses) the device is opened
 // by github.com/songgao/water and driven by gVisor's fdbased endpoint at an
 // MTU of 65520, which is what a TUN can do at its best without a header.

@@ -122,6 +122,9 @@ func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 	iov[0].SetLen(len(hdr))
 	iov[1].SetLen(maxPacket)
 	var failed error
+	var acks acks
+	defer acks.take((*buffer.View).Release) // of what is left at the end
+	handOver := func(v *buffer.View) { deliver(d, v) }
 	err := e.raw.Read(func(fd uintptr) bool {
 		for !e.stop.Load() {
 			n, errno := readv(fd, iov)
@@ -130,6 +133,7 @@ func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 			case unix.EINTR:
 				continue
 			case unix.EAGAIN:
+				acks.take(handOver)
 				return false
 			case unix.EBADFD: // tun_chr_read_iter
 				failed = errDeleted
@@ -139,8 +143,11 @@ func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 				return true
 			}
 			n -= vnetHeaderSize
+			if n <= 0 || acks.hold(big.AsSlice()[:n]) {
+				continue
+			}
+			acks.take(handOver)
 			switch {
-			case n <= 0:
 			case n <= copyBelow:
 				view := buffer.NewView(n)
 				_, _ = view.Write(big.AsSlice()[:n])
