@@ -51,11 +51,18 @@ func inside() {
 	os.Exit(1)
 }
 
-// modest becomes the test binary's program that is its first argument, as user nobody with CAP_NET_ADMIN.
+// modest becomes the test binary's program that is its first argument, as user nobody with CAP_NET_ADMIN;
+// with HIDEPID set, in a /proc that hides other users' processes.
 func modest() {
 	runtime.LockOSThread()
 	id := identity{uid: nobody, gid: nobody, groups: []int{nobody}, caps: []int{unix.CAP_NET_ADMIN}}
-	err := id.become()
+	var err error
+	if os.Getenv("HIDEPID") != "" {
+		err = unix.Mount("proc", "/proc", "proc", 0, "hidepid=invisible")
+	}
+	if err == nil {
+		err = id.become()
+	}
 	if err == nil {
 		err = unix.Exec(ownFile, os.Args[1:], os.Environ())
 	}
@@ -394,5 +401,20 @@ func TestResolvedForbids(t *testing.T) {
 	_ = c.Close()
 	cameFrom(t, server.Seen(), 1, 63998)
 	h.call("turn#.bank.example", 1) // unpinned, but not broken
+	p.stop()
+}
+
+// A /proc that shows a user his own processes alone does not tell of what network systemd-resolved is.
+func TestResolvedIsHidden(t *testing.T) {
+	h := newHousehold(t, "DNS="+lab.Server4+"\n")
+	h.turning()
+	h.run = publicDir(t)
+	if err := os.Chown(h.run, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	cmd := h.ours("modest", "pinproxy", "--log-format=json", "--rule", "*.bank.example:443=63999")
+	cmd.Env = append(cmd.Env, "HIDEPID=1")
+	p := h.startPinproxy(cmd)
+	p.expect("ProtectProc=default in a unit")
 	p.stop()
 }

@@ -155,6 +155,9 @@ func (b bus) sameNetwork(ctx context.Context) (bool, error) {
 	}
 	theirs, err := os.Stat("/proc/" + strconv.Itoa(int(pid)) + "/net/dev")
 	if errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat("/proc/1"); errors.Is(err, os.ErrNotExist) {
+			return false, errHidden
+		}
 		return false, nil // of another PID namespace
 	}
 	return err == nil && os.SameFile(ours, theirs), err

@@ -29,6 +29,7 @@ const (
 
 var (
 	errElsewhere = errors.New("systemd-resolved belongs to another network namespace")
+	errHidden    = errors.New("/proc does not show other users' processes, so not whether systemd-resolved belongs to this network namespace")
 	errInactive  = errors.New("systemd-resolved does not use the link")
 )
 
@@ -201,8 +202,12 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 	if len(domains) == 0 && r.known == nil {
 		return 0, nil
 	}
-	if same, err := b.sameNetwork(ctx); err != nil || !same {
-		return 0, errors.Join(errElsewhere, err)
+	same, err := b.sameNetwork(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if !same {
+		return 0, errElsewhere
 	}
 	all, fallback, err := b.read(ctx, r.cfg.Index, r.cfg.Server)
 	if err != nil {
@@ -313,6 +318,8 @@ func hint(err error, link string) string {
 		return "allow it to this user by a polkit rule, packaging/polkit/50-pinproxy.rules, or start pinproxy as root"
 	case isError(err, service+".LinkBusy"):
 		return fmt.Sprintf("systemd-networkd manages %s: keep it from that by Unmanaged=yes in a .network file, or packaging/udev/80-pinproxy.rules", link)
+	case errors.Is(err, errHidden):
+		return "have /proc show them to this user: ProtectProc=default in a unit, or no hidepid= at its mount"
 	case errors.Is(err, errInactive):
 		return fmt.Sprintf("see what `resolvectl status %s` and `networkctl status %s` say", link, link)
 	}
