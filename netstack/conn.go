@@ -43,6 +43,9 @@ type conn struct {
 	readReady, sendReady chan struct{}
 	hangUp               waiter.Entry
 
+	watched waiter.Entry // while somebody is to be woken
+	watcher interface{ Wake() }
+
 	readDeadline, writeDeadline deadline
 
 	reset     atomic.Bool
@@ -96,6 +99,32 @@ func (c *conn) WaitRead() error {
 		}
 	}
 }
+
+// Watch has w woken once WaitRead would return, before Watch returns if it would now.
+// Wake must not block, as gVisor's locks are held. It may be called more than once. Unwatch
+// takes it back; Wake may be under way then. One watches at a time, and not after Close.
+func (c *conn) Watch(w interface{ Wake() }) bool {
+	const events = waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr
+	c.watcher = w
+	c.watched.Init((*alarm)(c), events)
+	c.wq.EventRegister(&c.watched)
+	if c.ep.Readiness(events) != 0 || isDone(c.closed) {
+		w.Wake()
+	}
+	return true
+}
+
+// Unwatch takes Watch back.
+func (c *conn) Unwatch() {
+	c.wq.EventUnregister(&c.watched)
+	c.watcher = nil
+}
+
+// alarm is a watched conn, as gVisor's queue knows it.
+type alarm conn
+
+// NotifyEvent implements waiter.EventListener.
+func (a *alarm) NotifyEvent(waiter.EventMask) { a.watcher.Wake() }
 
 // Read implements net.Conn.
 func (c *conn) Read(b []byte) (int, error) {

@@ -22,11 +22,14 @@ func (d *deadline) set(t time.Time) {
 		d.done = nil
 	}
 	d.timer = nil
+	if t.IsZero() {
+		if d.done != nil && isDone(d.done) {
+			d.done = nil
+		}
+		return
+	}
 	if d.done == nil || isDone(d.done) {
 		d.done = make(chan struct{})
-	}
-	if t.IsZero() {
-		return
 	}
 	done := d.done
 	if wait := time.Until(t); wait > 0 {

@@ -29,6 +29,10 @@
 // demultiplexer, and the SYN becomes a new flow. The old endpoint finishes its
 // queue by itself.
 //
+// A handler may return while its connection lives on, if it detaches the flow. A Conn can
+// be watched then instead of read: gVisor's queue of waiters calls back when there is
+// something to read, so nothing has to wait for it.
+//
 // UDP goes another way: each datagram is handed to Config.Datagrams, and answered
 // by Datagram.Reply. There is no UDP endpoint and no state. So do echo requests, by
 // Config.Echoes: gVisor, to which every address is its own, would answer them all, also for

@@ -44,6 +44,7 @@ type Flow struct {
 	src, dst netip.AddrPort
 	isn      uint32
 	giveUp   func() // ends the handler's context
+	detached bool   // it goes on when its handler has returned
 
 	remote bool // the application is on another host
 
@@ -56,7 +57,7 @@ type Flow struct {
 	// forwarded is closed when gVisor's forwarder is done with the SYN. It
 	// ignores another on the same 4-tuple until then, so a flow that comes after
 	// one whose handshake is not over waits for it.
-	forwarded chan struct{}
+	forwarded chan struct{}   // nil once open
 	after     <-chan struct{} // forwarded of the predecessor, or nil
 
 	// Guarded by stack.mu.
@@ -155,10 +156,12 @@ func (s *Stack) sweep() {
 	}
 }
 
+// opened also lets go of what is needed up to there.
 func (f *Flow) opened() {
 	f.stack.mu.Lock()
 	defer f.stack.mu.Unlock()
 	f.phase = open
+	f.request, f.synAck, f.forwarded, f.after = nil, nil, nil, nil
 }
 
 // Accept answers the handshake and returns the connection, once the application
@@ -282,13 +285,14 @@ func (s *Stack) deliver(r *tcp.ForwarderRequest) {
 		r.Complete(true)
 		return
 	}
+	synAck, forwarded := f.synAck, f.forwarded // opened lets go of them
 	f.request <- r
 	select {
-	case pkt := <-f.synAck:
+	case pkt := <-synAck:
 		s.send(pkt)
-	case <-f.forwarded:
+	case <-forwarded:
 		select {
-		case pkt := <-f.synAck:
+		case pkt := <-synAck:
 			s.send(pkt)
 		default: // rejected
 		}
@@ -332,6 +336,13 @@ func (s *Stack) send(pkt *stack.PacketBuffer) {
 	_, _ = s.link.Endpoint().WritePackets(pkts)
 	pkts.DecRef()
 }
+
+// Detach says that the handler will return before it is done with the flow: the Stack
+// waits for Done then. It is called on the handler's goroutine.
+func (f *Flow) Detach() { f.detached = true }
+
+// Done says that a flow that has been detached is over.
+func (f *Flow) Done() { f.stack.handlers.Done() }
 
 // Reject lets the application's connect() fail with errno: ECONNREFUSED,
 // EHOSTUNREACH, ENETUNREACH, or EACCES for what is administratively prohibited

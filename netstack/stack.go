@@ -55,8 +55,9 @@ type Stats struct {
 }
 
 // Handler decides on one flow. It must end it by Accept, Reject or Drop and may
-// go on for as long as the connection lives. ctx ends when the application gives
-// the flow up before it was answered, or the stack stops.
+// go on for as long as the connection lives, or detach it (Flow.Detach). ctx ends when
+// the application gives the flow up before it was answered, the stack stops, or the
+// handler returns.
 type Handler func(ctx context.Context, f *Flow)
 
 // Stack is gVisor from birth to Destroy, on one link.
@@ -73,7 +74,7 @@ type Stack struct {
 	ready chan struct{}
 
 	total, dropped atomic.Uint64
-	handlers       sync.WaitGroup // one for each flow whose handler has not returned
+	handlers       sync.WaitGroup // one for each flow whose handler has not returned, or that is detached and not done
 	workers        workers
 
 	mu       sync.Mutex
@@ -137,8 +138,8 @@ func (s *Stack) tune() error {
 }
 
 // Serve reads the link and calls h, on a goroutine of its own, for each flow. It
-// returns nil when ctx ends, after every handler has returned and gVisor's
-// goroutines are gone, or the link's error when the link fails. It can be called
+// returns nil when ctx ends, after every handler has returned, every detached flow is
+// done and gVisor's goroutines are gone, or the link's error when the link fails. It can be called
 // once.
 func (s *Stack) Serve(ctx context.Context, h Handler) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -311,10 +312,14 @@ func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.Packet
 
 // run is one flow, on a worker.
 func (s *Stack) run(ctx context.Context, f *Flow) {
-	defer s.handlers.Done()
-	defer f.giveUp()
 	s.serve.handle(ctx, f)
 	f.Drop() // a handler that forgot
+	f.giveUp()
+	if f.detached {
+		f.giveUp = nil // holds the context; it was for who gives up while parked
+	} else {
+		f.Done()
+	}
 }
 
 // forget takes f out of the table, unless another flow has its place already.

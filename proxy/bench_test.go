@@ -61,7 +61,7 @@ func BenchmarkFlow(b *testing.B) {
 		f := &testFlow{dst: s.addr, accept: memory, answers: make(chan string, 1)}
 		done := make(chan struct{})
 		go func() {
-			h.Handle(b.Context(), f)
+			h.handle(b.Context(), f)
 			close(done)
 		}()
 		if got := <-f.answers; got != "accept" {

@@ -10,10 +10,19 @@
 //	                                                    └ getsockname = lease, or the flow fails
 //
 // The application's SYN waits while we dial. When the upstream has answered, so
-// do we, and two goroutines carry the bytes, one a direction, until both
+// do we, and the bytes are carried until both
 // directions have ended. A direction that ends by FIN ends the same direction
 // on the other side, and the other goes on. Whatever else ends one end, ends
 // the other end by a reset, behind the bytes that were on their way.
+//
+// A direction has a goroutine while bytes move. When nothing has moved for half a second
+// or a whole one it falls asleep: the goroutine ends, and who would have woken it
+// (netstack's queue, or an epoll instance of our own, with one goroutine for all sockets)
+// has another one started. So an idle flow costs no stack. Nobody sees a difference:
+// a sleeping flow is listed, counted as idle, reclaimed, drained and reset as any other, and
+// whoever ends it wakes it first. Where an end can't be watched (other systems than Linux,
+// connections that are looked into) the goroutine stays. When many flows have fallen
+// asleep or ended, Config.Quiet is told that there is memory to return.
 //
 // A flow leaves from its rule's pin or not at all. The socket is bound
 // explicitly, with SO_REUSEADDR on every socket that ever uses the port, then
@@ -61,6 +70,10 @@
 //
 //	we end a flow (reclaim, stop)   both: FIN, what was read is delivered; who says more
 //	                                then, or has not ended a second later, is reset
+//
+//	a flow sleeps                   application, upstream       log
+//	bytes, FIN, reset come          as above: it wakes          as above
+//	the kernel can't watch it       none: it keeps a goroutine  -
 //
 // The package knows no device and no gVisor: a Flow is what it consumes.
 package proxy

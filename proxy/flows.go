@@ -56,7 +56,7 @@ func (l *live) info() FlowInfo {
 	defer l.mu.Unlock()
 	f := FlowInfo{
 		ID: l.id, Src: l.flow.Src(), Dst: l.flow.Dst(), Upstream: l.upstream, Local: l.local,
-		Name: l.decision.Name, Stage: l.stage, Since: l.started, Up: l.up.Load(), Down: l.down.Load(),
+		Name: l.decision.Name, Stage: l.stage, Since: l.started, Up: l.up.bytes.Load(), Down: l.down.bytes.Load(),
 	}
 	if l.decision.Rule != nil {
 		f.Rule = l.decision.Rule.String()

@@ -180,7 +180,8 @@ type testFlow struct {
 	src, dst netip.AddrPort
 	accept   func() (app, ours Conn, err error)
 	giveUp   context.CancelFunc
-	done     chan struct{} // Handle has returned
+	done     chan struct{} // it is over
+	detached chan struct{} // closed by Done
 
 	answers chan string
 	app     Conn // the application's end, once accepted
@@ -199,6 +200,16 @@ func (f *testFlow) Accept() (Conn, error) {
 
 func (f *testFlow) Reject(errno syscall.Errno) { f.answers <- errno.Error() }
 func (f *testFlow) Drop()                      { f.answers <- "drop" }
+func (f *testFlow) Detach()                    { f.detached = make(chan struct{}) }
+func (f *testFlow) Done()                      { close(f.detached) }
+
+// handle returns when the flow is over.
+func (h *harness) handle(ctx context.Context, f *testFlow) {
+	h.Handle(ctx, f)
+	if f.detached != nil {
+		<-f.detached
+	}
+}
 
 // open handles a flow to dst. The end of the test ends it, and checks that it was
 // answered once.
@@ -224,7 +235,7 @@ func (h *harness) openFrom(t testing.TB, src, dst netip.AddrPort, accept func() 
 	}
 	go func() {
 		defer close(f.done)
-		h.Handle(ctx, f)
+		h.handle(ctx, f)
 	}()
 	t.Cleanup(func() {
 		cancel()

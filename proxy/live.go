@@ -27,10 +27,9 @@ type live struct {
 	behind  bool // comes from another host
 	started time.Time
 
-	up, down  atomic.Uint64 // bytes
-	lastMoved atomic.Int64  // when the last byte moved, in nanoseconds after started; 0 until spliced
-	writing   atomic.Int32  // directions with bytes that the other end has not taken yet
-	heard     atomic.Bool   // all that the application had to say has been passed on, its end included
+	lastMoved atomic.Int64 // when the last byte moved, in nanoseconds after started; 0 until spliced
+	writing   atomic.Int32 // directions with bytes that the other end has not taken yet
+	heard     atomic.Bool  // all that the application had to say has been passed on, its end included
 
 	mu       sync.Mutex
 	cancel   context.CancelFunc // gives up what is not spliced yet
@@ -42,32 +41,38 @@ type live struct {
 	local    netip.AddrPort // of the upstream socket, once there is one
 	app, net Conn           // while spliced
 	reason   string         // why we ended it, if we did
+	ordered  bool           // and if we did so in order: a read that is past its deadline ends the stream
 
 	lookedAt time.Time // what IdleSince was at the last look of Finish, and how many looks have found the same
 	still    int
+
+	// Once it is spliced.
+	up, down direction
+	held     leased
+	release  func() // of what Names holds
+	place    int    // in rest.awake, from 1; 0 outside; guarded by rest.mu
 }
 
 func newLive(p *Proxy, f Flow, cancel context.CancelFunc) *live {
 	return &live{proxy: p, id: f.Number(), flow: f, started: time.Now(), cancel: cancel, upstream: f.Dst()}
 }
 
-// run is the life of the flow.
-func (l *live) run(ctx context.Context) {
-	release := l.proxy.cfg.Names.Hold(l.flow.Dst().Addr())
-	defer release()
+// connected is the life of the flow up to its being spliced, or to its end.
+func (l *live) connected(ctx context.Context) bool {
+	l.release = l.proxy.cfg.Names.Hold(l.flow.Dst().Addr())
 	l.decide()
 	up, app, held, err := l.answer(ctx)
 	if err != nil {
 		l.fail(l.diagnose(err))
-		return
+		l.release()
+		l.proxy.remove(l)
+		return false
 	}
 	if rule := l.decision.Rule; rule != nil && rule.Pin().Ports().Contains(l.local.Port()) {
 		l.tally.serve(l.local.Port())
 	}
-	l.open(app, up)
-	end := l.splice()
-	held.Release(0)
-	l.log(end)
+	l.open(app, up, held)
+	return true
 }
 
 // answer connects and says to the application how it went.
@@ -127,13 +132,22 @@ func (l *live) goOn(cancel context.CancelFunc) bool {
 	return true
 }
 
-// open makes the flow a spliced one.
-func (l *live) open(app, up Conn) {
+// open makes the flow a spliced one, which goes on when its handler has returned.
+func (l *live) open(app, up Conn, held leased) {
+	l.flow.Detach()
 	l.moved()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.app, l.net = app, up
-	l.stage, l.cause = Open, nil
+	l.app, l.net, l.held = app, up, held
+	l.up.flow, l.up.src, l.up.dst = l, app, up
+	l.down.flow, l.down.src, l.down.dst = l, up, app
+	for _, c := range []Conn{app, up} {
+		if w, ok := c.(interface{ watchBy(*watch) }); ok {
+			w.watchBy(&l.proxy.watch)
+		}
+	}
+	l.stage, l.cause, l.cancel = Open, nil, nil
+	l.proxy.rest.begin(l)
 	if l.reason != "" { // ended while it was being opened
 		l.interrupt()
 	}
@@ -200,8 +214,8 @@ func (l *live) log(end string) {
 	l.tally.ended.Add(1)
 	l.proxy.ended.Add(1)
 	attrs := append(l.attrs(),
-		slog.Uint64("up", l.up.Load()),
-		slog.Uint64("down", l.down.Load()),
+		slog.Uint64("up", l.up.bytes.Load()),
+		slog.Uint64("down", l.down.bytes.Load()),
 		slog.String("end", end))
 	l.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "flow", attrs...)
 }
@@ -261,11 +275,13 @@ func (l *live) stopLocked(reason string) bool {
 // interrupt wakes both directions where they read, and bounds what they write.
 // l.mu is held.
 func (l *live) interrupt() {
+	l.ordered = true
 	now := time.Now()
 	for _, c := range []Conn{l.app, l.net} {
 		_ = c.SetReadDeadline(now)
 		_ = c.SetWriteDeadline(now.Add(endLinger))
 	}
+	l.rouseLocked()
 }
 
 // abort ends the flow by resets, at once. No FIN goes before them.
@@ -273,6 +289,7 @@ func (l *live) abort() {
 	l.mu.Lock()
 	app, up := l.app, l.net
 	open := l.stopLocked("stopped")
+	l.rouseLocked()
 	l.mu.Unlock()
 	if open {
 		_ = up.SetLinger(0)
@@ -286,6 +303,13 @@ func (l *live) ended() (reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.reason
+}
+
+// inOrder says whether we have ended the flow, and by FINs.
+func (l *live) inOrder() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ordered
 }
 
 // moved notes that a byte moves now. Time is counted from started, for a clock

@@ -37,6 +37,9 @@ type Flow interface {
 	Reject(errno syscall.Errno)
 	// Drop leaves it without an answer.
 	Drop()
+	// Detach says that the flow goes on after Handle has returned, until Done.
+	Detach()
+	Done()
 }
 
 // Names says which rule is for a flow. *rules.Names is one.
@@ -82,6 +85,9 @@ type Config struct {
 	// Wrap is given each upstream connection and returns what the flow reads and
 	// writes instead, for example one that looks at DNS answers. May be nil.
 	Wrap func(dst netip.AddrPort, c Conn) Conn
+	// Quiet is called when many flows have ended or fallen asleep, and it pays to return
+	// memory to the system. May be nil.
+	Quiet func()
 }
 
 // DefaultDialTimeout is how long an upstream may take to answer.
@@ -90,6 +96,7 @@ const DefaultDialTimeout = 30 * time.Second
 // Stats are counters since the start.
 type Stats struct {
 	Live   int    // flows in any stage now
+	Asleep int    // of these, the ones that have no goroutine
 	Ended  uint64 // flows that were spliced
 	Failed uint64 // flows that were not
 }
@@ -103,6 +110,8 @@ type Proxy struct {
 	probes probes
 
 	failures failures
+	rest     rest
+	watch    watch
 
 	tallies  tallies
 	throttle throttle
@@ -139,22 +148,26 @@ func New(c Config) *Proxy {
 	if c.MaxPerSource == 0 {
 		c.MaxPerSource = DefaultMaxPerSource
 	}
-	return &Proxy{cfg: c, leases: lease.NewTable(), crowd: newCrowd(c.MaxPerRule, c.MaxPerSource), live: make(map[*live]struct{})}
+	return &Proxy{cfg: c, leases: lease.NewTable(), crowd: newCrowd(c.MaxPerRule, c.MaxPerSource), rest: rest{quiet: c.Quiet}, live: make(map[*live]struct{})}
 }
 
-// Handle carries one flow from its decision to its end, and returns then. ctx
+// Handle carries one flow from its decision on. It returns when the flow has failed, or
+// needs the goroutine no longer: a flow is detached once it is open. ctx
 // ends when the application gives up before it is answered, or everything
 // stops; open flows are not ended by it, but by their ends or by Drain.
 func (p *Proxy) Handle(ctx context.Context, f Flow) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	l := newLive(p, f, cancel)
 	if !p.add(l) {
+		cancel()
 		f.Drop()
 		return
 	}
-	defer p.remove(l)
-	l.run(ctx)
+	open := l.connected(ctx)
+	cancel()
+	if open {
+		l.splice()
+	}
 }
 
 func (p *Proxy) add(l *live) bool {
@@ -171,7 +184,7 @@ func (p *Proxy) remove(l *live) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.live, l)
-	up, down := l.up.Load(), l.down.Load()
+	up, down := l.up.bytes.Load(), l.down.bytes.Load()
 	p.up += up
 	p.down += down
 	l.tally.up += up
@@ -182,7 +195,7 @@ func (p *Proxy) remove(l *live) {
 func (p *Proxy) Stats() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := Stats{Live: len(p.live), Ended: p.ended.Load()}
+	s := Stats{Live: len(p.live), Asleep: p.rest.asleep(), Ended: p.ended.Load()}
 	for kind := range p.failed {
 		s.Failed += p.failed[kind].Load()
 	}

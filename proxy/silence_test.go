@@ -132,6 +132,7 @@ func TestCrowd(t *testing.T) {
 		from("192.0.2.1", 10, "198.51.100.7:443").answered(t, "drop")
 		from("192.0.2.2", 11, "198.51.100.7:443").answered(t, "drop")
 		from("192.0.2.1", 12, "203.0.113.7:443").answered(t, "accept")
+		synctest.Wait()
 		if lines := h.log.with("flow failed"); len(lines) != 1 || lines[0].Level != slog.LevelWarn || lines[0].Attrs["err"] != errCrowd.Error() {
 			t.Errorf("log: %v, want one line a second", lines)
 		}

@@ -28,35 +28,24 @@ type (
 	}
 )
 
-// direction is one way through a spliced flow.
+// direction is one way through a spliced flow. It has a goroutine while bytes move,
+// and none while it is asleep: see sleep.go.
 type direction struct {
 	flow     *live
 	src, dst Conn
-	bytes    *atomic.Uint64
+	bytes    atomic.Uint64
 	// What ended it: reading, writing, or neither at the end of the stream.
 	readErr, writeErr error
 	unheard           bool // after we ended the flow src has said more, or has not ended
+
+	sleep
 }
 
-// splice carries bytes both ways until both have ended, closes both conns, and
-// says how it ended.
-func (l *live) splice() string {
-	up := &direction{flow: l, src: l.app, dst: l.net, bytes: &l.up}
-	down := &direction{flow: l, src: l.net, dst: l.app, bytes: &l.down}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		up.carry()
-		l.heard.Store(true)
-	})
-	down.carry()
-	wg.Wait()
-	// What broke or stuck while being written to has not got its whole stream, and
-	// the other end, which may have ended by FIN long ago, has still to be told.
-	// What was not heard to its end is told by a reset, as the kernel does; besides, in
-	// FIN_WAIT2 it would keep the 4-tuple for a minute.
-	closeEnd(l.app, down.writeErr != nil, up.writeErr != nil || up.unheard)
-	closeEnd(l.net, up.writeErr != nil, down.writeErr != nil || down.unheard)
-	return l.ending(up, down)
+// splice has the bytes carried both ways until both directions have ended. It may
+// return before.
+func (l *live) splice() {
+	go l.up.carry()
+	l.down.carry()
 }
 
 // carry is the goroutine of one direction. The end of src's stream becomes a FIN
@@ -64,7 +53,9 @@ func (l *live) splice() string {
 // direction. An error of dst is left to that other direction, which reads from
 // dst and sees the rest of its bytes and then the same end.
 func (d *direction) carry() {
-	d.pump()
+	if d.pump() {
+		return // asleep
+	}
 	switch {
 	case d.writeErr != nil:
 	case errors.Is(d.readErr, os.ErrDeadlineExceeded): // we end the flow
@@ -75,10 +66,33 @@ func (d *direction) carry() {
 	default:
 		_ = d.dst.CloseWrite()
 	}
+	if d == &d.flow.up {
+		d.flow.heard.Store(true)
+	}
+	if d.flow.over(d) {
+		d.flow.finish()
+	}
 }
 
-// pump moves bytes until src ends or either side fails.
-func (d *direction) pump() {
+// finish closes both ends when both directions have ended, and is the end of the flow.
+func (l *live) finish() {
+	// What broke or stuck while being written to has not got its whole stream, and
+	// the other end, which may have ended by FIN long ago, has still to be told.
+	// What was not heard to its end is told by a reset, as the kernel does; besides, in
+	// FIN_WAIT2 it would keep the 4-tuple for a minute.
+	closeEnd(l.app, l.down.writeErr != nil, l.up.writeErr != nil || l.up.unheard)
+	closeEnd(l.net, l.up.writeErr != nil, l.down.writeErr != nil || l.down.unheard)
+	l.held.Release(0)
+	l.log(l.ending())
+	l.release()
+	l.proxy.rest.end(l)
+	l.proxy.remove(l)
+	l.flow.Done()
+}
+
+// pump moves bytes until src ends or either side fails, or the direction has
+// fallen asleep.
+func (d *direction) pump() (asleep bool) {
 	for {
 		buf, n, err := d.next()
 		if n > 0 {
@@ -91,14 +105,19 @@ func (d *direction) pump() {
 		if buf != nil {
 			chunks.Put(buf)
 		}
-		if d.writeErr != nil {
-			return
-		}
-		if err != nil {
-			if !errors.Is(err, io.EOF) {
-				d.readErr = err
+		switch {
+		case d.writeErr != nil:
+			return false
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			return false
+		case errors.Is(err, os.ErrDeadlineExceeded) && !d.flow.inOrder(): // asked to sleep
+			if d.fallAsleep() {
+				return true
 			}
-			return
+		default:
+			d.readErr = err
+			return false
 		}
 	}
 }
@@ -128,7 +147,8 @@ func (d *direction) discard() bool {
 }
 
 // ending says in the log's words how the flow ended.
-func (l *live) ending(up, down *direction) string {
+func (l *live) ending() string {
+	up, down := &l.up, &l.down
 	if reason := l.ended(); reason != "" {
 		return reason
 	}

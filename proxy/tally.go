@@ -99,8 +99,8 @@ func (p *Proxy) RuleStats(list []*rules.Rule) []RuleStats {
 	for l := range p.live {
 		if t, stage := l.at(); t != nil {
 			if i, ok := at[t]; ok {
-				stats[i].Up += l.up.Load()
-				stats[i].Down += l.down.Load()
+				stats[i].Up += l.up.bytes.Load()
+				stats[i].Down += l.down.bytes.Load()
 				stats[i].Stages[stage]++
 			}
 		}
@@ -130,8 +130,8 @@ func (p *Proxy) Totals() Totals {
 	t.Up, t.Down = p.up, p.down
 	for l := range p.live {
 		_, stage := l.at()
-		t.Up += l.up.Load()
-		t.Down += l.down.Load()
+		t.Up += l.up.bytes.Load()
+		t.Down += l.down.bytes.Load()
 		t.Stages[stage]++
 	}
 	return t

@@ -16,6 +16,9 @@ type upstream struct {
 	*net.TCPConn
 	raw      syscall.RawConn
 	finished atomic.Bool // we have ended our direction
+
+	watch   *watch
+	watched uint64 // its name there
 }
 
 func newUpstream(c *net.TCPConn) (Conn, error) {
@@ -26,6 +29,21 @@ func newUpstream(c *net.TCPConn) (Conn, error) {
 	}
 	return &upstream{TCPConn: c, raw: raw}, nil
 }
+
+func (u *upstream) watchBy(w *watch) { u.watch = w }
+
+// Watch implements sleeper.
+func (u *upstream) Watch(w waker) bool {
+	if u.watch == nil {
+		return false
+	}
+	var ok bool
+	u.watched, ok = u.watch.add(u.raw, w)
+	return ok
+}
+
+// Unwatch implements sleeper.
+func (u *upstream) Unwatch() { u.watch.remove(u.raw, u.watched) }
 
 // CloseWrite ends our direction.
 func (u *upstream) CloseWrite() error {

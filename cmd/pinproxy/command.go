@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -109,6 +110,7 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 		Dialer:      sockets,
 		Log:         log,
 		DialTimeout: o.dialTimeout,
+		Quiet:       debug.FreeOSMemory,
 		Apart:       true,
 		Direct:      func(netip.AddrPort) bool { return true },
 		Wrap: func(dst netip.AddrPort, c proxy.Conn) proxy.Conn {

@@ -396,3 +396,5 @@ func (deadFlow) Dst() netip.AddrPort         { return netip.MustParseAddrPort("2
 func (deadFlow) Accept() (proxy.Conn, error) { return nil, net.ErrClosed }
 func (deadFlow) Reject(syscall.Errno)        {}
 func (deadFlow) Drop()                       {}
+func (deadFlow) Detach()                     {}
+func (deadFlow) Done()                       {}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -145,6 +146,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		Dialer:      sockets,
 		Log:         log,
 		DialTimeout: o.dialTimeout,
+		Quiet:       debug.FreeOSMemory,
 		Direct:      func(dst netip.AddrPort) bool { return dst.Port() == dnsPort && names.HasNames() },
 		Behind:      guard.behind,
 		Forbid:      guard.forbid,

@@ -1,0 +1,137 @@
+package netstack_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"pinproxy/netstack"
+)
+
+// watched is a netstack.Conn that can be watched.
+type watched interface {
+	netstack.Conn
+	Watch(w interface{ Wake() }) bool
+	Unwatch()
+}
+
+// bell is who is woken.
+type bell chan struct{}
+
+func (b bell) Wake() {
+	select {
+	case b <- struct{}{}:
+	default:
+	}
+}
+
+func (b bell) rings(t *testing.T, why string) {
+	t.Helper()
+	select {
+	case <-b:
+	case <-time.After(5 * time.Second):
+		t.Fatalf("not woken by %s", why)
+	}
+}
+
+// Whatever ends a wait for bytes wakes who watches, also if it came before.
+func TestWatch(t *testing.T) {
+	conns := make(chan watched, 1)
+	client, _ := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
+		if c, err := f.Accept(); err == nil {
+			f.Detach()
+			conns <- c.(watched)
+			go func() {
+				<-t.Context().Done() // the flow outlives its handler, until the test ends
+				_ = c.Close()
+				f.Done()
+			}()
+		}
+	})
+	app := mustDial(t, client, server4)
+	c, b := <-conns, make(bell, 1)
+
+	c.Watch(b)
+	_, _ = app.Write([]byte("one"))
+	b.rings(t, "bytes")
+	c.Unwatch()
+
+	c.Watch(b)
+	b.rings(t, "bytes that were there already")
+	c.Unwatch()
+	if _, err := io.ReadFull(c, make([]byte, 3)); err != nil {
+		t.Fatal(err)
+	}
+
+	c.Watch(b)
+	c.Unwatch()
+	_, _ = app.Write([]byte("two"))
+	if _, err := io.ReadFull(c, make([]byte, 3)); err != nil {
+		t.Fatal(err)
+	}
+	if len(b) != 0 {
+		t.Error("woken although nobody watches any more")
+	}
+
+	c.Watch(b)
+	_ = app.CloseWrite()
+	b.rings(t, "the stream's end")
+	c.Unwatch()
+	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("Read = %v, want the stream's end", err)
+	}
+
+	app = mustDial(t, client, server4)
+	c = <-conns
+	c.Watch(b)
+	app.Abort()
+	b.rings(t, "a reset")
+	c.Unwatch()
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("Read = %v, want a reset", err)
+	}
+}
+
+// A flow that is detached goes on without its handler. Serve resets it in the end, and
+// waits for it.
+func TestDetach(t *testing.T) {
+	var over atomic.Bool
+	t.Cleanup(func() { // after that of start, in which Serve ends
+		if !over.Load() {
+			t.Error("Serve has not waited")
+		}
+	})
+	watching := make(chan struct{})
+	client, _ := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
+		c, err := f.Accept()
+		if err != nil {
+			return
+		}
+		f.Detach()
+		go func() {
+			b := make(bell, 1)
+			c.(watched).Watch(b)
+			close(watching)
+			<-b
+			c.(watched).Unwatch()
+			if _, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF {
+				t.Errorf("Read = %v when the stack stops, want an error", err)
+			}
+			_ = c.Close()
+			over.Store(true)
+			f.Done()
+		}()
+	})
+	if _, err := dial(t, client, netip.AddrPort{}, server4); err != nil {
+		t.Fatal(err)
+	}
+	<-watching
+	if over.Load() {
+		t.Error("the flow has ended with its handler")
+	}
+}

@@ -1,0 +1,130 @@
+package proxy
+
+import (
+	"math"
+	"sync"
+	"time"
+)
+
+// lookEvery is how often it is looked who may sleep: a direction that has moved nothing
+// from one look to the next.
+const lookEvery = 500 * time.Millisecond
+
+// restStep is how many flows at least have to be fewer, or fewer awake, for it to pay to
+// return memory.
+const restStep = 256
+
+// rest looks after the flows that have a goroutine and could do without. While there is
+// none it does nothing.
+type rest struct {
+	quiet func() // Config.Quiet
+
+	mu      sync.Mutex
+	awake   []*live
+	open    int // flows, asleep or not
+	looking bool
+	// The size is one for each flow, and one more while it is awake.
+	last, peak, told int // at the last look; the highest, and what it was, since quiet was called
+}
+
+// begin makes a flow known that has been opened.
+func (r *rest) begin(l *live) {
+	if !l.canSleep() {
+		return
+	}
+	l.up.seen, l.down.seen = math.MaxUint64, math.MaxUint64 // young, not idle
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.open++
+	r.addLocked(l)
+}
+
+// end forgets one that is over.
+func (r *rest) end(l *live) {
+	if !l.canSleep() {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.open--
+}
+
+// add makes known that a direction of the flow is awake.
+func (r *rest) add(l *live) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.addLocked(l)
+}
+
+func (r *rest) addLocked(l *live) {
+	if l.place > 0 {
+		return // for its other direction
+	}
+	r.awake = append(r.awake, l)
+	l.place = len(r.awake)
+	if !r.looking {
+		r.looking = true
+		time.AfterFunc(lookEvery, r.look)
+	}
+}
+
+// remove makes known that none is.
+func (r *rest) remove(l *live) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l.place == 0 {
+		return
+	}
+	n := len(r.awake) - 1
+	moved := r.awake[n]
+	r.awake[l.place-1], moved.place = moved, l.place
+	r.awake[n], l.place = nil, 0
+	r.awake = r.awake[:n]
+}
+
+// asleep is how many flows are.
+func (r *rest) asleep() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.open - len(r.awake)
+}
+
+// look asks the directions to sleep that moved nothing since the last look.
+func (r *rest) look() {
+	tired, quiet, more := r.find()
+	for _, d := range tired {
+		d.tire()
+	}
+	if quiet && r.quiet != nil {
+		r.quiet()
+	}
+	if more {
+		time.AfterFunc(lookEvery, r.look)
+	}
+}
+
+// find returns them, and says whether it is time to return memory, and whether to look
+// again.
+func (r *rest) find() (tired []*direction, quiet, more bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range r.awake {
+		for _, d := range []*direction{&l.up, &l.down} {
+			if n := d.bytes.Load(); n != d.seen {
+				d.seen = n
+			} else {
+				tired = append(tired, d)
+			}
+		}
+	}
+	size := r.open + len(r.awake)
+	step := max(restStep, size/4)
+	calm := max(size-r.last, r.last-size) <= step/8
+	r.last, r.peak = size, max(r.peak, size)
+	if calm && (r.peak-size >= step || size-r.told >= step) {
+		quiet = true
+		r.peak, r.told = size, size
+	}
+	r.looking = len(r.awake) > 0 || !calm
+	return tired, quiet, r.looking
+}

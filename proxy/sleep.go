@@ -1,0 +1,156 @@
+package proxy
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// A goroutine that waits for bytes is most of what an idle flow costs. So a direction
+// in which nothing moves falls asleep: its goroutine ends, and there is another one when
+// there is something to read, or to end.
+//
+//	         open                 src ends, or fails
+//	(none) ───────▶ awake ─────────────────────────────▶ over
+//	                │   ▲
+//	    nothing has │   │ src can be read; the flow is ended, by us
+//	    moved       ▼   │ or by an error of the other direction
+//	                asleep
+//
+// Each direction sleeps for itself. Nothing is lost at the moment of falling asleep, for
+// src is asked to tell when it can be read, not when that changes: if it can be already,
+// it tells at once. Whoever closes an end wakes who reads from it, for a closed end tells
+// nothing.
+
+type state uint8
+
+const (
+	awake  state = iota // has a goroutine
+	asleep              // has none: src wakes it
+	over
+)
+
+// waker is who is woken.
+type waker = interface{ Wake() }
+
+// A sleeper is a Conn that tells when a read would not block, without a goroutine
+// that waits for it.
+//
+// After Watch, w.Wake is called once a read would not block, maybe before Watch
+// returns, from any goroutine and with any lock held, so it must not block. It may be called
+// again. Watch reports false if it can't tell. Unwatch takes it back; Wake may be
+// under way then. After Close it does not tell any more.
+type sleeper interface {
+	Conn
+	Watch(w waker) bool
+	Unwatch()
+}
+
+// sleep is a direction's own.
+type sleep struct {
+	called atomic.Bool // Wake, since it fell asleep
+	seen   uint64      // bytes, at the last look
+
+	// Guarded by live.mu.
+	state     state
+	sleepless bool // src can't tell
+}
+
+// canSleep says whether one of the directions could.
+func (l *live) canSleep() bool { return l.up.canSleep() || l.down.canSleep() }
+
+// canSleep says whether src could tell when it can be read.
+func (d *direction) canSleep() bool {
+	_, ok := d.src.(sleeper)
+	return ok
+}
+
+// tire asks a direction to fall asleep: its read ends by a deadline.
+func (d *direction) tire() {
+	l := d.flow
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if d.state == awake && !d.sleepless && d.canSleep() && l.reason == "" && l.writing.Load() == 0 {
+		_ = d.src.SetReadDeadline(l.started) // long past
+	}
+}
+
+// fallAsleep is called after that by the direction's goroutine, which has to end if it
+// reports true, and to go on if it does not.
+func (d *direction) fallAsleep() bool {
+	l := d.flow
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	src, ok := d.src.(sleeper)
+	if !ok || l.ordered { // ended meanwhile: it is another deadline by now
+		return false
+	}
+	_ = src.SetReadDeadline(time.Time{})
+	if l.reason != "" { // it is being reset: its end is that of the read, and must not look like an orderly one
+		return false
+	}
+	d.called.Store(false)
+	d.state = asleep
+	if !src.Watch(d) {
+		d.state, d.sleepless = awake, true
+		return false
+	}
+	l.restLocked()
+	return true
+}
+
+// Wake implements waker.
+func (d *direction) Wake() {
+	if d.called.CompareAndSwap(false, true) {
+		go d.wakeUp()
+	}
+}
+
+// wakeUp carries on.
+func (d *direction) wakeUp() {
+	d.flow.mu.Lock()
+	woken := d.rouseLocked()
+	d.flow.mu.Unlock()
+	if woken {
+		d.carry()
+	}
+}
+
+// rouseLocked makes a direction that is asleep an awake one, whose goroutine the caller
+// provides.
+func (d *direction) rouseLocked() bool {
+	if d.state != asleep {
+		return false
+	}
+	d.src.(sleeper).Unwatch()
+	d.state = awake
+	d.flow.proxy.rest.add(d.flow)
+	return true
+}
+
+// rouseLocked wakes both directions.
+func (l *live) rouseLocked() {
+	for _, d := range []*direction{&l.up, &l.down} {
+		if d.rouseLocked() {
+			go d.carry()
+		}
+	}
+}
+
+// restLocked is called when a direction has fallen asleep or is over.
+func (l *live) restLocked() {
+	if l.up.state != awake && l.down.state != awake {
+		l.proxy.rest.remove(l)
+	}
+}
+
+// over notes that a direction has ended, and reports whether it was the last.
+func (l *live) over(d *direction) (last bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d.state = over
+	l.restLocked()
+	if d.readErr != nil || d.writeErr != nil { // the other end has been closed, or has failed
+		l.rouseLocked()
+	}
+	return l.up.state == over && l.down.state == over
+}
