@@ -59,6 +59,7 @@ var programs = map[string]func(){
 	"shuttle":      shuttle,
 	"ask":          ask,
 	"pinging":      pinging,
+	"congestion":   congestion,
 	"guarded":      guarded,
 	"confined":     confined,
 	"inside":       inside,

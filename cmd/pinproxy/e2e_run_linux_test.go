@@ -140,6 +140,47 @@ func reach() {
 	}
 }
 
+// congestion connects to an address and prints the congestion control towards it.
+func congestion() {
+	c, err := net.DialTimeout("tcp", os.Args[1], patience)
+	if err != nil {
+		fmt.Println(errnoText(err))
+		return
+	}
+	defer c.Close()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) {
+			name, gerr := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+			fmt.Println(name + errorText(gerr))
+		})
+	}
+	if err != nil {
+		fmt.Println(err)
+	}
+}
+
+// Nothing paces the way to netstack, whatever the host's congestion control is.
+func TestIsNotPaced(t *testing.T) {
+	w := newNetwork(t)
+	w.Server.Serve(":7", lab.Echo)
+	w.pinproxy("--rule", "*:7=63999")
+	for _, server := range []string{lab.Server4, lab.Server6} {
+		if out := w.must(program("congestion", at(server, 7))); out != "reno" {
+			t.Errorf("congestion control towards %s is %s", server, out)
+		}
+	}
+}
+
+func TestRunIsNotPaced(t *testing.T) {
+	eachUser(t, func(w *network, u user) {
+		w.Server.Serve(":7", lab.Echo)
+		for _, server := range []string{lab.Server4, lab.Server6} {
+			w.runs(w.by(u, "--rule", "*:7=63999", "--", "congestion", at(server, 7)), "reno\n")
+		}
+	})
+}
+
 // errnoText is the last word of an error.
 func errnoText(err error) string {
 	text := err.Error()

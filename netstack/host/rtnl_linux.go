@@ -73,9 +73,18 @@ func (r *rtnl) addRoutes(list []dest, flag uint16, link int, src4, src6 netip.Ad
 		r.route(d, scope, unix.RTN_UNICAST)
 		r.attr(unix.RTA_PREFSRC, src.AsSlice())
 		r.attr32(unix.RTA_OIF, uint32(link))
+		r.attr(unix.RTA_METRICS, congestionMetric)
 		end()
 	})
 }
+
+// congestionMetric is a struct rtattr with the route's congestion control.
+var congestionMetric = func() []byte {
+	const size = unix.SizeofRtAttr + len(congestion) + 1
+	b := binary.NativeEndian.AppendUint16(nil, uint16(size))
+	b = append(binary.NativeEndian.AppendUint16(b, unix.RTAX_CC_ALGO), congestion...)
+	return append(b, make([]byte, align4(size)-len(b))...)
+}()
 
 // delRoutes deletes routes of ours. It returns how many were there.
 func (r *rtnl) delRoutes(list []dest) (deleted int, err error) {

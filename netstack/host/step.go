@@ -120,9 +120,13 @@ type route struct {
 }
 
 func (s route) String() string {
-	return fmt.Sprintf("%s route add %s dev %s table %d proto %d src %v",
-		familyOf(s.src).ip(), formatPrefix(s.dst), s.link, s.table, Protocol, s.src)
+	return fmt.Sprintf("%s route add %s dev %s table %d proto %d src %v congctl %s",
+		familyOf(s.src).ip(), formatPrefix(s.dst), s.link, s.table, Protocol, s.src, congestion)
 }
+
+// congestion is the congestion control over the device, which loses nothing as long as its queue holds. A host's BBR
+// would pace what goes there (tcp_ca_dst_init). Reno is in every kernel, and allowed in every namespace.
+const congestion = "reno"
 
 // dest is a route of ours, by what tells it from the others.
 type dest struct {

@@ -177,13 +177,16 @@ func (o order) device() (dev link.FD, step string, err error) {
 		}
 	}
 	for _, r := range o.Routes {
-		route := netlink.Route{LinkIndex: l.Attrs().Index, Dst: prefix(r.Addr().AsSlice(), r.Bits())}
+		route := netlink.Route{LinkIndex: l.Attrs().Index, Dst: prefix(r.Addr().AsSlice(), r.Bits()), Congctl: congestion}
 		if err := netlink.RouteAdd(&route); err != nil {
 			return dev, "add the route to " + r.String(), err
 		}
 	}
 	return dev, "", nil
 }
+
+// congestion is the congestion control over the device, as on a whole host: see package host.
+const congestion = "reno"
 
 // usable returns when the address receives packets. For IPv6 that is not at once, even without duplicate address
 // detection: the kernel adds the local route on a work queue (addrconf_dad_work), and what comes before it is lost, for
