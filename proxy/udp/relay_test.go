@@ -197,7 +197,8 @@ func TestQueueIsBounded(t *testing.T) {
 			r.Handle(d)
 		}
 		synctest.Wait()
-		if q := r.queued.Load(); q > maxQueued || q < maxQueued-2000 {
+		// It may be that the last one did not fit, and that one more is in the hands of who sends.
+		if q := r.queued.Load(); q > maxQueued || q < maxQueued-int64(2*cost(sent[0])) {
 			t.Errorf("%d bytes wait, want %d at most and about", q, maxQueued)
 		}
 		r.mu.Lock()
