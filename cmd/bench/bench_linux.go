@@ -141,6 +141,11 @@ func (b *bencher) asked(p probe) bool {
 	return len(b.o.only) == 0 || slices.Contains(b.o.only, p.group)
 }
 
+// gateway reports whether systems of the kind are to serve a host behind theirs.
+func (b *bencher) gateway(k kind) bool {
+	return slices.ContainsFunc(probes, func(p probe) bool { return p.group == "gateway" && b.asked(p) && p.fits(k) })
+}
+
 func (b *bencher) takesPart(p probe, k kind, round int) bool {
 	return b.asked(p) && p.fits(k) && (!p.once || round == b.o.rounds-1)
 }
@@ -164,7 +169,7 @@ func (b *bencher) run(ctx context.Context, n *lab.Net) error {
 			continue
 		}
 		b.progress.step("starting "+k.title, startTime)
-		s, err := newSystem(b.network, k, b.found[k.key], b.dir)
+		s, err := newSystem(b.network, k, b.gateway(k), b.found[k.key], b.dir)
 		if err != nil {
 			return err
 		}

@@ -16,7 +16,7 @@ func TestArguments(t *testing.T) {
 		{"--rounds 0 a", "--rounds 0: give 1 to 1000"},
 		{"--time 1h a", "--time 1h0m0s: give 1ms to 1m"},
 		{"--flows 0 a", "--flows 0: give 1 to 50000"},
-		{"--only latency,speed a", "--only speed: give some of throughput,connections,latency,pinned,memory"},
+		{"--only latency,speed a", "--only speed: give some of throughput,connections,latency,pinned,gateway,memory"},
 		{"--systems nobody a", "--systems nobody: give some of direct,pinproxy,"},
 	} {
 		var stdout, stderr bytes.Buffer

@@ -19,6 +19,12 @@
 //	│ load ─▶ sing-box   ├────────────┘
 //	└────────────────────┘ …
 //
+// A system that can be a gateway has another host behind its own, with a load of its own:
+//
+//	┌ behind ──┐ 100.64.0.0/10  ┌ client 2 ──────┐
+//	│ load     ├────────────────┤ ─▶ pinproxy    ├── …
+//	└──────────┘                └────────────────┘
+//
 // Every system has a client host of its own, and all of them are up from beginning to end, so that taking turns costs
 // nothing. Load and server are this binary started again as `bench agent`: it reads tasks from its standard
 // input, one JSON object a line, and answers each by a report. So the load generator is the same whether it is

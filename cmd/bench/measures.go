@@ -26,8 +26,15 @@ var measures = []measure{
 	{"p99", "latency", "p99", "round trip of 64 bytes, p99", "µs", true},
 	{"pin", "pinned", "pin", "connections through one port", "1/s", false},
 	{"pinplain", "pinned", "pin -ts", "the same without timestamps", "1/s", false},
+	{"gwup1", "gateway", "gw up 1", "behind a gateway: up, 1 flow", "Gbit/s", false},
+	{"gwdown1", "gateway", "gw dn 1", "behind a gateway: down, 1 flow", "Gbit/s", false},
+	{"gwup8", "gateway", "gw up 8", "behind a gateway: up, 8 flows", "Gbit/s", false},
+	{"gwdown8", "gateway", "gw dn 8", "behind a gateway: down, 8 flows", "Gbit/s", false},
 	{"memory", "memory", "B/flow", "memory of an idle flow", "bytes", true},
 }
+
+// hostOnly are groups that pinproxy is measured in as it serves a host, not a command.
+var hostOnly = []string{"gateway"}
 
 // groups returns what --only may name.
 func groups() []string {

@@ -78,6 +78,21 @@ func (w *network) client(name string) (*lab.Host, string) {
 	return h, far
 }
 
+// behind adds a host behind a client of that address, which forwards for it. Its link is an ordinary one, with an MTU
+// of 1500 and the offloads of virtual Ethernet.
+func (w *network) behind(client *lab.Host, addr string) *lab.Host {
+	h := w.Net.Host("behind " + client.Name())
+	for _, s := range tcpSysctls {
+		h.Sysctl(s[0], s[1])
+	}
+	client.Forward()
+	near, far := fmt.Sprintf("100.64.%d.1", w.clients), fmt.Sprintf("100.64.%d.2", w.clients)
+	w.Link(client, []string{near + "/24"}, h, []string{far + "/24"})
+	h.Route("default", near)
+	w.host.Route(fmt.Sprintf("100.64.%d.0/24", w.clients), addr)
+	return h
+}
+
 // setTimestamps says whether the server speaks TCP timestamps in connections to come.
 func (w *network) setTimestamps(on bool) {
 	if w.timestamps == on {

@@ -65,6 +65,10 @@ reno, MTU 1500 with segmentation offload, as virtual Ethernet has it.
 - **One port**: connections one after the other through one source port to one address and port. Each has to get the
   4-tuple from the one before, which is in TIME_WAIT because the client has closed first; without TCP timestamps on the
   server's side the kernel gives it back after a minute only. A connect that gets no answer is given up after %s.
+- **Behind a gateway**: throughput of a host that the system's host forwards for. Its link has an MTU of 1500 and the offloads
+  of virtual Ethernet; whatever it sends to the server is routed into the system's device, as ordinary forwarding is (direct).
+  pinproxy is told `+"`--gateway`"+` of that link. pasta, slirp4netns and `+"`pinproxy -- CMD`"+` serve one namespace, socat and haproxy are
+  listeners, which a host behind would have to know.
 - **Memory**: resident set, beside that before, for each of %s idle flows, in a process that has just been started; 500
   flows where one costs hundreds of kilobytes.
 

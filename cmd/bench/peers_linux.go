@@ -15,8 +15,11 @@ import (
 
 // How the others are started.
 
-// uplink is the device of a client host.
-const uplink = "eth0"
+// Devices of a client host.
+const (
+	uplink    = "eth0"
+	innerLink = "eth1" // to the host behind it
+)
 
 func (s *system) peer(ctx context.Context) error {
 	switch s.program {

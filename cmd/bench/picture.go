@@ -18,6 +18,8 @@ type panel struct {
 var panels = []panel{
 	{"Throughput, 1 flow, Gbit/s", []string{"up1", "down1"}, []string{"up", "down"}, 0},
 	{"Throughput, 8 flows, Gbit/s", []string{"up8", "down8"}, []string{"up", "down"}, 0},
+	{"Behind a gateway, 1 flow, Gbit/s", []string{"gwup1", "gwdown1"}, []string{"up", "down"}, 0},
+	{"Behind a gateway, 8 flows, Gbit/s", []string{"gwup8", "gwdown8"}, []string{"up", "down"}, 0},
 	{"Connections a second", []string{"conn1", "conn16"}, []string{"1 worker", "16 workers"}, 0},
 	{"Round trip of 64 bytes, µs (less is better)", []string{"p50", "p99"}, []string{"p50", "p99"}, 0},
 	{"Connections a second through one pinned port", []string{"pin", "pinplain"}, []string{"timestamps", "without"}, 0},

@@ -53,19 +53,24 @@ var (
 	pinning     = []string{keyDirect, keyPinproxy, keyCommand, "socat", "haproxy", "nft"}
 	oneFlowOnly = []string{keyTUN}
 	notMany     = []string{keyTUN, keyMany}
+	gateways    = []string{keyDirect, keyPinproxy, "sing-box-gvisor", "sing-box-system", "tun2socks"}
 )
 
 // probes, in the order in which they take turns.
 var probes = []probe{
-	{name: "up, 1 flow", group: "throughput", results: []string{"up1", "cpuup"}, without: []string{keyMany}, needs: warmWindow, measure: up(1, "up1", "cpuup")},
-	{name: "down, 1 flow", group: "throughput", results: []string{"down1", "cpudown"}, without: []string{keyMany}, needs: warmWindow, measure: down(1, "down1", "cpudown")},
-	{name: "up, 8 flows", group: "throughput", results: []string{"up8"}, without: notMany, needs: warmWindow, measure: up(8, "up8", "")},
-	{name: "down, 8 flows", group: "throughput", results: []string{"down8"}, without: notMany, needs: warmWindow, measure: down(8, "down8", "")},
+	{name: "up, 1 flow", group: "throughput", results: []string{"up1", "cpuup"}, without: []string{keyMany}, needs: warmWindow, measure: up(onHost, 1, "up1", "cpuup")},
+	{name: "down, 1 flow", group: "throughput", results: []string{"down1", "cpudown"}, without: []string{keyMany}, needs: warmWindow, measure: down(onHost, 1, "down1", "cpudown")},
+	{name: "up, 8 flows", group: "throughput", results: []string{"up8"}, without: notMany, needs: warmWindow, measure: up(onHost, 8, "up8", "")},
+	{name: "down, 8 flows", group: "throughput", results: []string{"down8"}, without: notMany, needs: warmWindow, measure: down(onHost, 8, "down8", "")},
 	{name: "connections, 1 worker", group: "connections", results: []string{"conn1"}, without: oneFlowOnly, needs: oneWindow, measure: connections(1, "conn1")},
 	{name: "connections, 16 workers", group: "connections", results: []string{"conn16"}, without: oneFlowOnly, needs: oneWindow, measure: connections(16, "conn16")},
 	{name: "round trips", group: "latency", results: []string{"p50", "p99"}, without: oneFlowOnly, needs: warmWindow, measure: roundTrips},
 	{name: "one pinned port", group: "pinned", results: []string{"pin"}, systems: pinning, needs: oneWindow, measure: pinned(portPinned, "pin")},
 	{name: "one pinned port, no timestamps", group: "pinned", results: []string{"pinplain"}, systems: pinning, plain: true, needs: oneWindow, measure: pinned(portPlain, "pinplain")},
+	{name: "gateway, up, 1 flow", group: "gateway", results: []string{"gwup1"}, systems: gateways, needs: warmWindow, measure: up(behindIt, 1, "gwup1", "")},
+	{name: "gateway, down, 1 flow", group: "gateway", results: []string{"gwdown1"}, systems: gateways, needs: warmWindow, measure: down(behindIt, 1, "gwdown1", "")},
+	{name: "gateway, up, 8 flows", group: "gateway", results: []string{"gwup8"}, systems: gateways, needs: warmWindow, measure: up(behindIt, 8, "gwup8", "")},
+	{name: "gateway, down, 8 flows", group: "gateway", results: []string{"gwdown8"}, systems: gateways, needs: warmWindow, measure: down(behindIt, 8, "gwdown8", "")},
 	{name: "idle flows", group: "memory", results: []string{"memory"}, without: []string{keyDirect, keyTUN, keyMany, "nft"}, once: true, needs: idleTime, measure: idle},
 }
 
@@ -74,9 +79,19 @@ func (p *probe) fits(k kind) bool {
 	return !slices.Contains(p.without, k.key) && (len(p.systems) == 0 || slices.Contains(p.systems, k.key))
 }
 
+// origin is where flows begin.
+type origin func(s *system) (*agent, error)
+
+func onHost(s *system) (*agent, error)   { return s.client, nil }
+func behindIt(s *system) (*agent, error) { return s.behind, s.unfit }
+
 // up has n flows send, and the server count.
-func up(n int, measure, cpu string) func(context.Context, *system, options) ([]result, error) {
+func up(from origin, n int, measure, cpu string) func(context.Context, *system, options) ([]result, error) {
 	return func(ctx context.Context, s *system, o options) ([]result, error) {
+		client, err := from(s)
+		if err != nil {
+			return nil, err
+		}
 		counted := make(chan error, 1)
 		var got report
 		go func() {
@@ -85,7 +100,7 @@ func up(n int, measure, cpu string) func(context.Context, *system, options) ([]r
 			counted <- err
 		}()
 		before := s.cpu()
-		sent, err := s.client.do(ctx, task{Do: "send", To: s.to(portSink), N: n, Warm: warm(o), Time: o.window + 50*time.Millisecond})
+		sent, err := client.do(ctx, task{Do: "send", To: s.to(portSink), N: n, Warm: warm(o), Time: o.window + 50*time.Millisecond})
 		used := s.cpu() - before
 		if serverErr := <-counted; serverErr != nil {
 			return nil, fmt.Errorf("%w: the server: %w", errServer, serverErr)
@@ -98,10 +113,14 @@ func up(n int, measure, cpu string) func(context.Context, *system, options) ([]r
 }
 
 // down has n flows receive, and the client count.
-func down(n int, measure, cpu string) func(context.Context, *system, options) ([]result, error) {
+func down(from origin, n int, measure, cpu string) func(context.Context, *system, options) ([]result, error) {
 	return func(ctx context.Context, s *system, o options) ([]result, error) {
+		client, err := from(s)
+		if err != nil {
+			return nil, err
+		}
 		before := s.cpu()
-		got, err := s.client.do(ctx, task{Do: "receive", To: s.to(portSource), N: n, Warm: warm(o), Time: o.window})
+		got, err := client.do(ctx, task{Do: "receive", To: s.to(portSource), N: n, Warm: warm(o), Time: o.window})
 		if err != nil {
 			return nil, err
 		}

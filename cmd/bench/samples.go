@@ -169,8 +169,10 @@ func (s *samples) complete() bool {
 		if strings.HasPrefix(m.key, "cpu") {
 			continue // the kernel counts in ticks: a short run may take none
 		}
-		if s.figure(keyPinproxy, m.key).n == 0 || s.figure(keyCommand, m.key).n == 0 {
-			return false
+		for _, key := range []string{keyPinproxy, keyCommand} {
+			if s.figure(key, m.key).n == 0 && !(key == keyCommand && slices.Contains(hostOnly, m.group)) {
+				return false
+			}
 		}
 	}
 	return s.has(keyDirect)

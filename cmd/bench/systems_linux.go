@@ -38,6 +38,9 @@ type system struct {
 
 	logFile     *os.File
 	client      *agent
+	inner       *lab.Host // the one behind, if it is a gateway
+	behind      *agent    // on it
+	unfit       error     // why it is no gateway
 	processes   []*lab.Process
 	proxy       []*lab.Process // those whose time and memory count
 	descendants bool           // and their children's
@@ -46,10 +49,13 @@ type system struct {
 	broken      error          // why it is measured no more
 }
 
-// newSystem gives a system its host. Nothing is started yet.
-func newSystem(w *network, k kind, binary, dir string) (*system, error) {
+// newSystem gives a system its host, and one behind it if it is to be a gateway. Nothing is started yet.
+func newSystem(w *network, k kind, gateway bool, binary, dir string) (*system, error) {
 	s := &system{kind: k, net: w, dir: filepath.Join(dir, k.key), binary: binary}
 	s.host, s.addr = w.client(k.key)
+	if gateway {
+		s.inner = w.behind(s.host, s.addr)
+	}
 	return s, os.Mkdir(s.dir, 0o755)
 }
 
@@ -57,7 +63,10 @@ func newSystem(w *network, k kind, binary, dir string) (*system, error) {
 func (s *system) start(ctx context.Context) error {
 	err := attempt(func() error { return s.launch(ctx) })
 	if err == nil {
-		err = s.check(ctx)
+		err = s.check(ctx, s.client, s.to(portWho))
+	}
+	if err == nil && s.inner != nil {
+		err = s.startBehind(ctx)
 	}
 	if err != nil {
 		s.stop()
@@ -65,6 +74,18 @@ func (s *system) start(ctx context.Context) error {
 			return ctx.Err()
 		}
 		return fmt.Errorf("%s: %w%s", s.title, err, s.lastWords())
+	}
+	return nil
+}
+
+// startBehind starts the load on the host behind. A peer that does not serve that one may be measured otherwise.
+func (s *system) startBehind(ctx context.Context) (err error) {
+	if s.behind, err = s.agent(s.inner); err != nil {
+		return err
+	}
+	s.unfit = s.check(ctx, s.behind, serverAddrs(portWho))
+	if s.program == "" {
+		return s.unfit
 	}
 	return nil
 }
@@ -106,10 +127,12 @@ func (s *system) launch(ctx context.Context) error {
 
 // stop ends everything that start has started.
 func (s *system) stop() {
-	if s.client != nil {
-		s.client.end()
-		s.client = nil
+	for _, a := range []*agent{s.behind, s.client} {
+		if a != nil {
+			a.end()
+		}
 	}
+	s.behind, s.client = nil, nil
 	for _, p := range slices.Backward(s.processes) {
 		p.Signal(syscall.SIGTERM)
 	}
@@ -172,15 +195,19 @@ func (s *system) lastWords() string {
 }
 
 // load starts the load generator on h.
-func (s *system) load(h *lab.Host) error {
+func (s *system) load(h *lab.Host) (err error) {
+	s.client, err = s.agent(h)
+	return err
+}
+
+func (s *system) agent(h *lab.Host) (*agent, error) {
 	argv, err := agentCommand()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cmd := exec.Command(argv[0], argv[1:]...)
 	s.outfit(cmd)
-	s.client, err = startAgent(h, cmd)
-	return err
+	return startAgent(h, cmd)
 }
 
 // rules are those of pinproxy.
@@ -194,6 +221,9 @@ func (s *system) rules() []string {
 
 // pinproxy starts it for the whole host.
 func (s *system) pinproxy(ctx context.Context, args ...string) error {
+	if s.inner != nil {
+		args = append(args, "--gateway", innerLink)
+	}
 	p, err := s.run(s.binary, args...)
 	if err == nil {
 		err = s.saysReady(ctx, p)
@@ -268,14 +298,14 @@ func (s *system) to(port uint16) []netip.AddrPort {
 	return serverAddrs(port)
 }
 
-// check makes connections until one arrives, and looks whether it went through the system.
-func (s *system) check(ctx context.Context) error {
+// check has an agent make connections until one arrives, and looks whether it went through the system.
+func (s *system) check(ctx context.Context, from *agent, to []netip.AddrPort) error {
 	var r report
 	err := waitFor(startPatience, func() (err error) {
 		if ctx.Err() != nil {
 			return nil
 		}
-		r, err = s.client.do(ctx, task{Do: "who", To: s.to(portWho)})
+		r, err = from.do(ctx, task{Do: "who", To: to})
 		if errors.Is(err, errBroken) {
 			return nil
 		}
