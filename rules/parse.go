@@ -187,14 +187,15 @@ func (p *parser) joined(fields []part) *SyntaxError {
 		if !apart(i) {
 			continue
 		}
-		joined := fields[0].s
+		var joined strings.Builder
+		joined.WriteString(fields[0].s)
 		for j := 1; j < len(fields); j++ {
 			if !apart(j) {
-				joined += " "
+				joined.WriteByte(' ')
 			}
-			joined += fields[j].s
+			joined.WriteString(fields[j].s)
 		}
-		return p.fail(fields[i-1].end(), joined, "a blank may stand only before an option")
+		return p.fail(fields[i-1].end(), joined.String(), "a blank may stand only before an option")
 	}
 	return nil
 }
