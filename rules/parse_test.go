@@ -230,6 +230,9 @@ func TestCaret(t *testing.T) {
 		{"a:443=1\nb:443=1", "" +
 			"a:443=1\ufffdb:443=1\n" +
 			"       ^"},
+		{strings.Repeat("a", 500) + "\"" + strings.Repeat("b", 201), "" + // what is around it
+			"…" + strings.Repeat("a", 200) + "\"" + strings.Repeat("b", 199) + "…\n" +
+			strings.Repeat(" ", 201) + "^"},
 		{"a:443=1\xffb", "" +
 			"a:443=1\ufffdb\n" +
 			"       ^"},

@@ -33,11 +33,12 @@ const tabWidth = 8
 
 // Caret returns two lines without a final line break: the rule, and a caret under the spot. Tabs are expanded
 // and characters that would move a terminal's cursor are replaced, so that the caret stands right in any
-// terminal whatever the rule contains.
+// terminal whatever the rule contains. Of a rule that would fill the screen only what is around the spot is shown.
 func (e *SyntaxError) Caret() string {
 	var text, pad strings.Builder
 	cells, column := 0, 1
-	for _, r := range e.Text {
+	shown, spot := e.around()
+	for _, r := range shown {
 		width := cellWidth(r)
 		switch {
 		case r == '\t':
@@ -50,13 +51,30 @@ func (e *SyntaxError) Caret() string {
 		default:
 			text.WriteRune(r)
 		}
-		if column < e.Column {
+		if column < spot {
 			pad.WriteString(strings.Repeat(" ", width))
 		}
 		cells += width
 		column++
 	}
 	return text.String() + "\n" + pad.String() + "^"
+}
+
+// maxAround is how many characters Caret shows on either side of the spot.
+const maxAround = 200
+
+// around returns what Caret shows of Text, and the column there.
+func (e *SyntaxError) around() (shown []rune, column int) {
+	text := []rune(e.Text)
+	before, after := max(0, e.Column-1-maxAround), min(len(text), e.Column-1+maxAround)
+	if before > 0 {
+		shown = append(shown, '…')
+	}
+	shown = append(shown, text[before:after]...)
+	if after < len(text) {
+		shown = append(shown, '…')
+	}
+	return shown, e.Column - before + min(before, 1)
 }
 
 // wide holds the blocks whose characters take two cells of a terminal: East Asian Wide and Fullwidth of
