@@ -7,9 +7,10 @@ import (
 )
 
 // ParseFile reads rules from r, one a line. Empty lines are skipped, and a '#' that begins a line or follows
-// a blank begins a comment. Lines may end as on any system, and a byte order mark is let pass. The source is named in
-// errors and remembered by the rules; it is usually the file's path. The first bad rule ends reading with its
-// [*SyntaxError]; its columns count from the start of the line.
+// a blank begins a comment. Lines may end as on any system, by LF, CR LF or CR: a comment that went on behind a CR would
+// hide a rule that editors show. A byte order mark is let pass. The source is named in errors and remembered by the
+// rules; it is usually the file's path. The first bad rule ends reading with its [*SyntaxError]; its columns count from
+// the start of the line.
 func ParseFile(source string, r io.Reader) ([]*Rule, error) {
 	content, err := io.ReadAll(r)
 	if err != nil {
@@ -17,9 +18,10 @@ func ParseFile(source string, r io.Reader) ([]*Rule, error) {
 	}
 	var rules []*Rule
 	line := 0
-	for text := range strings.Lines(strings.TrimPrefix(string(content), "\ufeff")) {
+	ends := strings.NewReplacer("\r\n", "\n", "\r", "\n")
+	for text := range strings.SplitSeq(ends.Replace(strings.TrimPrefix(string(content), "\ufeff")), "\n") {
 		line++
-		text = withoutComment(strings.TrimRight(text, "\r\n"))
+		text = withoutComment(text)
 		if strings.Trim(text, blanks) == "" {
 			continue
 		}
