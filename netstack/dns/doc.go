@@ -35,8 +35,11 @@
 // errors. A flow ends [Limits.Answered] after its last query was answered, or
 // [Limits.Unanswered] after the last one if an answer is still missing. When
 // there are [Limits.Flows] of them, a new one takes the place of the flow that
-// has been without an open question longest, or else of the one that asked
-// longest ago.
+// has been without an open question longest. If all have one, whoever floods makes
+// room: the oldest flow of the address that has most, about the zone (the last two
+// labels of the name) and resolver that it asks most about. Its own further
+// questions take such a place once a millisecond, and are dropped before anything is spent
+// on them. Sockets are made by few goroutines, for those who have fewer first.
 //
 // TCP: [Tap] wraps the upstream connection of an ordinary flow. It follows the
 // two-byte frames of RFC 1035, section 4.2.2; answers may come in any order (RFC
@@ -87,9 +90,11 @@
 //	no route, dial fails, EPERM  Query.Unreachable, logged, rate-limited
 //	resolver silent              silence; the flow ends, the application asks again
 //	answer nobody asked for      relayed if it came from the resolver, not learned
-//	too many flows               the oldest idle one goes; its late answer is lost
-//	too many queries             128 wanted and unanswered in one flow, or 1024 waiting to
-//	                             be sent in all: the query is dropped, never sent unseen;
+//	too many flows               the oldest idle one goes, else the oldest of whoever has most:
+//	                             its late answer is lost
+//	too many queries             128 wanted and unanswered in one flow; 1024 waiting to be sent
+//	                             of one flow or of whoever has most, 2048 in all: the query is
+//	                             dropped, never sent unseen;
 //	                             TCP: 1024 wanted and unanswered, Write fails
 //	not DNS, UDP                 relayed unchanged, both ways
 //	not DNS, TCP                 Tap turns transparent at the first implausible frame

@@ -14,9 +14,10 @@ import (
 type flowKey struct{ src, dst netip.AddrPort }
 
 // flow is one socket of the application asking one resolver, and the connected
-// socket of ours that stands for it. Its life is its goroutine's:
+// socket of ours that stands for it. One of the relay's goroutines dials; then its
+// life is that of its own:
 //
-//	run: dial -> send what is queued -> receive until idle or closed
+//	dial -> run: send what is queued -> receive until idle or closed
 //
 // A query that comes later starts a send of its own unless one is under way, so
 // that Handle never waits for a full socket buffer and an idle flow holds one
@@ -24,10 +25,12 @@ type flowKey struct{ src, dst netip.AddrPort }
 type flow struct {
 	relay *Relay
 	key   flowKey
+	share *share // of its first question
 
 	// The relay's mu guards the rest.
 	conn    net.Conn      // nil while dialing
-	elem    *list.Element // in the relay's busy or idle; nil when the flow has ended
+	turn    *list.Element // in the relay's ahead or undialed; nil when somebody dials
+	elem    *list.Element // in share or the relay's idle; nil when the flow has ended
 	queue   []Query       // not sent yet
 	sending bool          // a goroutine sends the queue
 	last    Query         // the latest: replies go through it
@@ -40,7 +43,8 @@ func (f *flow) askLocked(q Query, now time.Time) {
 	r := f.relay
 	f.last, f.since = q, now
 	f.open++
-	f.placeLocked(&r.busy)
+	f.unplaceLocked()
+	f.elem = f.share.add(f)
 	f.queue = append(f.queue, q)
 	r.queued++
 	if !f.sending {
@@ -56,14 +60,23 @@ func (f *flow) settleLocked(n int, now time.Time) {
 		return
 	}
 	if f.open = max(f.open-n, 0); f.open == 0 {
-		f.placeLocked(&f.relay.idle)
+		f.unplaceLocked()
+		f.elem = f.relay.idle.PushBack(f)
 	}
 }
 
-func (f *flow) placeLocked(at *list.List) {
-	f.relay.busy.Remove(f.elem) // does nothing if elem is in the other list
+func (f *flow) unplaceLocked() {
+	f.share.remove(f.elem) // does nothing if elem is in the other list
 	f.relay.idle.Remove(f.elem)
-	f.elem = at.PushBack(f)
+}
+
+// unturnLocked takes f from those that wait for a socket.
+func (f *flow) unturnLocked() {
+	if f.turn != nil {
+		f.relay.ahead.Remove(f.turn) // does nothing if turn is in the other list
+		f.relay.undialed.Remove(f.turn)
+		f.turn = nil
+	}
 }
 
 // endLocked takes the flow out of the relay and wakes its goroutines. An answer
@@ -73,9 +86,9 @@ func (f *flow) endLocked() {
 		return
 	}
 	r := f.relay
-	r.busy.Remove(f.elem)
-	r.idle.Remove(f.elem)
+	f.unplaceLocked()
 	f.elem = nil
+	f.unturnLocked()
 	delete(r.flows, f.key)
 	r.queued -= len(f.queue)
 	f.queue = nil
@@ -93,7 +106,8 @@ func (f *flow) end() []Query {
 	return queue
 }
 
-func (f *flow) run() {
+// dial reports whether the flow has a socket. If it has none, it has ended.
+func (f *flow) dial() bool {
 	ctx, cancel := context.WithTimeout(f.relay.ctx, dialWait)
 	conn, err := f.relay.dial(ctx, "udp", f.key.dst)
 	cancel()
@@ -104,19 +118,23 @@ func (f *flow) run() {
 		for _, q := range f.end() {
 			q.Unreachable(syscall.ECONNREFUSED)
 		}
-		return
+		return false
 	}
 	f.relay.mu.Lock()
 	if f.elem == nil { // ended while dialing
 		f.relay.mu.Unlock()
 		conn.Close()
-		return
+		return false
 	}
 	f.conn = conn
 	f.relay.mu.Unlock()
+	return true
+}
+
+func (f *flow) run() {
 	defer f.end()
 	f.send()
-	f.receive(newDatagrams(conn))
+	f.receive(newDatagrams(f.conn))
 }
 
 // send writes the queue until it is empty.

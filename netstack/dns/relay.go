@@ -15,13 +15,25 @@ import (
 
 const (
 	maxAsked  = 128  // wanted and unanswered queries of one relay flow
-	maxQueued = 1024 // queries of all relay flows that wait to be sent
+	maxQueued = 2048 // queries of all relay flows that wait to be sent; half as many of one flow, or of the largest share
 	dialWait  = 5 * time.Second
+
+	// A question costs a socket, most of it in the kernel: 50 µs. As long as some goroutine can run, Go asks the network
+	// for news every 10 ms only (sysmon), so in a flood of questions everybody else would wait for that again and again.
+	// Hence few goroutines dial, and rest after a few dials for longer than those and their queries take.
+	maxDialing  = 2
+	dialsAtOnce = 4
+	dialsRest   = time.Millisecond
+
+	// How often one of the largest share may take the place of its oldest when all are waiting: often enough for the
+	// first question after a flood, and so seldom that a flood costs a twentieth of a processor.
+	displaceEvery = time.Millisecond
 )
 
 var (
 	errManyAsked  = errors.New("too many unanswered queries from one socket")
 	errManyQueued = errors.New("too many queries wait to be sent")
+	errManyOpen   = errors.New("too many queries wait for an answer")
 )
 
 // Query is one datagram that the application sent to port 53. Its methods are
@@ -84,12 +96,16 @@ type Relay struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // grows under mu, while not closed
 
-	mu     sync.Mutex
-	closed bool
-	flows  map[flowKey]*flow
-	busy   list.List // of *flow with an open question, the one that asked longest ago first
-	idle   list.List // of *flow without, the one idle longest first
-	queued int       // length of all flows' queues
+	mu        sync.Mutex
+	closed    bool
+	flows     map[flowKey]*flow
+	busy      crowd     // those with an open question
+	idle      list.List // of *flow without, the one idle longest first
+	ahead     list.List // of *flow without a socket, the oldest first, that go before undialed
+	undialed  list.List // of *flow without a socket, the oldest first
+	dialing   int       // goroutines that dial
+	queued    int       // length of all flows' queues
+	displaced time.Time // when the largest share last took a place of its own
 }
 
 // NewRelay returns a relay that asks over dial and tells obs. A nil log discards.
@@ -102,6 +118,7 @@ func NewRelay(dial Dialer, obs Observer, log *slog.Logger, lim Limits) *Relay {
 		ctx:    ctx,
 		cancel: cancel,
 		flows:  make(map[flowKey]*flow),
+		busy:   newCrowd(),
 	}
 }
 
@@ -130,14 +147,12 @@ func (r *Relay) handle(q Query, id uint16, question question, wanted bool) error
 	key := flowKey{q.Src(), q.Dst()}
 	f := r.flows[key]
 	if f == nil {
-		if len(r.flows) >= r.lim.Flows {
-			r.evictLocked()
+		var err error
+		if f, err = r.beginLocked(key, r.busy.share(key.src.Addr(), key.dst, question.name), now); err != nil {
+			return err
 		}
-		f = &flow{relay: r, key: key, asked: asked{max: maxAsked, keep: r.lim.Unanswered}}
-		f.elem = r.idle.PushBack(f)
-		r.flows[key] = f
-		f.sending = true // run sends the queue when it has dialed
-		r.wg.Go(f.run)
+	} else if len(f.queue) >= maxQueued/2 {
+		return errManyQueued
 	}
 	if wanted && !f.asked.add(id, question, now) {
 		return errManyAsked
@@ -146,17 +161,84 @@ func (r *Relay) handle(q Query, id uint16, question question, wanted bool) error
 	return nil
 }
 
+// beginLocked makes a flow of a share and has it dialed, if there is room. What is turned away costs next to nothing.
+func (r *Relay) beginLocked(key flowKey, s *share, now time.Time) (*flow, error) {
+	largest := r.busy.largest(s) == s
+	if largest && r.queued >= maxQueued/2 {
+		return nil, errManyQueued
+	}
+	if len(r.flows) >= r.lim.Flows && !r.makeRoomLocked(s, now) {
+		return nil, errManyOpen
+	}
+	f := &flow{relay: r, key: key, share: s, asked: asked{max: maxAsked, keep: r.lim.Unanswered}}
+	f.elem = r.idle.PushBack(f)
+	if largest {
+		f.turn = r.undialed.PushBack(f)
+	} else {
+		f.turn = r.ahead.PushBack(f)
+	}
+	f.sending = true // run sends the queue when there is a socket
+	r.flows[key] = f
+	if r.dialing < maxDialing {
+		r.dialing++
+		r.wg.Go(r.dialAll)
+	}
+	return f, nil
+}
+
+// makeRoomLocked ends a flow for one more of s, if it may have a place.
+func (r *Relay) makeRoomLocked(s *share, now time.Time) bool {
+	if e := r.idle.Front(); e != nil {
+		e.Value.(*flow).endLocked()
+		return true
+	}
+	from := r.busy.largest(s)
+	if from == s {
+		if now.Sub(r.displaced) < displaceEvery {
+			return false
+		}
+		r.displaced = now
+	}
+	from.oldest().endLocked()
+	return true
+}
+
+// dialAll gives flows their sockets until all have one.
+func (r *Relay) dialAll() {
+	for n := 1; ; n++ {
+		f := r.undialedFlow()
+		if f == nil {
+			return
+		}
+		if f.dial() {
+			r.wg.Go(f.run)
+		}
+		if n%dialsAtOnce == 0 {
+			time.Sleep(dialsRest)
+		}
+	}
+}
+
+// undialedFlow returns the next flow that needs a socket; nil if there is none and the goroutine ends.
+func (r *Relay) undialedFlow() *flow {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.ahead.Front()
+	if e == nil {
+		e = r.undialed.Front()
+	}
+	if e == nil {
+		r.dialing--
+		return nil
+	}
+	f := e.Value.(*flow)
+	f.unturnLocked()
+	return f
+}
+
 // Stats returns the counters.
 func (r *Relay) Stats() Stats {
 	return Stats{Queries: r.queries.Load(), Answers: r.answers.Load(), Dropped: r.dropped.Load()}
-}
-
-func (r *Relay) evictLocked() {
-	e := r.idle.Front()
-	if e == nil {
-		e = r.busy.Front()
-	}
-	e.Value.(*flow).endLocked()
 }
 
 // Serve returns nil when ctx has ended, every socket is closed and every
