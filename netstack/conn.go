@@ -67,6 +67,9 @@ func (c *conn) open(ep tcpip.Endpoint) {
 	if c.flow.remote {
 		keepAlive(ep)
 	}
+	if n := c.flow.stack.buffer.Load(); n != 0 && n < tcp.DefaultSendBufferSize {
+		ep.SocketOptions().SetSendBufferSize(n, true) // also says that it is not to grow by itself
+	}
 	c.flow.opened()
 	c.wq.EventRegister(&c.readable)
 	c.wq.EventRegister(&c.writable)

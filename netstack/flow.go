@@ -234,7 +234,7 @@ func (f *Flow) forward() (*tcp.ForwarderRequest, error) {
 		}
 	}
 	f.stack.expect(f)
-	if !f.stack.fwd.HandlePacket(f.id, syn) {
+	if !f.stack.fwd.Load().HandlePacket(f.id, syn) {
 		f.stack.unexpect(f)
 		return nil, fmt.Errorf("netstack refuses the SYN: %w", syscall.EINVAL) // a bad checksum
 	}

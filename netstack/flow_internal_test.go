@@ -24,7 +24,7 @@ func TestDroppedByTheForwarder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.fwd = tcp.NewForwarder(s.gv, 0, 0, s.deliver) // room for no handshake at all
+	s.fwd.Store(tcp.NewForwarder(s.gv, 0, 0, s.deliver)) // room for no handshake at all
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	asked, accepted, served := make(chan struct{}), make(chan error, 1), make(chan error, 1)

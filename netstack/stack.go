@@ -68,8 +68,9 @@ type Stack struct {
 	link *link.Link
 	cfg  Config
 
-	gv  *stack.Stack
-	fwd *tcp.Forwarder
+	gv     *stack.Stack
+	fwd    atomic.Pointer[tcp.Forwarder]
+	buffer atomic.Int64 // SetBuffer's; 0: not called
 
 	ready chan struct{}
 
@@ -116,7 +117,7 @@ func New(l *link.Link, c Config) (*Stack, error) {
 	}
 	// The forwarder sees a SYN only when it is to be answered. Its bound counts the
 	// handshakes under way, which end within handshakeTimeout.
-	s.fwd = tcp.NewForwarder(s.gv, 0, c.MaxParked, s.deliver)
+	s.fwd.Store(tcp.NewForwarder(s.gv, tcp.DefaultReceiveBufferSize, c.MaxParked, s.deliver))
 	s.gv.SetTransportProtocolHandler(tcp.ProtocolNumber, s.handleTCP)
 	s.gv.SetTransportProtocolHandler(udp.ProtocolNumber, s.handleUDP)
 	s.gv.SetTransportProtocolHandler(icmp.ProtocolNumber4, s.handleICMP)
@@ -135,6 +136,23 @@ func (s *Stack) tune() error {
 		return fmt.Errorf("set netstack's TIME_WAIT: %s", err)
 	}
 	return nil
+}
+
+// SetBuffer says how many bytes are kept in each direction of a connection that is accepted from now on: until
+// they are read, and until the application has acknowledged them. It gets no more as long as it lives, for its window's
+// scale is chosen now. Those that are open keep what they have: an application has been told of it. The
+// default is gVisor's, which comes back with its size: a mebibyte, and up to four where a connection is fast.
+func (s *Stack) SetBuffer(bytes int) {
+	most := bytes
+	if bytes == tcp.DefaultReceiveBufferSize {
+		most = tcp.MaxBufferSize
+	}
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: bytes, Max: most}
+	_ = s.gv.SetTransportProtocolOption(tcp.ProtocolNumber, &receive) // fails for less than the least only
+	// Its endpoints have a forwarder's size to receive, whatever the option says. What they may send is
+	// bounded by conn.open: a bound for all, below what some have, has writers wait for ever (updateSndBufferUsage).
+	s.buffer.Store(int64(bytes))
+	s.fwd.Store(tcp.NewForwarder(s.gv, bytes, s.cfg.MaxParked, s.deliver))
 }
 
 // Serve reads the link and calls h, on a goroutine of its own, for each flow. It
