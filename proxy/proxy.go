@@ -88,6 +88,9 @@ type Config struct {
 	// Quiet is called when many flows have ended or fallen asleep, and it pays to return
 	// memory to the system. May be nil.
 	Quiet func()
+	// Share is told how many bytes netstack may keep of each direction of a flow that is accepted from now on, whenever that
+	// has changed: fewer while very many flows are awake. It must not block. May be nil.
+	Share func(bytes int)
 }
 
 // DefaultDialTimeout is how long an upstream may take to answer.
@@ -148,7 +151,7 @@ func New(c Config) *Proxy {
 	if c.MaxPerSource == 0 {
 		c.MaxPerSource = DefaultMaxPerSource
 	}
-	return &Proxy{cfg: c, leases: lease.NewTable(), crowd: newCrowd(c.MaxPerRule, c.MaxPerSource), rest: rest{quiet: c.Quiet}, live: make(map[*live]struct{})}
+	return &Proxy{cfg: c, leases: lease.NewTable(), crowd: newCrowd(c.MaxPerRule, c.MaxPerSource), rest: rest{quiet: c.Quiet, share: c.Share}, live: make(map[*live]struct{})}
 }
 
 // Handle carries one flow from its decision on. It returns when the flow has failed, or

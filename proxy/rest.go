@@ -3,6 +3,7 @@ package proxy
 import (
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,7 +18,10 @@ const restStep = 256
 // rest looks after the flows that have a goroutine and could do without. While there is
 // none it does nothing.
 type rest struct {
-	quiet func() // Config.Quiet
+	quiet func()          // Config.Quiet
+	share func(bytes int) // Config.Share
+
+	shared atomic.Int64 // what each flow may keep, in bytes; 0: fullShare; written under mu
 
 	mu      sync.Mutex
 	awake   []*live
@@ -62,6 +66,9 @@ func (r *rest) addLocked(l *live) {
 	}
 	r.awake = append(r.awake, l)
 	l.place = len(r.awake)
+	if share(len(r.awake)) < r.current() { // a larger one has time until the next look
+		r.shareLocked()
+	}
 	if !r.looking {
 		r.looking = true
 		time.AfterFunc(lookEvery, r.look)
@@ -117,6 +124,7 @@ func (r *rest) find() (tired []*direction, quiet, more bool) {
 			}
 		}
 	}
+	r.shareLocked()
 	size := r.open + len(r.awake)
 	step := max(restStep, size/4)
 	calm := max(size-r.last, r.last-size) <= step/8

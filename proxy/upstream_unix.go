@@ -85,22 +85,22 @@ func (u *upstream) fail(call string, err error) error {
 }
 
 // readChunk takes a buffer for each attempt and gives it back while it waits.
-func (u *upstream) readChunk() (*[chunkSize]byte, int, error) {
+func (u *upstream) readChunk(size int) (*chunk, int, error) {
 	var (
-		buf *[chunkSize]byte
+		buf *chunk
 		n   int
 		err error
 	)
 	werr := u.raw.Read(func(fd uintptr) bool {
-		buf = chunks.Get().(*[chunkSize]byte)
+		buf = newChunk(size)
 		for {
-			n, err = readNow(fd, buf[:])
+			n, err = readNow(fd, buf.b)
 			if err != syscall.EINTR {
 				break
 			}
 		}
 		if err == syscall.EAGAIN {
-			chunks.Put(buf)
+			buf.free()
 			buf = nil
 			return false
 		}

@@ -105,12 +105,14 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 	datagrams := udp.New(out.dialUDP, log, udp.Limits{})
 	pings := ping.NewRelay(out.dialPing, log, udp.Limits{})
 	c := &command{out: out, names: names, tried: make(chan struct{})}
+	var stack *netstack.Stack // there before the first flow
 	c.pins = proxy.New(proxy.Config{
 		Names:       names,
 		Dialer:      sockets,
 		Log:         log,
 		DialTimeout: o.dialTimeout,
 		Quiet:       debug.FreeOSMemory,
+		Share:       func(bytes int) { stack.SetBuffer(bytes) },
 		Apart:       true,
 		Direct:      func(netip.AddrPort) bool { return true },
 		Wrap: func(dst netip.AddrPort, c proxy.Conn) proxy.Conn {
@@ -120,7 +122,8 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 			return c
 		},
 	})
-	stack, err := netstack.New(dev, netstack.Config{
+	var err error
+	stack, err = netstack.New(dev, netstack.Config{
 		Datagrams: func(d *netstack.Datagram) {
 			if _, ok := out.of(d.Dst()); !ok {
 				d.Unreachable(syscall.ECONNREFUSED)

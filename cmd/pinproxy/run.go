@@ -141,12 +141,14 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	if err != nil {
 		return err
 	}
+	var stack *netstack.Stack // there before the first flow
 	pins := proxy.New(proxy.Config{
 		Names:       names,
 		Dialer:      sockets,
 		Log:         log,
 		DialTimeout: o.dialTimeout,
 		Quiet:       debug.FreeOSMemory,
+		Share:       func(bytes int) { stack.SetBuffer(bytes) },
 		Direct:      func(dst netip.AddrPort) bool { return dst.Port() == dnsPort && names.HasNames() },
 		Behind:      guard.behind,
 		Forbid:      guard.forbid,
@@ -157,7 +159,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 			return c
 		},
 	})
-	stack, err := netstack.New(dev, netstack.Config{Path: guard.path, Datagrams: func(d *netstack.Datagram) {
+	stack, err = netstack.New(dev, netstack.Config{Path: guard.path, Datagrams: func(d *netstack.Datagram) {
 		if !lookups.handle(d) && guard.lets(d) {
 			relay.Handle(d)
 		}

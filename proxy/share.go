@@ -1,0 +1,49 @@
+package proxy
+
+import "math/bits"
+
+// What an end does not take is kept: in netstack a mebibyte or more for each direction that is stuck, and a chunk of
+// ours. One flow needs that for its speed, a thousand don't, for together they are as fast with less. So the
+// flows that are awake share a sum.
+const (
+	fullShare  = 1 << 20         // netstack's own default
+	leastShare = 128 << 10       // of however many flows: two packets
+	allShares  = 128 * fullShare // in each direction
+)
+
+// share is how many bytes each of so many flows may keep in a direction: a power of two, so that it does not
+// change with each of them.
+func share(flows int) int {
+	if flows <= allShares/fullShare {
+		return fullShare
+	}
+	return max(leastShare, 1<<(bits.Len(uint(allShares/flows))-1))
+}
+
+// chunkFor is how much is read at a time by flows with such a share.
+func chunkFor(share int) int {
+	if share < chunkSize {
+		return pieceSize
+	}
+	return chunkSize
+}
+
+// current is the share of a flow now.
+func (r *rest) current() int {
+	if n := r.shared.Load(); n > 0 {
+		return int(n)
+	}
+	return fullShare
+}
+
+// shareLocked says what the share is now, to all that need to know, if it has changed. r.mu is held.
+func (r *rest) shareLocked() {
+	now := share(len(r.awake))
+	if now == r.current() {
+		return
+	}
+	r.shared.Store(int64(now))
+	if r.share != nil {
+		r.share(now)
+	}
+}

@@ -1,0 +1,77 @@
+package proxy
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+func TestShare(t *testing.T) {
+	for _, tt := range []struct{ flows, share, chunk int }{
+		{0, 1 << 20, chunkSize},
+		{1, 1 << 20, chunkSize},
+		{128, 1 << 20, chunkSize},
+		{129, 512 << 10, chunkSize},
+		{256, 512 << 10, chunkSize},
+		{257, 256 << 10, chunkSize},
+		{513, 128 << 10, pieceSize},
+		{1 << 20, 128 << 10, pieceSize},
+	} {
+		if got := share(tt.flows); got != tt.share {
+			t.Errorf("share(%d) = %d, want %d", tt.flows, got, tt.share)
+		}
+		if got := chunkFor(share(tt.flows)); got != tt.chunk {
+			t.Errorf("with %d flows %d bytes are read at a time, want %d", tt.flows, got, tt.chunk)
+		}
+	}
+}
+
+// idle is an end that could sleep, if it were asked.
+type idle struct{ Conn }
+
+func (idle) Watch(waker) bool                { return false }
+func (idle) Unwatch()                        {}
+func (idle) SetReadDeadline(time.Time) error { return nil }
+
+// The share becomes smaller with the flow that makes them too many, and larger at a look, when there are few again.
+func TestFlowsShareMemory(t *testing.T) {
+	var said []int
+	p := New(Config{Share: func(bytes int) { said = append(said, bytes) }})
+	p.rest.looking = true // by the test
+	var flows []*live
+	begin := func(n int) {
+		for range n {
+			l := newLive(p, new(testFlow), nil)
+			l.open(idle{}, idle{}, leased{})
+			flows = append(flows, l)
+		}
+	}
+	leave := func(n int) { // for sleep, or for ever
+		for _, l := range flows[len(flows)-n:] {
+			p.rest.remove(l)
+		}
+		flows = flows[:len(flows)-n]
+	}
+	is := func(want ...int) {
+		t.Helper()
+		if !slices.Equal(said, want) {
+			t.Errorf("with %d flows it was told %d, want %d", len(flows), said, want)
+		}
+		said = nil
+	}
+	begin(128)
+	p.rest.find()
+	is()
+	begin(1)
+	is(512 << 10)
+	begin(384)
+	is(256<<10, 128<<10)
+	begin(4000)
+	is()
+	leave(4503)
+	is()
+	p.rest.find()
+	is(1 << 20)
+	begin(1)
+	is()
+}
