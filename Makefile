@@ -79,7 +79,7 @@ fuzz: ## run each fuzz target for FUZZTIME (30s)
 	echo "$$list" | awk '/^Fuzz/ { f[n++] = $$1 } /^ok/ { while (n) print f[--n], $$2 }' | \
 	while read -r target package; do \
 		echo "$$package: $$target"; \
-		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package" || exit 1; \
+		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s "$$package" || exit 1; \
 	done
 
 # It goes on where it was interrupted; without bin/soak.jsonl it begins anew.

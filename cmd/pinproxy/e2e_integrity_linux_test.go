@@ -8,13 +8,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"pinproxy/netstack/lab"
 )
 
 // Every byte and every ending as over a direct connection.
 
-var talkBytes = flag.Int64("talk-bytes", 64<<20, "how much TestTalks carries, direct and pinned")
+var talkBytes = flag.Int64("talk-bytes", 64<<20, "how much TestTalks carries each way, direct and pinned")
 
 // converse has talks until so many bytes were heard, so many at a time, over connections to the addresses in turn. It
 // returns how the first few went wrong.
@@ -66,20 +67,31 @@ func TestTalks(t *testing.T) {
 	for _, way := range []struct {
 		name string
 		port int
-	}{{"direct", 8}, {"pinned", 7}} {
+		args []string // pinproxy's, if it is there
+	}{
+		{"direct", 8, nil},
+		{"pinned", 7, []string{"--rule", "*:7=20000-20999"}},
+		{"pinned, without offload", 7, []string{"--rule", "*:7=20000-20999", "--offload=off"}},
+	} {
 		ts := newTalks(4 << 20)
 		server := w.Server.Serve(fmt.Sprint(":", way.port), ts.serve)
-		if way.name == "pinned" {
-			w.pinproxy("--rule", "*:7=20000-20999")
+		var p *running
+		if way.args != nil {
+			p = w.pinproxy(way.args...)
 		}
+		start := time.Now()
 		for _, err := range w.converse(ts, 200, *talkBytes, at(lab.Server4, way.port), at(lab.Server6, way.port)) {
 			t.Errorf("%s: %v", way.name, err)
 		}
-		t.Logf("%s: %d talks, %d MiB", way.name, ts.count.Load(), ts.bytes.Load()>>20)
+		t.Logf("%s: %d talks, %d MiB in %v", way.name, ts.count.Load(), ts.bytes.Load()>>20, time.Since(start).Round(time.Second))
 		for _, from := range server.Seen() {
-			if pinned := from.Port() >= 20000 && from.Port() <= 20999; pinned != (way.name == "pinned") {
+			if pinned := from.Port() >= 20000 && from.Port() <= 20999; pinned != (p != nil) {
 				t.Fatalf("%s: a connection came from %v", way.name, from)
 			}
+		}
+		server.Close()
+		if p != nil {
+			p.stop()
 		}
 	}
 }
