@@ -65,6 +65,7 @@ var programs = map[string]func(){
 	"inside":       inside,
 	"modest":       modest,
 	"callers":      callers,
+	"idlers":       idlers,
 }
 
 func TestMain(m *testing.M) {
