@@ -71,6 +71,9 @@
 //	resets, is killed               reset
 //	gives up while we dial          nothing; the dial ends and the port is free
 //
+//	its address has left the host   none; after 10 s both are reset, if another flow waits
+//	                                for its port
+//
 //	we end a flow (reclaim, stop)   both: FIN, what was read is delivered; who says more
 //	                                then, or has not ended a second later, is reset
 //

@@ -85,7 +85,7 @@ func (p *Proxy) drain(ctx context.Context, grace, every time.Duration, look func
 		var settled atomic.Int64
 		left := p.each(func(l *live) {
 			if stopped || since > grace {
-				l.abort()
+				l.abort("stopped")
 			} else if look(l, since) {
 				settled.Add(1)
 			}

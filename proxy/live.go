@@ -43,6 +43,8 @@ type live struct {
 	reason   string         // why we ended it, if we did
 	ordered  bool           // and if we did so in order: a read that is past its deadline ends the stream
 
+	gone time.Time // when a look, of which there are few, found that local's address had left the host; guarded by mu
+
 	lookedAt time.Time // what IdleSince was at the last look of Finish, and how many looks have found the same
 	still    int
 
@@ -284,11 +286,11 @@ func (l *live) interrupt() {
 	l.rouseLocked()
 }
 
-// abort ends the flow by resets, at once. No FIN goes before them.
-func (l *live) abort() {
+// abort ends the flow by resets, at once. No FIN goes before them. The first reason counts.
+func (l *live) abort(reason string) {
 	l.mu.Lock()
 	app, up := l.app, l.net
-	open := l.stopLocked("stopped")
+	open := l.stopLocked(reason)
 	l.rouseLocked()
 	l.mu.Unlock()
 	if open {

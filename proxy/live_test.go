@@ -135,7 +135,7 @@ func TestEndTwice(t *testing.T) {
 		l.end("stopped")
 		_, _ = hangUp(f.app), hangUp(up)
 		endsAs(t, h, f, "reclaimed for a waiting flow")
-		l.abort()
+		l.abort("stopped")
 		l.Reclaim()
 		if got, want := fmt.Sprint(l), "flow 1 from 192.0.2.1:40001"; got != want {
 			t.Errorf("String() = %q, want %q", got, want)

@@ -270,7 +270,7 @@ func TestAbortWhileFallingAsleep(t *testing.T) {
 		l := h.opened(t)
 		stop := l.restless(t)
 		runtime.Gosched()
-		l.abort()
+		l.abort("stopped")
 		for _, c := range []Conn{f.app, up} {
 			wantEnd(t, c, syscall.ECONNRESET)
 		}

@@ -28,6 +28,7 @@ type wait struct {
 	waiting bool // for longer than a first look
 	reclaim bool
 	timer   *time.Timer // for the hint at idle flows, while the flow waits behind others
+	rescue  *rescue     // of the port, if one of them is stranded
 
 	// The kernel's refusals.
 	tries    int
@@ -47,6 +48,9 @@ func (l *live) newWait(how lease.Request) *wait {
 func (w *wait) end() {
 	if w.timer != nil {
 		w.timer.Stop()
+	}
+	if w.rescue != nil {
+		w.rescue.stop()
 	}
 }
 
@@ -70,6 +74,9 @@ func (w *wait) over() bool {
 // queued says in the log that the flow waits behind others, and later, if so, that one
 // of them is idle. It is the lease table's Queued.
 func (w *wait) queued(busy *lease.BusyError) {
+	if w.rescue == nil {
+		w.rescue = w.flow.rescue(busy.Held)
+	}
 	if w.tries > 0 { // it waits for the kernel, and has said so
 		return
 	}

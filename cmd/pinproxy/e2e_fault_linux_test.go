@@ -204,14 +204,16 @@ func (w *network) addDefault(gateway string) error {
 }
 
 // The host gets another address. New connections have it. Old ones are as lost as any other program's, and whoever needs
-// the port of one gets it by busy=reclaim.
+// the port of one gets it by busy=reclaim, or when the address has been gone for a while.
 func TestAddressChanges(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
-		pin string
+		pin      string
+		stranded bool // the old connection is in the way, and is ended
 	}{
-		{"63998-63999"},
-		{"63999 busy=reclaim:100ms"},
+		{"63998-63999", false},
+		{"63999 busy=reclaim:100ms", true},
+		{"63999", true},
 	} {
 		t.Run(test.pin, func(t *testing.T) {
 			w := newNetwork(t)
@@ -219,20 +221,63 @@ func TestAddressChanges(t *testing.T) {
 			p := w.pinproxy("--rule", "*:7="+test.pin)
 			c := w.mustConnect(at(lab.Server4, 7))
 			echo(t, c, "hello")
-			old, err := netlink.ParseAddr(lab.Client4 + "/24")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := w.Client.Netlink().AddrDel(w.uplink(), old); err != nil {
-				t.Fatal(err)
-			}
-			w.Client.Addr("eth0", "198.51.100.77/24")
-			if err := w.addDefault(lab.Near4); err != nil { // it went with the address
-				t.Fatal(err)
-			}
+			w.loseAddress()
+			w.haveAddress("198.51.100.77/24")
 			w.recovers(server, at(lab.Server4, 7), netip.MustParseAddrPort("198.51.100.77:63999"))
+			if test.stranded {
+				_ = c.SetDeadline(time.Now().Add(patience))
+				if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("the connection that was in the way: %v", err)
+				}
+			}
 			p.forget()
 		})
+	}
+}
+
+// The host's address goes and comes back, while another connection waits for the port: the old one has lost nothing.
+func TestAddressComesBack(t *testing.T) {
+	w := newNetwork(t)
+	w.Server.Serve(":7", lab.Echo)
+	p := w.pinproxy("--rule", "*:7=63999")
+	c := w.mustConnect(at(lab.Server4, 7))
+	echo(t, c, "hello")
+	w.loseAddress()
+	next := make(chan *net.TCPConn, 1)
+	go func() { // ends when connect does
+		c, _ := w.connect(at(lab.Server4, 7))
+		next <- c
+	}()
+	p.expect("flow waits behind an idle one") // it has been looked at by now
+	w.haveAddress(lab.Client4 + "/24")
+	echo(t, c, "still there")
+	_ = c.Close()
+	c = <-next
+	if c == nil {
+		t.Fatal("the connection that waited was not made")
+	}
+	echo(t, c, "hello")
+	_ = c.Close()
+	p.stop()
+}
+
+// loseAddress takes the client's IPv4 address, and the route that goes with it.
+func (w *network) loseAddress() {
+	w.t.Helper()
+	old, err := netlink.ParseAddr(lab.Client4 + "/24")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := w.Client.Netlink().AddrDel(w.uplink(), old); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *network) haveAddress(prefix string) {
+	w.t.Helper()
+	w.Client.Addr("eth0", prefix)
+	if err := w.addDefault(lab.Near4); err != nil {
+		w.t.Fatal(err)
 	}
 }
 

@@ -1,0 +1,99 @@
+package proxy
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"pinproxy/proxy/lease"
+)
+
+// A flow whose source address has left the host hears nothing any more, and its kernel tells it nothing: as any
+// program's connection it waits for its peer, since an address may come back with the link or the lease of DHCP. But it
+// holds its source port towards the destination all that time. So while another flow waits for that very port, and the
+// address stays away, it is reset.
+const (
+	strandedLook  = time.Second
+	strandedAfter = 10 * time.Second
+)
+
+// addressed is a Dialer that knows which addresses the host has.
+type addressed interface {
+	// Owns reports whether a socket could be bound to addr; true if that can't be told.
+	Owns(addr netip.Addr) bool
+}
+
+// Owns asks the kernel, by binding a socket that sends nothing.
+func (s Sockets) Owns(addr netip.Addr) bool {
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
+	if err == nil {
+		_ = c.Close()
+	}
+	return !errors.Is(err, syscall.EADDRNOTAVAIL)
+}
+
+// rescue looks at those in the way of a flow that waits, from time to time until it is stopped.
+type rescue struct {
+	owns    func(netip.Addr) bool
+	holders []lease.Held
+
+	mu      sync.Mutex
+	timer   *time.Timer
+	stopped bool
+}
+
+// rescue begins one. The caller stops it.
+func (l *live) rescue(holders []lease.Held) *rescue {
+	r := &rescue{holders: holders}
+	d, ok := l.proxy.cfg.Dialer.(addressed)
+	if !ok {
+		return r
+	}
+	r.owns = d.Owns
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.timer = time.AfterFunc(strandedLook, r.look)
+	return r
+}
+
+func (r *rescue) stop() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stopped = true
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+}
+
+func (r *rescue) look() {
+	for _, h := range r.holders {
+		if l, ok := h.Holder.(*live); ok && l.stranded(r.owns, time.Now()) {
+			l.abort("its source address left the host, and a flow waited for its port")
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.stopped {
+		r.timer.Reset(strandedLook)
+	}
+}
+
+// stranded reports whether the flow's source address has been seen to be gone for so long. Who waits for its port may
+// give up before that, and come again: the flow itself remembers.
+func (l *live) stranded(owns func(netip.Addr) bool, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.app == nil:
+		return false
+	case owns(l.local.Addr()):
+		l.gone = time.Time{}
+		return false
+	case l.gone.IsZero():
+		l.gone = now
+	}
+	return now.Sub(l.gone) >= strandedAfter
+}

@@ -1,0 +1,53 @@
+package proxy
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestStranded(t *testing.T) {
+	there := func(netip.Addr) bool { return true }
+	gone := func(netip.Addr) bool { return false }
+	l := &live{local: netip.MustParseAddrPort("198.51.100.2:63999")}
+	start := time.Now()
+	for i, look := range []struct {
+		open bool
+		owns func(netip.Addr) bool
+		at   time.Duration
+		want bool
+	}{
+		{false, gone, 0, false}, // it still dials, and will be told
+		{false, gone, time.Minute, false},
+		{true, there, time.Minute, false},
+		{true, gone, 61 * time.Second, false},
+		{true, gone, 70 * time.Second, false},
+		{true, there, 70 * time.Second, false}, // it came back
+		{true, gone, 72 * time.Second, false},
+		{true, gone, 81 * time.Second, false}, // meanwhile nobody waited, perhaps
+		{true, gone, 82 * time.Second, true},
+		{true, there, 83 * time.Second, false},
+	} {
+		if look.open {
+			l.app = (*net.TCPConn)(nil)
+		}
+		if got := l.stranded(look.owns, start.Add(look.at)); got != look.want {
+			t.Errorf("look %d, after %v: %v, want %v", i, look.at, got, look.want)
+		}
+	}
+}
+
+func TestOwns(t *testing.T) {
+	if !(Sockets{}).Owns(netip.MustParseAddr("127.0.0.1")) {
+		t.Error("127.0.0.1 is not the host's")
+	}
+	if any, _ := os.ReadFile("/proc/sys/net/ipv4/ip_nonlocal_bind"); strings.TrimSpace(string(any)) == "1" {
+		t.Skip("net.ipv4.ip_nonlocal_bind lets sockets have any address")
+	}
+	if (Sockets{}).Owns(netip.MustParseAddr("192.0.2.99")) {
+		t.Error("192.0.2.99 is the host's")
+	}
+}
