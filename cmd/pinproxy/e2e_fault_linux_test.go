@@ -473,6 +473,7 @@ func TestStoppedAndContinued(t *testing.T) {
 	server := w.Server.Serve(":443", lab.Echo)
 	p := w.pinproxy("--rule", "www.bank.example:443=63990-63999")
 	s := w.stream(at(lab.Server4, 443))
+	_ = s.c.SetDeadline(time.Now().Add(*stoppedFor + patience))
 	if err := p.Signal(unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
