@@ -66,12 +66,24 @@ func (p *performer) perform(t task) report {
 		return ping(t)
 	case "hold":
 		return p.hold(t)
+	case "push": // over all connections held
+		return push(p.flows(), t)
+	case "pull":
+		return pull(p.flows(), t)
 	case "who":
 		return who(t)
 	case "resolve":
 		return resolve(t)
 	}
 	return report{Err: fmt.Sprintf("unknown task %q", t.Do)}
+}
+
+// flows are what the client holds, or the server.
+func (p *performer) flows() []socket {
+	if p.server != nil {
+		return p.server.flows()
+	}
+	return p.held
 }
 
 func text(err error) string {

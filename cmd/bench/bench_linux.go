@@ -147,7 +147,7 @@ func (b *bencher) gateway(k kind) bool {
 }
 
 func (b *bencher) takesPart(p probe, k kind, round int) bool {
-	return b.asked(p) && p.fits(k) && (!p.once || round == b.o.rounds-1)
+	return b.asked(p) && p.fits(k) && (!p.once || round == b.o.rounds-1) && (p.every == 0 || round%p.every == 0)
 }
 
 // run builds the network, starts everything, and measures.

@@ -76,7 +76,7 @@ func TestBench(t *testing.T) {
 			got[m.group] += f.median
 		}
 	}
-	for _, group := range []string{"throughput", "connections", "latency", "pinned", "gateway"} {
+	for _, group := range []string{"throughput", "connections", "latency", "pinned", "gateway", "flows"} {
 		if got[group] <= 0 {
 			t.Errorf("%s: all figures are 0", group)
 		}

@@ -16,7 +16,7 @@ func TestArguments(t *testing.T) {
 		{"--rounds 0 a", "--rounds 0: give 1 to 1000"},
 		{"--time 1h a", "--time 1h0m0s: give 1ms to 1m"},
 		{"--flows 0 a", "--flows 0: give 1 to 50000"},
-		{"--only latency,speed a", "--only speed: give some of throughput,connections,latency,pinned,gateway,memory"},
+		{"--only latency,speed a", "--only speed: give some of throughput,connections,latency,pinned,memory,gateway,flows"},
 		{"--systems nobody a", "--systems nobody: give some of direct,pinproxy,"},
 	} {
 		var stdout, stderr bytes.Buffer
@@ -100,9 +100,14 @@ What went wrong, in all rounds:
 }
 
 func TestPage(t *testing.T) {
-	text := three().page("x.svg")
+	s := three()
+	s.List = append(s.List,
+		sample{System: keyPinproxy, Measure: "busyup1", Value: 8},
+		sample{System: keyPinproxy, Measure: "busyup1000", Value: 6})
+	text := s.page("x.svg")
 	for _, want := range []string{
 		"](x.svg)",
+		"| **pinproxy** | – | – | 0.75 | – | – | – |\n",
 		"| | direct | **pinproxy** | pasta |\n| --- | ---: | ---: | ---: |\n| up, 1 flow, Gbit/s | 50.0 | 22.0 | 7.50 |\n",
 		"| up, 1 flow, Gbit/s | 0.50 | – | 3.50 |\n",
 		"| connections, 1 worker, 1/s | – | 1,234 | failed |\n",

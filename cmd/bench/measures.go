@@ -26,15 +26,27 @@ var measures = []measure{
 	{"p99", "latency", "p99", "round trip of 64 bytes, p99", "µs", true},
 	{"pin", "pinned", "pin", "connections through one port", "1/s", false},
 	{"pinplain", "pinned", "pin -ts", "the same without timestamps", "1/s", false},
+	{"memory", "memory", "B/flow", "memory of an idle flow", "bytes", true},
 	{"gwup1", "gateway", "gw up 1", "behind a gateway: up, 1 flow", "Gbit/s", false},
 	{"gwdown1", "gateway", "gw dn 1", "behind a gateway: down, 1 flow", "Gbit/s", false},
 	{"gwup8", "gateway", "gw up 8", "behind a gateway: up, 8 flows", "Gbit/s", false},
 	{"gwdown8", "gateway", "gw dn 8", "behind a gateway: down, 8 flows", "Gbit/s", false},
-	{"memory", "memory", "B/flow", "memory of an idle flow", "bytes", true},
+	{"busyup1", "flows", "up one", "up, 1 busy flow", "Gbit/s", false},
+	{"busyup10", "flows", "up 10", "up, 10 busy flows", "Gbit/s", false},
+	{"busyup100", "flows", "up 100", "up, 100 busy flows", "Gbit/s", false},
+	{"busyup1000", "flows", "up 1000", "up, 1,000 busy flows", "Gbit/s", false},
+	{"busydown1", "flows", "dn one", "down, 1 busy flow", "Gbit/s", false},
+	{"busydown10", "flows", "dn 10", "down, 10 busy flows", "Gbit/s", false},
+	{"busydown100", "flows", "dn 100", "down, 100 busy flows", "Gbit/s", false},
+	{"busydown1000", "flows", "dn 1000", "down, 1,000 busy flows", "Gbit/s", false},
+}
+
+func measureOf(key string) measure {
+	return measures[slices.IndexFunc(measures, func(m measure) bool { return m.key == key })]
 }
 
 // hostOnly are groups that pinproxy is measured in as it serves a host, not a command.
-var hostOnly = []string{"gateway"}
+var hostOnly = []string{"gateway", "flows"}
 
 // groups returns what --only may name.
 func groups() []string {

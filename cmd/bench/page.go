@@ -38,6 +38,21 @@ reno, MTU 1500 with segmentation offload, as virtual Ethernet has it.
 		fmt.Fprint(&b, "\n")
 	}
 
+	if s.measured("busyup1") {
+		fmt.Fprint(&b, "What is left of the throughput of one busy flow when there are more, in the same round.\n\n")
+		fmt.Fprint(&b, "| | up, 10 | 100 | 1,000 | down, 10 | 100 | 1,000 |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n")
+		for _, k := range s.ranking(measureOf("busyup1")) {
+			fmt.Fprintf(&b, "| %s", emphasized(k))
+			for _, way := range []string{"busyup", "busydown"} {
+				for _, n := range []string{"10", "100", "1000"} {
+					fmt.Fprintf(&b, " | %s", ratio(s.held(k.key, way+n, way+"1")))
+				}
+			}
+			fmt.Fprint(&b, " |\n")
+		}
+		fmt.Fprint(&b, "\n")
+	}
+
 	fmt.Fprint(&b, "## What went wrong\n\nConnections that failed, and systems that could not be measured, in all rounds.\n\n")
 	for _, f := range s.failures() {
 		fmt.Fprintf(&b, "- %s\n", f)
@@ -69,11 +84,14 @@ reno, MTU 1500 with segmentation offload, as virtual Ethernet has it.
   of virtual Ethernet; whatever it sends to the server is routed into the system's device, as ordinary forwarding is (direct).
   pinproxy is told `+"`--gateway`"+` of that link. pasta, slirp4netns and `+"`pinproxy -- CMD`"+` serve one namespace, socat and haproxy are
   listeners, which a host behind would have to know.
+- **Busy flows**: throughput of all of them together, at a time and through one process. They are opened first. The load has a thread for each
+  processor here, not for each flow, and keeps no more than %d MiB waiting to be sent if they are many; 1,000 flows get 7 times as
+  long to warm up, and are counted for 3 times as long. In every other round, and of few systems, as it takes long.
 - **Memory**: resident set, beside that before, for each of %s idle flows, in a process that has just been started; 500
   flows where one costs hundreds of kilobytes.
 
 `+"`make bench BENCHFLAGS=--help`"+` names the flags for less, or more.
-`, messageSize, pingSize, socketPatience, count(float64(s.Flows)))
+`, messageSize, pingSize, socketPatience, pushQueue>>20, count(float64(s.Flows)))
 	return b.String()
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/xml"
 	"fmt"
-	"slices"
 	"strings"
 )
 
@@ -20,6 +19,8 @@ var panels = []panel{
 	{"Throughput, 8 flows, Gbit/s", []string{"up8", "down8"}, []string{"up", "down"}, 0},
 	{"Behind a gateway, 1 flow, Gbit/s", []string{"gwup1", "gwdown1"}, []string{"up", "down"}, 0},
 	{"Behind a gateway, 8 flows, Gbit/s", []string{"gwup8", "gwdown8"}, []string{"up", "down"}, 0},
+	{"1 and 1,000 busy flows up, Gbit/s", []string{"busyup1", "busyup1000"}, []string{"1 flow", "1,000"}, 0},
+	{"1 and 1,000 busy flows down, Gbit/s", []string{"busydown1", "busydown1000"}, []string{"1 flow", "1,000"}, 0},
 	{"Connections a second", []string{"conn1", "conn16"}, []string{"1 worker", "16 workers"}, 0},
 	{"Round trip of 64 bytes, µs (less is better)", []string{"p50", "p99"}, []string{"p50", "p99"}, 0},
 	{"Connections a second through one pinned port", []string{"pin", "pinplain"}, []string{"timestamps", "without"}, 0},
@@ -77,8 +78,7 @@ func (s *samples) picture() string {
 func (s *samples) panel(p panel) (string, int) {
 	var rows []kind
 	top := 0.0
-	first := measures[slices.IndexFunc(measures, func(m measure) bool { return m.key == p.measures[0] })]
-	for _, k := range s.ranking(first) {
+	for _, k := range s.ranking(measureOf(p.measures[0])) {
 		if k.key == keyMany || k.key == keyTUN { // they are in the table
 			continue
 		}

@@ -27,6 +27,7 @@ type probe struct {
 	without []string // that can't
 	plain   bool     // the server does without TCP timestamps
 	once    bool     // a run, with the system started afresh
+	every   int      // rounds, if it takes long; all if 0
 	needs   func(o options) time.Duration
 	measure func(ctx context.Context, s *system, o options) ([]result, error)
 }
@@ -53,6 +54,7 @@ var (
 	pinning     = []string{keyDirect, keyPinproxy, keyCommand, "socat", "haproxy", "nft"}
 	oneFlowOnly = []string{keyTUN}
 	notMany     = []string{keyTUN, keyMany}
+	crowded     = []string{keyDirect, keyPinproxy, "sing-box-system"}
 	gateways    = []string{keyDirect, keyPinproxy, "sing-box-gvisor", "sing-box-system", "tun2socks"}
 )
 
@@ -71,6 +73,14 @@ var probes = []probe{
 	{name: "gateway, down, 1 flow", group: "gateway", results: []string{"gwdown1"}, systems: gateways, needs: warmWindow, measure: down(behindIt, 1, "gwdown1", "")},
 	{name: "gateway, up, 8 flows", group: "gateway", results: []string{"gwup8"}, systems: gateways, needs: warmWindow, measure: up(behindIt, 8, "gwup8", "")},
 	{name: "gateway, down, 8 flows", group: "gateway", results: []string{"gwdown8"}, systems: gateways, needs: warmWindow, measure: down(behindIt, 8, "gwdown8", "")},
+	{name: "1 busy flow, up", group: "flows", every: 2, results: []string{"busyup1"}, systems: crowded, needs: busyTime(1), measure: busy(1, true, "busyup1")},
+	{name: "1 busy flow, down", group: "flows", every: 2, results: []string{"busydown1"}, systems: crowded, needs: busyTime(1), measure: busy(1, false, "busydown1")},
+	{name: "10 busy flows, up", group: "flows", every: 2, results: []string{"busyup10"}, systems: crowded, needs: busyTime(10), measure: busy(10, true, "busyup10")},
+	{name: "10 busy flows, down", group: "flows", every: 2, results: []string{"busydown10"}, systems: crowded, needs: busyTime(10), measure: busy(10, false, "busydown10")},
+	{name: "100 busy flows, up", group: "flows", every: 2, results: []string{"busyup100"}, systems: crowded, needs: busyTime(100), measure: busy(100, true, "busyup100")},
+	{name: "100 busy flows, down", group: "flows", every: 2, results: []string{"busydown100"}, systems: crowded, needs: busyTime(100), measure: busy(100, false, "busydown100")},
+	{name: "1,000 busy flows, up", group: "flows", every: 2, results: []string{"busyup1000"}, systems: crowded, needs: busyTime(1000), measure: busy(1000, true, "busyup1000")},
+	{name: "1,000 busy flows, down", group: "flows", every: 2, results: []string{"busydown1000"}, systems: crowded, needs: busyTime(1000), measure: busy(1000, false, "busydown1000")},
 	{name: "idle flows", group: "memory", results: []string{"memory"}, without: []string{keyDirect, keyTUN, keyMany, "nft"}, once: true, needs: idleTime, measure: idle},
 }
 
@@ -177,24 +187,13 @@ func idle(ctx context.Context, s *system, o options) ([]result, error) {
 	}
 	time.Sleep(settle(o) / 4)
 	before := s.resident()
-	defer func() {
-		_, err := s.client.do(ctx, task{Do: "release"})
-		_, serverErr := s.net.server.do(ctx, task{Do: "release"})
-		_ = errors.Join(err, serverErr) // who is next to use them will see
-	}()
-	opened, err := s.client.do(ctx, task{Do: "hold", To: s.to(portHold), N: n, Time: 10 * socketPatience})
+	defer s.release(ctx)
+	stand, err := s.open(ctx, n)
 	if err != nil {
 		return nil, err
 	}
-	held, err := s.net.server.do(ctx, task{Do: "holding", N: opened.OK, Time: socketPatience})
-	if err != nil {
-		return nil, fmt.Errorf("%w: the server: %w", errServer, err)
-	}
-	if held.OK < n/2 {
-		return nil, fmt.Errorf("%d of %d flows stand; %s", held.OK, n, opened.Failure)
-	}
 	time.Sleep(settle(o))
-	return []result{{"memory", float64(s.resident()-before) / float64(held.OK), n - held.OK}}, nil
+	return []result{{"memory", float64(s.resident()-before) / float64(stand), n - stand}}, nil
 }
 
 // errServer says that it is not the system that has failed.

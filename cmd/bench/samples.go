@@ -109,9 +109,17 @@ func (s *samples) figure(system, measure string) figure {
 
 // ratio is the figure of the ratios of one system to another in the same rounds.
 func (s *samples) ratio(system, other, measure string) figure {
+	return ratioOf(s.values(system, measure), s.values(other, measure))
+}
+
+// held is the figure of what a system makes by one measure of what it makes by another in the same rounds.
+func (s *samples) held(system, measure, of string) figure {
+	return ratioOf(s.values(system, measure), s.values(system, of))
+}
+
+func ratioOf(values, others map[int]float64) figure {
 	var list []float64
-	others := s.values(other, measure)
-	for round, v := range s.values(system, measure) {
+	for round, v := range values {
 		if o, ok := others[round]; ok && o > 0 {
 			list = append(list, v/o)
 		}

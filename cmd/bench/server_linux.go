@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -134,6 +135,12 @@ func (s *server) holding(t task) report {
 			return report{OK: n}
 		}
 	}
+}
+
+func (s *server) flows() []socket {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.held)
 }
 
 func (s *server) release() {

@@ -139,6 +139,11 @@ func (s socket) noDelay() error {
 	return unix.SetsockoptInt(int(s), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 }
 
+// setQueue bounds what is kept to be sent.
+func (s socket) setQueue(size int) error {
+	return unix.SetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_SNDBUF, size)
+}
+
 func (s socket) local() string {
 	a, err := unix.Getsockname(int(s))
 	return addrString(a, err)

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -60,12 +61,15 @@ func (s *samples) columns() []measure {
 	return list
 }
 
+// columnsAtATime is what a terminal has room for.
+const columnsAtATime = 13
+
 // table prints the figures for a terminal.
 func (s *samples) table(w io.Writer) {
 	const first, width, wide = 18, 8, 11
-	row := func(title string, cell func(m measure) string) {
+	row := func(title string, columns []measure, cell func(m measure) string) {
 		fmt.Fprintf(w, "%-*s", first, title)
-		for _, m := range s.columns() {
+		for _, m := range columns {
 			if m.key == "memory" { // it may be a process's
 				fmt.Fprintf(w, "%*s", wide, cell(m))
 			} else {
@@ -74,13 +78,15 @@ func (s *samples) table(w io.Writer) {
 		}
 		fmt.Fprintln(w)
 	}
-	fmt.Fprintln(w)
-	row("", func(m measure) string { return m.short })
-	row("", func(m measure) string { return m.unit })
-	for _, b := range s.blocks() {
-		fmt.Fprintf(w, "\n%s\n", b.title)
-		for _, k := range s.shown() {
-			row(k.title, func(m measure) string { return b.cell(k, m) })
+	for columns := range slices.Chunk(s.columns(), columnsAtATime) {
+		fmt.Fprintln(w)
+		row("", columns, func(m measure) string { return m.short })
+		row("", columns, func(m measure) string { return m.unit })
+		for _, b := range s.blocks() {
+			fmt.Fprintf(w, "\n%s\n", b.title)
+			for _, k := range s.shown() {
+				row(k.title, columns, func(m measure) string { return b.cell(k, m) })
+			}
 		}
 	}
 	fmt.Fprintf(w, "\n%s of %s each. Of CPU, p50, p99 and B/flow less is better, of the others more.\n", rounds(s.rounds()), s.Window)

@@ -19,6 +19,13 @@ const (
 	pingSize    = 64
 )
 
+// pushQueue is what may wait to be sent at the end that pushes, in bytes of all flows together if they are many. The
+// kernel lets it grow to megabytes for each otherwise, and has one bound for the memory of TCP on all hosts here.
+const (
+	pushQueue = 32 << 20
+	pushMany  = 64 // flows
+)
+
 // socketPatience bounds every call on a socket, so that an agent answers whatever becomes of the other end.
 const socketPatience = 3 * time.Second
 
