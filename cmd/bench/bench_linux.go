@@ -40,6 +40,9 @@ func bench(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if err := allowDescriptors(); err != nil {
 		return fmt.Errorf("allow more descriptors: %w", err)
 	}
+	if most := descriptors(); o.flows+spare > most && (len(o.only) == 0 || slices.Contains(o.only, "memory")) {
+		return fmt.Errorf("--flows %d: a process may have %d descriptors here; ulimit -Hn, or CAP_SYS_RESOURCE, allows more", o.flows, most)
+	}
 	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return err

@@ -39,8 +39,10 @@ func oneWindow(o options) time.Duration  { return o.window + 20*time.Millisecond
 func warmWindow(o options) time.Duration { return o.window + warm(o) + 70*time.Millisecond }
 
 // settle is how long flows are idle before memory is looked at, so that garbage has been collected and stacks have
-// shrunk.
-func settle(o options) time.Duration { return min(2*time.Second, 5*o.window) }
+// shrunk: longer where there are more of them than there usually are.
+func settle(o options) time.Duration {
+	return min(2*time.Second, 5*o.window) + time.Duration(max(0, o.flows-5000))*300*time.Microsecond
+}
 
 func idleTime(o options) time.Duration {
 	return startTime + settle(o) + settle(o)/4 + time.Duration(o.flows)*300*time.Microsecond
@@ -228,9 +230,13 @@ func descriptors() int {
 	return int(min(l.Cur, 1<<20))
 }
 
-// allowDescriptors has this process, and what it starts, have as many as it may.
+// allowDescriptors has this process, and what it starts, have as many as it may. With CAP_SYS_RESOURCE that is more than the
+// hard limit.
 func allowDescriptors() error {
-	var l unix.Rlimit
+	l := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}
+	if unix.Setrlimit(unix.RLIMIT_NOFILE, &l) == nil {
+		return nil
+	}
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
 		return err
 	}
