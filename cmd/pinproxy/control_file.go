@@ -59,7 +59,7 @@ func share(path string, group int) error {
 // listenControl listens on path for the same user and root alone. A socket that nobody listens on any more is
 // replaced; anything else at path stays, and is an error.
 func listenControl(ctx context.Context, path string) (net.Listener, func() error, error) {
-	if err := removeStale(path); err != nil {
+	if _, err := removeStale(path); err != nil {
 		return nil, nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	lc := net.ListenConfig{Control: onlyOwner}
@@ -86,29 +86,29 @@ func listenControl(ctx context.Context, path string) (net.Listener, func() error
 	return l, remove, nil
 }
 
-func removeStale(path string) error {
+func removeStale(path string) (removed bool, err error) {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return cause(err)
+		return false, cause(err)
 	}
 	if info.Mode().Type() != fs.ModeSocket {
-		return errors.New("there is a file that is no socket")
+		return false, errors.New("there is a file that is no socket")
 	}
 	c, err := net.DialTimeout("unix", path, controlRead)
 	if err == nil {
 		_ = c.Close()
-		return errors.New("another process listens there")
+		return false, errors.New("another process listens there")
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return cause(err)
+		return false, cause(err)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return cause(err)
+		return false, cause(err)
 	}
-	return nil
+	return true, nil
 }
 
 // cause takes away what repeats the call and what it was about: an errno is enough.

@@ -6,7 +6,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -225,6 +227,33 @@ func TestWatchdogIsFed(t *testing.T) {
 		default:
 			t.Errorf("the manager was told %q", got)
 		}
+	}
+}
+
+// The watchdog of a service manager sends SIGABRT. Status 2, which Go's programs have then, would be that of a usage
+// error, and the unit does not start us again after one.
+func TestAbortIsNoUsageError(t *testing.T) {
+	w := newNetwork(t)
+	var cores unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &cores); err != nil {
+		t.Fatal(err)
+	}
+	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Max: cores.Max}) // it inherits that, and leaves no file
+	p := w.pinproxy("--rule", "*:7=63999")
+	_ = unix.Setrlimit(unix.RLIMIT_CORE, &cores)
+	_ = p.Signal(unix.SIGABRT)
+	var failed *exec.ExitError
+	if err := p.Wait(); !errors.As(err, &failed) || failed.Sys().(syscall.WaitStatus).Signal() != unix.SIGABRT {
+		t.Errorf("it ended by %v", err)
+	}
+	if !strings.Contains(p.Stderr(), "goroutine ") {
+		t.Errorf("it does not say where it was: %q", p.Stderr())
+	}
+	if out, said, err := w.Client.Run(w.command("cleanup")); err != nil || !strings.Contains(out, "\nrm "+w.run) {
+		t.Errorf("cleanup printed %q, said %q, %v", out, said, err)
+	}
+	if left, err := os.ReadDir(w.run); len(left) > 0 || err != nil {
+		t.Errorf("%v is left, %v", left, err)
 	}
 }
 

@@ -22,12 +22,16 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"pinproxy/netstack/netns"
 )
 
 func main() {
+	// A crash, and SIGABRT by a service manager's watchdog, end us by a signal: the status that Go has for them
+	// otherwise is that of a usage error, after which nobody would start us again.
+	debug.SetTraceback("crash")
 	netns.Main() // in the process that becomes a command this is the end
 	namerMain()  // and in the one that names the owners of sockets
 	shareCPUs()
