@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -51,8 +52,20 @@ func readRules(file string, read func(path string) (string, error)) ([]*rules.Ru
 	return rules.ParseFile(file, strings.NewReader(text))
 }
 
+// maxRulesFile is how many bytes of rules are read: more than a million rules. A file that has no end, such as /dev/zero,
+// would take all memory.
+const maxRulesFile = 64 << 20
+
 // readText reads a file as it is now.
 func readText(path string) (string, error) {
-	b, err := os.ReadFile(path)
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxRulesFile+1))
+	if err == nil && len(b) > maxRulesFile {
+		err = fmt.Errorf("it has more than %d MiB", maxRulesFile>>20)
+	}
 	return string(b), err
 }
