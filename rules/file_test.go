@@ -174,7 +174,7 @@ func TestFileOfOldLineEnds(t *testing.T) {
 
 // A file that is no list of rules is refused in the time it takes to read it, and does not fill the screen.
 func TestFileOfOneLongLine(t *testing.T) {
-	const size = 1 << 20
+	const size = 1 << 18
 	for _, unit := range []string{"= ", "a ", "a.", "1,", "1-", "*.", "busy=any ", "xn--a.", "\"", ":", "[", "\u200b", "\t"} {
 		for _, before := range []string{"", "a:443=1 ", "[", "a:443="} {
 			start := time.Now()
@@ -186,7 +186,7 @@ func TestFileOfOneLongLine(t *testing.T) {
 				t.Fatalf("%q and many %q: %v", before, unit, err)
 			}
 			caret := syntax.Caret()
-			if took := time.Since(start); took > 20*time.Second { // quadratic, it is minutes
+			if took := time.Since(start); took > 5*time.Second { // in linear time, it is a hundredth
 				t.Errorf("%q and many %q took %v", before, unit, took)
 			}
 			if len(caret) > 20*maxAround {
