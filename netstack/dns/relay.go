@@ -20,10 +20,13 @@ const (
 
 	// A question costs a socket, most of it in the kernel: 50 µs. As long as some goroutine can run, Go asks the network
 	// for news every 10 ms only (sysmon), so in a flood of questions everybody else would wait for that again and again.
-	// Hence few goroutines dial, and rest after a few dials for longer than those and their queries take.
+	// Hence few goroutines dial, and rest after a few dials for longer than those and their queries take; and
+	// longer when so many flows wait that it is a flood.
 	maxDialing  = 2
-	dialsAtOnce = 4
+	dialsAtOnce = 2
 	dialsRest   = time.Millisecond
+	floodFrom   = 256
+	floodRest   = 4 * time.Millisecond
 
 	// How often one of the largest share may take the place of its oldest when all are waiting: often enough for the
 	// first question after a flood, and so seldom that a flood costs a twentieth of a processor.
@@ -206,21 +209,25 @@ func (r *Relay) makeRoomLocked(s *share, now time.Time) bool {
 // dialAll gives flows their sockets until all have one.
 func (r *Relay) dialAll() {
 	for n := 1; ; n++ {
-		f := r.undialedFlow()
+		f, waiting := r.undialedFlow()
 		if f == nil {
 			return
 		}
 		if f.dial() {
 			r.wg.Go(f.run)
 		}
-		if n%dialsAtOnce == 0 {
+		switch {
+		case n%dialsAtOnce != 0:
+		case waiting < floodFrom:
 			time.Sleep(dialsRest)
+		default:
+			time.Sleep(floodRest)
 		}
 	}
 }
 
-// undialedFlow returns the next flow that needs a socket; nil if there is none and the goroutine ends.
-func (r *Relay) undialedFlow() *flow {
+// undialedFlow returns the next flow that needs a socket, and how many do; nil if none does and the goroutine ends.
+func (r *Relay) undialedFlow() (f *flow, waiting int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e := r.ahead.Front()
@@ -229,11 +236,11 @@ func (r *Relay) undialedFlow() *flow {
 	}
 	if e == nil {
 		r.dialing--
-		return nil
+		return nil, 0
 	}
-	f := e.Value.(*flow)
+	f = e.Value.(*flow)
 	f.unturnLocked()
-	return f
+	return f, r.ahead.Len() + r.undialed.Len()
 }
 
 // Stats returns the counters.

@@ -521,7 +521,7 @@ func TestRelayDialsFewAtATime(t *testing.T) {
 			r.Handle(newQuery(resolverAddr, q))
 		}
 		r.Handle(last)
-		time.Sleep(time.Second)
+		time.Sleep(2 * time.Second)
 		mu.Lock()
 		defer mu.Unlock()
 		if most > maxDialing || all != n+1 {
