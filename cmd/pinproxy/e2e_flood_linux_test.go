@@ -10,7 +10,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -193,19 +195,83 @@ func noneTo(port uint16) func(statusJSON) bool {
 	}
 }
 
-// knock sends a SYN from the client as a program does that connects and gives up at once.
-func (w *network) knock(to unix.Sockaddr) error {
-	return w.Client.Do(func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
+// flooder floods from a process of its own, so that the bystander's has its own share of the processors:
+// flooder what address port count.
+func flooder() {
+	to := at(os.Args[2], number(os.Args[3]))
+	var n atomic.Int64
+	n.Store(int64(number(os.Args[4])))
+	way := map[string]struct {
+		workers int
+		once    func(string) error
+	}{"knock": {4, knock}, "reset": {8, connectAndReset}, "ask": {1, askSilent}}[os.Args[1]]
+	var all sync.WaitGroup
+	for range way.workers {
+		all.Go(func() {
+			for n.Add(-1) >= 0 {
+				if err := way.once(to); err != nil {
+					fmt.Fprintln(os.Stderr, err)
+					os.Exit(1)
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+func number(s string) int {
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+// floods returns a function that floods a port from the client.
+func (w *network) floods(what, addr string, port, n int) func() {
+	return func() {
+		if _, _, err := w.Client.Run(program("flooder", what, addr, strconv.Itoa(port), strconv.Itoa(n))); err != nil {
+			w.t.Error(err)
 		}
-		defer unix.Close(fd)
-		if err := unix.Connect(fd, to); !errors.Is(err, unix.EINPROGRESS) {
-			return fmt.Errorf("connect without waiting: %w", err)
-		}
-		return nil
-	})
+	}
+}
+
+// knocks counts the SYNs sent.
+var knocks atomic.Uint32
+
+// knock sends a SYN as a program does that connects and gives up at once, to each address of 192.0.2.128/25 in turn.
+func knock(to string) error {
+	dst := netip.MustParseAddrPort(to)
+	addr := dst.Addr().As4()
+	addr[3] += byte(knocks.Add(1) % 128)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(dst.Port()), Addr: addr}); !errors.Is(err, unix.EINPROGRESS) {
+		return fmt.Errorf("connect without waiting: %w", err)
+	}
+	return nil
+}
+
+func connectAndReset(to string) error {
+	c, err := net.DialTimeout("tcp", to, patience)
+	if err != nil {
+		return err
+	}
+	_ = c.(*net.TCPConn).SetLinger(0)
+	return c.Close()
+}
+
+func askSilent(to string) error {
+	c, err := net.Dial("udp", to)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = io.WriteString(c, "\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x06silent\x04bank\x07example\x00\x00\x01\x00\x01")
+	return err
 }
 
 // SYNs to silent destinations: each is a dial that nobody answers, by somebody who is no longer there.
@@ -214,32 +280,19 @@ func TestFloodOfSYNs(t *testing.T) {
 	w.routeTo(w.Router, unix.RTN_BLACKHOLE, netip.MustParsePrefix("192.0.2.128/25"))
 	b := w.watched("--rule", "192.0.2.128/25:9=20000-29999 busy=fail", "--dial-timeout=2s")
 	n := much(100_000, 200)
-	flood := func(port int) func() {
-		return func() {
-			var all sync.WaitGroup
-			const workers = 4
-			for i := range workers {
-				all.Go(func() {
-					for k := i; k < n; k += workers {
-						if err := w.knock(&unix.SockaddrInet4{Port: port, Addr: [4]byte{192, 0, 2, byte(128 + k%128)}}); err != nil {
-							t.Error(err)
-							return
-						}
-					}
-				})
-			}
-			all.Wait()
-		}
-	}
-	b.during(flood(9), flood(uncaptured), noneTo(9))
+	b.during(w.floods("knock", "192.0.2.128", 9, n), w.floods("knock", "192.0.2.128", uncaptured, n), noneTo(9))
 }
 
 // Half-open: the application's host never answers our SYN-ACK. It is none of the client's addresses, so nobody resets it.
 func TestFloodOfHalfOpen(t *testing.T) {
 	w := newNetwork(t)
-	w.Server.Serve(":9", lab.Echo)
-	b := w.watched("--rule", lab.Server4+":9=20000-39999")
 	n := much(10_000, 100)
+	if most := descriptors(t, n+1000); most < n+1000 {
+		t.Fatalf("%d descriptors are allowed, %d are needed (ulimit -Hn)", most, n+1000)
+	}
+	// Not lab.Echo: each of its connections has two descriptors more, of a pipe to splice through.
+	w.Server.Serve(":9", lab.Sink)
+	b := w.watched("--rule", lab.Server4+":9=20000-39999")
 	b.during(func() {
 		err := w.Client.Do(func() error {
 			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
@@ -334,30 +387,8 @@ func TestFloodOfResets(t *testing.T) {
 	w.Server.Serve(":9", lab.Echo)
 	w.Server.Serve(fmt.Sprint(":", uncaptured), lab.Echo)
 	b := w.watched("--rule", lab.Server4+":9=20000-20099")
-	flood := func(port int) func() {
-		return func() {
-			var all sync.WaitGroup
-			var n atomic.Int64
-			n.Store(int64(much(50_000, 200)))
-			for range 8 {
-				all.Go(func() {
-					for n.Add(-1) >= 0 {
-						ctx, cancel := context.WithTimeout(context.Background(), patience)
-						c, err := w.Client.Dial(ctx, "tcp", at(lab.Server4, port))
-						cancel()
-						if err != nil {
-							t.Error(err)
-							return
-						}
-						_ = c.(*net.TCPConn).SetLinger(0)
-						_ = c.Close()
-					}
-				})
-			}
-			all.Wait()
-		}
-	}
-	b.during(flood(9), flood(uncaptured), noneTo(9))
+	n := much(50_000, 200)
+	b.during(w.floods("reset", lab.Server4, 9, n), w.floods("reset", lab.Server4, uncaptured, n), noneTo(9))
 }
 
 // DNS questions that nobody answers.
@@ -372,26 +403,8 @@ func TestFloodOfQuestions(t *testing.T) {
 	w.answer(answer)
 	w.Server.DNS(answer, at(lab.Server4, uncaptured))
 	b := w.watched("--rule", "*.bank.example:8443=63000-63099")
-	n := much(20_000, 200)
-	question := []byte("\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x06silent\x04bank\x07example\x00\x00\x01\x00\x01")
-	flood := func(port int) func() {
-		return func() {
-			for range n {
-				c, err := w.Client.Dial(t.Context(), "udp", at(lab.Server4, port))
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				_, err = c.Write(question)
-				_ = c.Close()
-				if err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		}
-	}
-	b.during(flood(53), flood(uncaptured), func(statusJSON) bool {
+	n := much(50_000, 200)
+	b.during(w.floods("ask", lab.Server4, 53, n), w.floods("ask", lab.Server4, uncaptured, n), func(statusJSON) bool {
 		found, err := w.Client.Resolver().LookupNetIP(soon(t), "ip4", "www.bank.example")
 		return err == nil && len(found) == 1
 	})
@@ -402,7 +415,7 @@ func TestFloodOfQuestions(t *testing.T) {
 func TestFloodOfAddresses(t *testing.T) {
 	const each = 1000
 	w := newNetwork(t)
-	number := func(name string) (n int) {
+	index := func(name string) (n int) {
 		_, _ = fmt.Sscanf(name, "n%d.", &n)
 		return n
 	}
@@ -413,7 +426,7 @@ func TestFloodOfAddresses(t *testing.T) {
 		}
 		var addrs []string
 		for i := range each {
-			addrs = append(addrs, fmt.Sprintf("2001:db8:beef:%x::%x", number(q.Name), i+1))
+			addrs = append(addrs, fmt.Sprintf("2001:db8:beef:%x::%x", index(q.Name), i+1))
 		}
 		return lab.Addrs(q, time.Hour, addrs...)
 	})

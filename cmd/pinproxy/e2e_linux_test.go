@@ -66,6 +66,7 @@ var programs = map[string]func(){
 	"modest":       modest,
 	"callers":      callers,
 	"idlers":       idlers,
+	"flooder":      flooder,
 }
 
 func TestMain(m *testing.M) {
