@@ -327,9 +327,9 @@ func (s *system) check(ctx context.Context, from *agent, to []netip.AddrPort) er
 	switch {
 	case err != nil:
 		return fmt.Errorf("the server says %q instead of an address", r.Seen)
-	case (s.key == keyDirect) != (r.Local == r.Seen):
+	case (s.key == keyDirect) != (r.Local == r.Seen) && s.key != "nft": // which keeps a port that is in the range already
 		return fmt.Errorf("a connection from %s came from %s", r.Local, r.Seen)
-	case slices.Contains([]string{keyPinproxy, keyCommand, keyMany}, s.key) && !pinned:
+	case slices.Contains([]string{keyPinproxy, keyCommand, keyMany, "nft"}, s.key) && !pinned:
 		return fmt.Errorf("a connection came from port %s instead of %s", strconv.Itoa(int(seen.Port())), pinRange)
 	}
 	return nil
