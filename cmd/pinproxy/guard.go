@@ -80,6 +80,14 @@ func (g *guard) forbid(dst netip.Addr) error {
 	return nil
 }
 
+// paths is path, or nil if nobody is behind.
+func (g *guard) paths() func(src netip.Addr) int {
+	if g == nil {
+		return nil
+	}
+	return g.path
+}
+
 // path is how large packets to a host behind a gateway may be; 0 for this host's own connections.
 func (g *guard) path(src netip.Addr) int {
 	if !g.behind(src) {

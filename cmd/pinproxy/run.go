@@ -159,7 +159,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 			return c
 		},
 	})
-	stack, err = netstack.New(dev, netstack.Config{Path: guard.path, Datagrams: func(d *netstack.Datagram) {
+	stack, err = netstack.New(dev, netstack.Config{Path: guard.paths(), Datagrams: func(d *netstack.Datagram) {
 		if !lookups.handle(d) && guard.lets(d) {
 			relay.Handle(d)
 		}
