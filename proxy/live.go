@@ -43,6 +43,8 @@ type live struct {
 	reason   string         // why we ended it, if we did
 	ordered  bool           // and if we did so in order: a read that is past its deadline ends the stream
 
+	bounded bool // the kernel keeps little of what the upstream sends
+
 	gone time.Time // when a look, of which there are few, found that local's address had left the host; guarded by mu
 
 	lookedAt time.Time // what IdleSince was at the last look of Finish, and how many looks have found the same
@@ -150,6 +152,7 @@ func (l *live) open(app, up Conn, held leased) {
 	}
 	l.stage, l.cause, l.cancel = Open, nil, nil
 	l.proxy.rest.begin(l)
+	l.boundLocked()
 	if l.reason != "" { // ended while it was being opened
 		l.interrupt()
 	}

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -98,9 +99,12 @@ func (r *rest) asleep() int {
 
 // look asks the directions to sleep that moved nothing since the last look.
 func (r *rest) look() {
-	tired, quiet, more := r.find()
+	tired, few, quiet, more := r.find()
 	for _, d := range tired {
 		d.tire()
+	}
+	for _, l := range few {
+		l.unbound()
 	}
 	if quiet && r.quiet != nil {
 		r.quiet()
@@ -110,9 +114,9 @@ func (r *rest) look() {
 	}
 }
 
-// find returns them, and says whether it is time to return memory, and whether to look
-// again.
-func (r *rest) find() (tired []*direction, quiet, more bool) {
+// find returns them, and all that are awake if there are few of them now, but were many. It says whether it is time to
+// return memory, and whether to look again.
+func (r *rest) find() (tired []*direction, few []*live, quiet, more bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, l := range r.awake {
@@ -124,7 +128,11 @@ func (r *rest) find() (tired []*direction, quiet, more bool) {
 			}
 		}
 	}
+	many := r.current() < fullShare
 	r.shareLocked()
+	if many && r.current() == fullShare {
+		few = slices.Clone(r.awake)
+	}
 	size := r.open + len(r.awake)
 	step := max(restStep, size/4)
 	calm := max(size-r.last, r.last-size) <= step/8
@@ -134,5 +142,5 @@ func (r *rest) find() (tired []*direction, quiet, more bool) {
 		r.peak, r.told = size, size
 	}
 	r.looking = len(r.awake) > 0 || !calm
-	return tired, quiet, r.looking
+	return tired, few, quiet, r.looking
 }

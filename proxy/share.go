@@ -47,3 +47,29 @@ func (r *rest) shareLocked() {
 		r.share(now)
 	}
 }
+
+// A bounder is an upstream connection of which the kernel can be told how much to keep; 0: as much as it likes.
+type bounder interface{ bound(bytes int) }
+
+// boundLocked has the kernel keep little of a new flow, if there are many. It is never less than what a connection begins
+// with, so nothing that is on its way is in vain. l.mu is held.
+func (l *live) boundLocked() {
+	if up, ok := l.net.(bounder); ok && l.proxy.rest.current() < fullShare {
+		l.bounded = true
+		up.bound(l.proxy.rest.current())
+	}
+}
+
+// unboundLocked takes that back when there are few: one that is far away would be slow. l.mu is held.
+func (l *live) unboundLocked() {
+	if l.bounded && l.proxy.rest.current() == fullShare {
+		l.bounded = false
+		l.net.(bounder).bound(0)
+	}
+}
+
+func (l *live) unbound() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unboundLocked()
+}

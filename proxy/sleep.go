@@ -124,6 +124,7 @@ func (d *direction) rouseLocked() bool {
 	d.src.(sleeper).Unwatch()
 	d.state = awake
 	d.flow.proxy.rest.add(d.flow)
+	d.flow.unboundLocked()
 	return true
 }
 

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // opened waits until the only flow is carried.
@@ -347,7 +349,7 @@ func TestQuiet(t *testing.T) {
 			for i := range r.awake {
 				r.awake[i] = new(live)
 			}
-			_, quiet, _ := r.find()
+			_, _, quiet, _ := r.find()
 			return quiet
 		}
 		for i, step := range []struct {
@@ -405,4 +407,51 @@ func TestSleepless(t *testing.T) {
 	}
 	_ = f.app.Close()
 	endsAs(t, h, f, "closed")
+}
+
+// While there are many flows the kernel keeps little of what the upstream of a new one sends, and finds the size by itself
+// again when there are few: at the next look if it is awake, or else when it wakes up.
+func TestManyAreBounded(t *testing.T) {
+	for _, sleeping := range []bool{false, true} {
+		t.Run(fmt.Sprintf("sleeping=%v", sleeping), func(t *testing.T) {
+			leaks(t)
+			h, s := pinnedServer(t)
+			f, up := connected(t, h, s)
+			l := h.opened(t)
+			bounded := func() (size int, locked bool) {
+				_ = l.net.(*upstream).raw.Control(func(fd uintptr) {
+					lock, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BUF_LOCK)
+					if err != nil {
+						t.Error(err)
+					}
+					locked = lock&unix.SOCK_RCVBUF_LOCK != 0
+					size, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
+				})
+				return size, locked
+			}
+			if _, locked := bounded(); locked {
+				t.Error("one flow is bounded")
+			}
+			if sleeping {
+				eventually(t, "it sleeps", func() bool { up, down := l.state(); return up == asleep && down == asleep })
+			}
+			l.mu.Lock()
+			h.rest.mu.Lock() // nobody looks meanwhile
+			h.rest.shared.Store(leastShare)
+			l.boundLocked()
+			if size, locked := bounded(); !locked || size != 2*leastShare {
+				t.Errorf("one of many: %d bytes, bounded: %v", size, locked)
+			}
+			h.rest.mu.Unlock()
+			l.mu.Unlock()
+			h.rest.look()
+			if sleeping {
+				write(t, f.app, "hello")
+				wantRead(t, up, "hello")
+			}
+			eventually(t, "it is not bounded any more", func() bool { _, locked := bounded(); return !locked })
+			_, _ = f.app.Close(), up.Close()
+			f.ended(t)
+		})
+	}
 }
