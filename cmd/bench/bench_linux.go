@@ -97,7 +97,7 @@ func (b *bencher) plan() error {
 			return fmt.Errorf("--systems %s: %s is not on the PATH", k.key, k.program)
 		}
 		if b.wants(k) {
-			n++
+			n += time.Duration(len(b.roles(k)))
 			for round := range b.o.rounds {
 				for _, p := range probes {
 					if b.takesPart(p, k, round) {
@@ -144,9 +144,15 @@ func (b *bencher) asked(p probe) bool {
 	return len(b.o.only) == 0 || slices.Contains(b.o.only, p.group)
 }
 
-// gateway reports whether systems of the kind are to serve a host behind theirs.
-func (b *bencher) gateway(k kind) bool {
-	return slices.ContainsFunc(probes, func(p probe) bool { return p.group == "gateway" && b.asked(p) && p.fits(k) })
+// roles returns whether systems of the kind are to be a gateway, for a host behind theirs: false, true, or one of each, as
+// being one may have its price.
+func (b *bencher) roles(k kind) (list []bool) {
+	for _, gateway := range []bool{false, true} {
+		if slices.ContainsFunc(probes, func(p probe) bool { return b.asked(p) && p.fits(k) && p.gateway() == gateway }) {
+			list = append(list, gateway)
+		}
+	}
+	return list
 }
 
 func (b *bencher) takesPart(p probe, k kind, round int) bool {
@@ -171,20 +177,22 @@ func (b *bencher) run(ctx context.Context, n *lab.Net) error {
 		if !b.wants(k) {
 			continue
 		}
-		b.progress.step("starting "+k.title, startTime)
-		s, err := newSystem(b.network, k, b.gateway(k), b.found[k.key], b.dir)
-		if err != nil {
-			return err
-		}
-		b.systems = append(b.systems, s)
-		b.samples.Versions[k.key] = version(k, s.binary)
-		if err := b.start(ctx, s); err != nil {
-			return err
-		}
-		if s.broken != nil { // so that it is in the table
-			for _, p := range probes {
-				if b.asked(p) && p.fits(k) {
-					b.failed(p, s, b.first, s.broken)
+		for _, gateway := range b.roles(k) {
+			b.progress.step("starting "+k.title, startTime)
+			s, err := newSystem(b.network, k, gateway, b.found[k.key], b.dir)
+			if err != nil {
+				return err
+			}
+			b.systems = append(b.systems, s)
+			b.samples.Versions[k.key] = version(k, s.binary)
+			if err := b.start(ctx, s); err != nil {
+				return err
+			}
+			if s.broken != nil { // so that it is in the table
+				for _, p := range probes {
+					if b.asked(p) && p.measures(s) {
+						b.failed(p, s, b.first, s.broken)
+					}
 				}
 			}
 		}
@@ -193,7 +201,7 @@ func (b *bencher) run(ctx context.Context, n *lab.Net) error {
 	for round := range b.o.rounds {
 		for _, p := range probes {
 			for _, s := range b.systems {
-				if !b.takesPart(p, s.kind, round) {
+				if !p.measures(s) || !b.takesPart(p, s.kind, round) {
 					continue
 				}
 				b.progress.step(fmt.Sprintf("round %d of %d: %s: %s", round+1, b.o.rounds, p.name, s.title), p.needs(b.o))

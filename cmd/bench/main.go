@@ -19,7 +19,7 @@
 //	│ load ─▶ sing-box   ├────────────┘
 //	└────────────────────┘ …
 //
-// A system that can be a gateway has another host behind its own, with a load of its own:
+// A system that can be a gateway is there a second time, with another host behind its own, and a load there:
 //
 //	┌ behind ──┐ 100.64.0.0/10  ┌ client 2 ──────┐
 //	│ load     ├────────────────┤ ─▶ pinproxy    ├── …

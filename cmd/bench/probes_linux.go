@@ -91,6 +91,12 @@ func (p *probe) fits(k kind) bool {
 	return !slices.Contains(p.without, k.key) && (len(p.systems) == 0 || slices.Contains(p.systems, k.key))
 }
 
+// gateway reports whether it measures systems as gateways.
+func (p *probe) gateway() bool { return p.group == "gateway" }
+
+// measures reports whether it is for a system, as it has been set up.
+func (p *probe) measures(s *system) bool { return p.fits(s.kind) && p.gateway() == (s.inner != nil) }
+
 // origin is where flows begin.
 type origin func(s *system) (*agent, error)
 

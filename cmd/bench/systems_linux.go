@@ -51,8 +51,12 @@ type system struct {
 
 // newSystem gives a system its host, and one behind it if it is to be a gateway. Nothing is started yet.
 func newSystem(w *network, k kind, gateway bool, binary, dir string) (*system, error) {
-	s := &system{kind: k, net: w, dir: filepath.Join(dir, k.key), binary: binary}
-	s.host, s.addr = w.client(k.key)
+	name := k.key
+	if gateway {
+		name += " gateway"
+	}
+	s := &system{kind: k, net: w, dir: filepath.Join(dir, name), binary: binary}
+	s.host, s.addr = w.client(name)
 	if gateway {
 		s.inner = w.behind(s.host, s.addr)
 	}
