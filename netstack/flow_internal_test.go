@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"pinproxy/netstack/netstacktest"
@@ -54,5 +55,31 @@ func TestDroppedByTheForwarder(t *testing.T) {
 	}
 	if len(s.expected) != 0 || len(s.flows) != 0 {
 		t.Errorf("%d requests expected and %d flows known after Serve", len(s.expected), len(s.flows))
+	}
+}
+
+// RACK is for hosts behind this one, whose link may be lossy.
+func TestLossRecovery(t *testing.T) {
+	for _, test := range []struct {
+		path func(netip.Addr) int
+		want tcpip.TCPRecovery
+	}{
+		{nil, 0},
+		{func(netip.Addr) int { return 0 }, tcpip.TCPRACKLossDetection},
+	} {
+		l, client, err := netstacktest.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := New(l, Config{Path: test.path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got tcpip.TCPRecovery
+		if err := s.gv.TransportProtocolOption(tcp.ProtocolNumber, &got); err != nil || got != test.want {
+			t.Errorf("with hosts behind: %v: %v, %v; want %v", test.path != nil, got, err, test.want)
+		}
+		s.gv.Destroy()
+		client.Close()
 	}
 }

@@ -38,7 +38,7 @@ type Config struct {
 	Echoes func(*Echo)
 	// Path says how large packets to an application on another host may be, in
 	// bytes; 0: it is on this one. It is called once a flow, when it is accepted. Nil: all
-	// are on this one, and none is looked for in the ways that a lossy link needs.
+	// are on this one, and RACK is off, which lossy links need.
 	Path func(src netip.Addr) int
 	// MaxParked bounds the flows that wait for an answer; 0: DefaultMaxParked.
 	MaxParked int
@@ -70,7 +70,7 @@ type Stack struct {
 
 	gv     *stack.Stack
 	fwd    atomic.Pointer[tcp.Forwarder]
-	buffer atomic.Int64 // SetBuffer's; 0: not called
+	buffer atomic.Int64 // SetBuffer's
 
 	ready chan struct{}
 
@@ -150,19 +150,19 @@ func (s *Stack) tune() error {
 
 // SetBuffer says how many bytes are kept in each direction of a connection that is accepted from now on: until
 // they are read, and until the application has acknowledged them. It gets no more as long as it lives, for its window's
-// scale is chosen now. Those that are open keep what they have: an application has been told of it. The
-// default is gVisor's, which comes back with its size: a mebibyte, and up to four where a connection is fast.
+// scale is chosen now. Those that are open keep what they have: an application has been told of it. 0 is how it
+// begins, as gVisor has it: a mebibyte, and up to four where a connection is fast.
 func (s *Stack) SetBuffer(bytes int) {
-	most := bytes
-	if bytes == tcp.DefaultReceiveBufferSize {
-		most = tcp.MaxBufferSize
+	size, most := bytes, bytes
+	if bytes == 0 {
+		size, most = tcp.DefaultReceiveBufferSize, tcp.MaxBufferSize
 	}
-	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: bytes, Max: most}
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: size, Max: most}
 	_ = s.gv.SetTransportProtocolOption(tcp.ProtocolNumber, &receive) // fails for less than the least only
 	// Its endpoints have a forwarder's size to receive, whatever the option says. What they may send is
 	// bounded by conn.open: a bound for all, below what some have, has writers wait for ever (updateSndBufferUsage).
 	s.buffer.Store(int64(bytes))
-	s.fwd.Store(tcp.NewForwarder(s.gv, bytes, s.cfg.MaxParked, s.deliver))
+	s.fwd.Store(tcp.NewForwarder(s.gv, size, s.cfg.MaxParked, s.deliver))
 }
 
 // Serve reads the link and calls h, on a goroutine of its own, for each flow. It

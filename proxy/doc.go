@@ -24,8 +24,9 @@
 // connections that are looked into) the goroutine stays. When many flows have fallen
 // asleep or ended, Config.Quiet is told that there is memory to return.
 //
-// What an end does not take is kept, up to a bound for each flow, in netstack and in a chunk of ours. While more
-// than 128 flows are awake those that come get a smaller one (Config.Share), and all of them smaller chunks.
+// What an end does not take is kept, up to a bound for each flow, in netstack, in the upstream socket and in a chunk of
+// ours. While more than 128 flows are awake those that come get a smaller one (Config.Share), and while there are more than
+// 512 all have smaller chunks.
 //
 // A flow leaves from its rule's pin or not at all. The socket is bound
 // explicitly, with SO_REUSEADDR on every socket that ever uses the port, then

@@ -89,7 +89,8 @@ type Config struct {
 	// memory to the system. May be nil.
 	Quiet func()
 	// Share is told how many bytes netstack may keep of each direction of a flow that is accepted from now on, whenever that
-	// has changed: fewer while very many flows are awake. It must not block. May be nil.
+	// has changed: few while very many flows are awake, and 0, as many as it likes, when they are not any more. It must not
+	// block. May be nil.
 	Share func(bytes int)
 }
 

@@ -6,7 +6,7 @@ import "math/bits"
 // ours. One flow needs that for its speed, a thousand don't, for together they are as fast with less. So the
 // flows that are awake share a sum.
 const (
-	fullShare  = 1 << 20         // netstack's own default
+	fullShare  = 1 << 20         // of this size it is not bounded
 	leastShare = 128 << 10       // of however many flows: two packets
 	allShares  = 128 * fullShare // in each direction
 )
@@ -43,7 +43,11 @@ func (r *rest) shareLocked() {
 		return
 	}
 	r.shared.Store(int64(now))
-	if r.share != nil {
+	switch {
+	case r.share == nil:
+	case now == fullShare:
+		r.share(0)
+	default:
 		r.share(now)
 	}
 }

@@ -71,7 +71,7 @@ func TestFlowsShareMemory(t *testing.T) {
 	leave(4503)
 	is()
 	p.rest.find()
-	is(1 << 20)
+	is(0)
 	begin(1)
 	is()
 }
