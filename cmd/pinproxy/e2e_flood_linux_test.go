@@ -138,7 +138,6 @@ func (b *bystander) in(flood func()) meanwhile {
 		}
 	}
 	took := time.Since(start)
-	<-over
 	slices.Sort(all)
 	return meanwhile{all, most, took}
 }
@@ -350,35 +349,6 @@ func checksum(b []byte) uint16 {
 		sum = sum>>16 + sum&0xffff
 	}
 	return ^uint16(sum)
-}
-
-// Many programs that do not read what they are sent as fast as it can be sent.
-func TestFloodOfSlowReaders(t *testing.T) {
-	w := newNetwork(t)
-	w.Server.Serve(":9", lab.Source(1<<40))
-	b := w.watched("--rule", lab.Server4+":9=20000-29999")
-	n := much(1000, 10)
-	b.during(func() {
-		var all sync.WaitGroup
-		for range n {
-			all.Go(func() {
-				c, err := w.connect(at(lab.Server4, 9))
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				defer c.Close()
-				_ = c.SetReadBuffer(4096)
-				_, err = io.ReadFull(c, make([]byte, 64<<10))
-				if err != nil {
-					t.Error(err)
-				}
-				time.Sleep(time.Duration(much(5000, 300)) * time.Millisecond) // it does not read
-				_ = c.SetLinger(0)
-			})
-		}
-		all.Wait()
-	}, nil, noneTo(9))
 }
 
 // A program that connects and resets as fast as it can.

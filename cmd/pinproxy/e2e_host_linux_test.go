@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -121,6 +122,9 @@ func TestKilled(t *testing.T) {
 	out, said, err := w.Client.Run(w.command("cleanup"))
 	if err != nil || out != "" || said != "pinproxy: nothing to clean up\n" {
 		t.Errorf("the second cleanup printed %q, said %q, %v", out, said, err)
+	}
+	if left, err := os.ReadDir(w.run); len(left) > 0 || err != nil {
+		t.Errorf("%v is left, %v", left, err)
 	}
 }
 

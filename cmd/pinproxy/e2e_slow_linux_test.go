@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"net"
 	"sync"
 	"testing"
@@ -8,6 +9,45 @@ import (
 
 	"pinproxy/netstack/lab"
 )
+
+// The floods of those that do not take what they are sent.
+
+// slow is how long they don't.
+func slow() time.Duration { return time.Duration(much(5000, 300)) * time.Millisecond }
+
+// crowd has n programs connect to the flooded port at once, do something, and reset the connection.
+func (w *network) crowd(n int, do func(c *net.TCPConn)) {
+	var all sync.WaitGroup
+	for range n {
+		all.Go(func() {
+			c, err := w.connect(at(lab.Server4, 9))
+			if err != nil {
+				w.t.Error(err)
+				return
+			}
+			defer c.Close()
+			do(c)
+			_ = c.SetLinger(0)
+		})
+	}
+	all.Wait()
+}
+
+// Many programs that do not read what they are sent as fast as it can be sent.
+func TestFloodOfSlowReaders(t *testing.T) {
+	w := newNetwork(t)
+	w.Server.Serve(":9", lab.Source(1<<40))
+	b := w.watched("--rule", lab.Server4+":9=20000-29999")
+	b.during(func() {
+		w.crowd(much(1000, 10), func(c *net.TCPConn) {
+			_ = c.SetReadBuffer(4096)
+			if _, err := io.ReadFull(c, make([]byte, 64<<10)); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(slow()) // it does not read
+		})
+	}, nil, noneTo(9))
+}
 
 // Many programs that send at full speed to a server that does not read.
 func TestFloodOfSlowUpstreams(t *testing.T) {
@@ -18,23 +58,11 @@ func TestFloodOfSlowUpstreams(t *testing.T) {
 		<-over
 	})
 	b := w.watched("--rule", lab.Server4+":9=20000-29999")
-	n := much(1000, 10)
 	b.during(func() {
-		var all sync.WaitGroup
-		for range n {
-			all.Go(func() {
-				c, err := w.connect(at(lab.Server4, 9))
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				defer c.Close()
-				_ = c.SetWriteDeadline(time.Now().Add(time.Duration(much(5000, 300)) * time.Millisecond))
-				_, _ = c.Write(make([]byte, 16<<20)) // it does not end
-				_ = c.SetLinger(0)
-			})
-		}
-		all.Wait()
-		close(over)
+		defer close(over)
+		w.crowd(much(1000, 10), func(c *net.TCPConn) {
+			_ = c.SetWriteDeadline(time.Now().Add(slow()))
+			_, _ = c.Write(make([]byte, 16<<20)) // it does not end
+		})
 	}, nil, noneTo(9))
 }

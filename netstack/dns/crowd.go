@@ -75,16 +75,6 @@ func (c *crowd) largest(s *share) *share {
 	return s
 }
 
-// len is the number of flows.
-func (c *crowd) len() (n int) {
-	for _, src := range c.sources {
-		if src != nil {
-			n += src.open
-		}
-	}
-	return n
-}
-
 func (s *share) add(f *flow) *list.Element {
 	s.source.open++
 	return s.flows.PushBack(f)
