@@ -274,13 +274,16 @@ func (p *running) ended(status int) {
 	}
 }
 
-// exitStatus is a process's, -1 for a signal.
+// exitStatus is a process's, -1 for a signal, and if there was none.
 func exitStatus(err error) int {
 	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
 		return exit.ExitCode()
 	}
-	return 0
+	return -1
 }
 
 // lines cuts a text for diffs.
