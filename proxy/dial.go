@@ -31,18 +31,24 @@ type Sockets struct {
 	Link int
 }
 
+// kernelConn is a TCP connection of this system's kernel.
+type kernelConn interface {
+	Conn
+	syscall.Conn
+}
+
 // Dial connects a TCP socket. Binding is explicit and with SO_REUSEADDR, so that
 // one port can serve many destinations; see the package's theory of operation. A
 // TIME_WAIT of our own on the very 4-tuple is no reason to fail where we may end it.
 func (s Sockets) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error) {
-	c, err := s.connect(ctx, pin, dst)
+	c, err := s.connect(ctx, pin, dst, nil)
 	if pin.IsValid() && errors.Is(err, syscall.EADDRNOTAVAIL) && !fromCall(err, "bind") {
 		freed, ferr := s.makeRoom(pin, dst)
 		if ferr != nil {
 			return nil, fmt.Errorf("%w; %w", err, ferr)
 		}
 		if freed {
-			c, err = s.connect(ctx, pin, dst)
+			c, err = s.connect(ctx, pin, dst, nil)
 		}
 	}
 	if fromCall(err, "bind") && errors.Is(err, syscall.EADDRINUSE) {
@@ -54,19 +60,6 @@ func (s Sockets) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error
 		return nil, err
 	}
 	return newUpstream(c)
-}
-
-func (s Sockets) connect(ctx context.Context, pin, dst netip.AddrPort) (*net.TCPConn, error) {
-	d := net.Dialer{KeepAliveConfig: keepAlive, Control: s.control}
-	d.SetMultipathTCP(false)
-	if pin.IsValid() {
-		d.LocalAddr = net.TCPAddrFromAddrPort(pin)
-	}
-	c, err := d.DialContext(ctx, "tcp", dst.String())
-	if err != nil {
-		return nil, err
-	}
-	return c.(*net.TCPConn), nil
 }
 
 // DialPlain connects a socket with the mark, and over the link, and nothing else, for

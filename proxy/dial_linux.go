@@ -5,7 +5,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,13 +12,13 @@ import (
 // setOptions: SO_REUSEADDR is what lets one source port have many connections
 // (inet_csk_bind_conflict), and must be on each socket that uses it.
 func (s Sockets) setOptions(fd uintptr) error {
-	if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+	if err := setsockoptNow(fd, option{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1}); err != nil {
 		return err
 	}
 	if s.Mark == 0 {
 		return nil
 	}
-	return unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(s.Mark))
+	return setsockoptNow(fd, option{unix.SOL_SOCKET, unix.SO_MARK, int(s.Mark)})
 }
 
 // sendOver has what the socket sends leave over an interface. The option's value is in
@@ -30,24 +29,6 @@ func sendOver(fd uintptr, network string, link int) error {
 		return unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_UNICAST_IF, index)
 	}
 	return unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_UNICAST_IF, index)
-}
-
-// readNow does not tell Go's scheduler of the call: it does not block, and when the
-// process was idle, telling it wakes another thread (entersyscallWakeSysmon).
-func readNow(fd uintptr, b []byte) (int, error) {
-	return now(syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b))))
-}
-
-// writeNow does not either.
-func writeNow(fd uintptr, b []byte) (int, error) {
-	return now(syscall.RawSyscall(syscall.SYS_WRITE, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b))))
-}
-
-func now(n, _ uintptr, errno syscall.Errno) (int, error) {
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
 }
 
 // flushTimeout is how long a reset waits for written bytes to be acknowledged.

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,29 +17,15 @@ import (
 // does so only within ip_local_port_range: elsewhere the option is ignored without a word,
 // and a SYN would leave from another port. Ports that are reserved, as the whole host's
 // are, it passes over (EADDRNOTAVAIL). The error is errors.ErrUnsupported where there is nothing to try.
-func (s Sockets) connectInRange(ctx context.Context, pin, dst netip.AddrPort) (*net.TCPConn, error) {
+func (s Sockets) connectInRange(ctx context.Context, pin, dst netip.AddrPort) (kernelConn, error) {
 	if !inLocalRange(pin.Port()) {
 		return nil, errors.ErrUnsupported
 	}
-	d := net.Dialer{KeepAliveConfig: keepAlive, Control: func(network, address string, c syscall.RawConn) error {
-		if err := s.control(network, address, c); err != nil {
-			return err
-		}
-		var err error
-		if cerr := c.Control(func(fd uintptr) { err = choosePort(int(fd), pin.Port()) }); cerr != nil {
-			return cerr
-		}
-		return err
-	}}
-	d.SetMultipathTCP(false)
+	var from netip.AddrPort
 	if !pin.Addr().IsUnspecified() {
-		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(pin.Addr(), 0))
+		from = netip.AddrPortFrom(pin.Addr(), 0)
 	}
-	c, err := d.DialContext(ctx, "tcp", dst.String())
-	if err != nil {
-		return nil, err
-	}
-	return c.(*net.TCPConn), nil
+	return s.connect(ctx, from, dst, func(fd uintptr) error { return choosePort(int(fd), pin.Port()) })
 }
 
 // choosePort leaves the choice of one port to connect.

@@ -5,7 +5,6 @@ package proxy
 import (
 	"context"
 	"errors"
-	"net"
 	"net/netip"
 )
 
@@ -16,6 +15,6 @@ func (s Sockets) makeRoom(_, _ netip.AddrPort) (bool, error) { return false, nil
 func (s Sockets) Obstacle(_, _ netip.AddrPort) Obstacle { return Obstacle{} }
 
 // connectInRange: IP_LOCAL_PORT_RANGE is Linux's.
-func (s Sockets) connectInRange(_ context.Context, _, _ netip.AddrPort) (*net.TCPConn, error) {
+func (s Sockets) connectInRange(_ context.Context, _, _ netip.AddrPort) (kernelConn, error) {
 	return nil, errors.ErrUnsupported
 }

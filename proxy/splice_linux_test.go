@@ -92,7 +92,7 @@ func TestDuplex(t *testing.T) {
 	}{
 		{"chunks", 64 << 20, func(c Conn) Conn { return c }},
 		{"waiter", 16 << 20, func(c Conn) Conn { return waiter{c, c.(*upstream).raw} }},
-		{"plain", 16 << 20, func(c Conn) Conn { return c.(*upstream).TCPConn }},
+		{"plain", 16 << 20, func(c Conn) Conn { return c.(*upstream).kernelConn }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			leaks(t)

@@ -2,6 +2,4 @@
 
 package proxy
 
-import "net"
-
-func newUpstream(c *net.TCPConn) (Conn, error) { return c, nil }
+func newUpstream(c kernelConn) (Conn, error) { return c, nil }

@@ -13,7 +13,7 @@ import (
 // upstream is a kernel socket that is read without holding a buffer while
 // nothing comes.
 type upstream struct {
-	*net.TCPConn
+	kernelConn
 	raw      syscall.RawConn
 	finished atomic.Bool // we have ended our direction
 
@@ -21,13 +21,13 @@ type upstream struct {
 	watched uint64 // its name there
 }
 
-func newUpstream(c *net.TCPConn) (Conn, error) {
+func newUpstream(c kernelConn) (Conn, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		_ = c.Close()
 		return nil, err
 	}
-	return &upstream{TCPConn: c, raw: raw}, nil
+	return &upstream{kernelConn: c, raw: raw}, nil
 }
 
 func (u *upstream) watchBy(w *watch) { u.watch = w }
@@ -48,7 +48,7 @@ func (u *upstream) Unwatch() { u.watch.remove(u.raw, u.watched) }
 // CloseWrite ends our direction.
 func (u *upstream) CloseWrite() error {
 	u.finished.Store(true)
-	return u.TCPConn.CloseWrite()
+	return u.kernelConn.CloseWrite()
 }
 
 // smallWrite is up to how many bytes a write is over so soon that no other
@@ -58,7 +58,7 @@ const smallWrite = 16 << 10
 // Write implements net.Conn.
 func (u *upstream) Write(b []byte) (int, error) {
 	if len(b) == 0 || len(b) > smallWrite {
-		return u.TCPConn.Write(b)
+		return u.kernelConn.Write(b)
 	}
 	var done int
 	var err error
@@ -76,7 +76,7 @@ func (u *upstream) Write(b []byte) (int, error) {
 	if done == len(b) {
 		return done, nil
 	}
-	n, err := u.TCPConn.Write(b[done:])
+	n, err := u.kernelConn.Write(b[done:])
 	return done + n, err
 }
 
