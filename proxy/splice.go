@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -37,6 +38,7 @@ type direction struct {
 // return before.
 func (l *live) splice() {
 	go l.up.carry()
+	runtime.Gosched() // what the application says goes first: the upstream mostly has nothing to say before
 	l.down.carry()
 }
 
