@@ -191,9 +191,32 @@ func deliver(d stack.NetworkDispatcher, view *buffer.View) {
 		view.Release()
 		return
 	}
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(view)})
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: split(view)})
 	d.DeliverNetworkPacket(proto, pkt)
 	pkt.DecRef()
+}
+
+// splitAbove is up to how many bytes a packet is left in one piece.
+const splitAbove = 1024
+
+// split has the headers of a TCP segment in a piece of their own. gVisor holds on to the IP header while it looks
+// for the others (ipv4.endpoint.HandlePacket), and has a piece that somebody holds on to copied before it gives a header in
+// it away (Buffer.PullUp): without this, each packet with all of its data.
+func split(view *buffer.View) buffer.Buffer {
+	packet := view.AsSlice()
+	segment, ok := segmentOf(packet)
+	if len(packet) <= splitAbove || !ok {
+		return buffer.MakeWithView(view)
+	}
+	offset := int(header.TCP(segment).DataOffset())
+	if offset < header.TCPMinimumSize || offset >= len(segment) { // netstack will see that it is none
+		return buffer.MakeWithView(view)
+	}
+	n := len(packet) - len(segment) + offset
+	b := buffer.MakeWithView(buffer.NewViewWithData(packet[:n]))
+	view.TrimFront(n)
+	_ = b.Append(view) // fails for a piece that can't be written to only
+	return b
 }
 
 // WritePackets writes each packet by one gathering system call, however many
