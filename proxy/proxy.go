@@ -92,6 +92,9 @@ type Config struct {
 	// has changed: few while very many flows are awake, and 0, as many as it likes, when they are not any more. It must not
 	// block. May be nil.
 	Share func(bytes int)
+	// Busy is told when more than a few flows move many bytes at a time, and when they don't any more. It must not block. May
+	// be nil.
+	Busy func(many bool)
 }
 
 // DefaultDialTimeout is how long an upstream may take to answer.
@@ -152,7 +155,7 @@ func New(c Config) *Proxy {
 	if c.MaxPerSource == 0 {
 		c.MaxPerSource = DefaultMaxPerSource
 	}
-	return &Proxy{cfg: c, leases: lease.NewTable(), crowd: newCrowd(c.MaxPerRule, c.MaxPerSource), rest: rest{quiet: c.Quiet, share: c.Share}, live: make(map[*live]struct{})}
+	return &Proxy{cfg: c, leases: lease.NewTable(), crowd: newCrowd(c.MaxPerRule, c.MaxPerSource), rest: rest{quiet: c.Quiet, share: c.Share, busy: c.Busy}, live: make(map[*live]struct{})}
 }
 
 // Handle carries one flow from its decision on. It returns when the flow has failed, or

@@ -16,11 +16,18 @@ const lookEvery = 500 * time.Millisecond
 // return memory.
 const restStep = 256
 
+// While more than fewBusy flows move busyBytes from one look to the next, there is work for all processors.
+const (
+	fewBusy   = 8
+	busyBytes = 128 << 10
+)
+
 // rest looks after the flows that have a goroutine and could do without. While there is
 // none it does nothing.
 type rest struct {
 	quiet func()          // Config.Quiet
 	share func(bytes int) // Config.Share
+	busy  func(many bool) // Config.Busy
 
 	shared atomic.Int64 // what each flow may keep, in bytes; 0: fullShare; written under mu
 
@@ -28,6 +35,7 @@ type rest struct {
 	awake   []*live
 	open    int // flows, asleep or not
 	looking bool
+	many    bool // what busy was told
 	// The size is one for each flow, and one more while it is awake.
 	last, peak, told int // at the last look; the highest, and what it was, since quiet was called
 }
@@ -90,6 +98,17 @@ func (r *rest) remove(l *live) {
 	r.awake = r.awake[:n]
 }
 
+// busyLocked tells whether many flows are busy, if that has changed. r.mu is held.
+func (r *rest) busyLocked(many bool) {
+	if many == r.many {
+		return
+	}
+	r.many = many
+	if r.busy != nil {
+		r.busy(many)
+	}
+}
+
 // asleep is how many flows are.
 func (r *rest) asleep() int {
 	r.mu.Lock()
@@ -119,15 +138,22 @@ func (r *rest) look() {
 func (r *rest) find() (tired []*direction, few []*live, quiet, more bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	busy := 0
 	for _, l := range r.awake {
+		moved := uint64(0)
 		for _, d := range []*direction{&l.up, &l.down} {
 			if n := d.bytes.Load(); n != d.seen {
+				moved += n - d.seen
 				d.seen = n
 			} else {
 				tired = append(tired, d)
 			}
 		}
+		if moved >= busyBytes {
+			busy++
+		}
 	}
+	r.busyLocked(busy > fewBusy)
 	many := r.current() < fullShare
 	r.shareLocked()
 	if many && r.current() == fullShare {

@@ -75,3 +75,39 @@ func TestFlowsShareMemory(t *testing.T) {
 	begin(1)
 	is()
 }
+
+// A flow is busy by what it moves, not by being there, and more than a few are many.
+func TestManyAreBusy(t *testing.T) {
+	var said []bool
+	p := New(Config{Busy: func(many bool) { said = append(said, many) }})
+	p.rest.looking = true // by the test
+	var flows []*live
+	for range 100 {
+		l := newLive(p, new(testFlow), nil)
+		l.open(idle{}, idle{}, leased{})
+		flows = append(flows, l)
+	}
+	for _, c := range []struct {
+		flows, bytes int // in each direction
+		want         []bool
+	}{
+		{0, 0, nil},
+		{100, busyBytes/2 - 1000, nil},
+		{fewBusy, busyBytes, nil},
+		{fewBusy + 1, busyBytes / 2, []bool{true}},
+		{100, busyBytes, nil},
+		{fewBusy, busyBytes, []bool{false}},
+		{100, busyBytes, []bool{true}},
+		{0, 0, []bool{false}},
+	} {
+		for _, l := range flows[:c.flows] {
+			l.up.bytes.Add(uint64(c.bytes))
+			l.down.bytes.Add(uint64(c.bytes))
+		}
+		said = nil
+		p.rest.find()
+		if !slices.Equal(said, c.want) {
+			t.Errorf("when %d of %d flows had moved 2 × %d bytes it was told %v, want %v", c.flows, len(flows), c.bytes, said, c.want)
+		}
+	}
+}

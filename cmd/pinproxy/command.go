@@ -113,6 +113,7 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 		DialTimeout: o.dialTimeout,
 		Quiet:       debug.FreeOSMemory,
 		Share:       func(bytes int) { stack.SetBuffer(bytes) },
+		Busy:        shareCPUs,
 		Apart:       true,
 		Direct:      func(netip.AddrPort) bool { return true },
 		Wrap: func(dst netip.AddrPort, c proxy.Conn) proxy.Conn {

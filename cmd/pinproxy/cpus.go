@@ -8,10 +8,15 @@ import (
 // shareCPUs leaves half of the processors to the programs at the two ends of each
 // connection, which handle every byte that we do, and their kernel. With as many
 // threads as processors each packet wakes a second thread, which finds nothing to
-// do and takes the processor from the program that the packet is for. docs/performance.md
-// has the measurements. Who sets GOMAXPROCS knows better.
-func shareCPUs() {
-	if os.Getenv("GOMAXPROCS") == "" {
+// do and takes the processor from the program that the packet is for. While many flows
+// are busy there is always something to do, and the programs at their ends wait for us: then
+// we take all. docs/performance.md has the measurements. Who sets GOMAXPROCS knows better.
+func shareCPUs(busy bool) {
+	if os.Getenv("GOMAXPROCS") != "" {
+		return
+	}
+	runtime.SetDefaultGOMAXPROCS()
+	if !busy {
 		runtime.GOMAXPROCS(max(1, runtime.GOMAXPROCS(0)/2))
 	}
 }

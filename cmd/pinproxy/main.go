@@ -34,7 +34,7 @@ func main() {
 	debug.SetTraceback("crash")
 	netns.Main() // in the process that becomes a command this is the end
 	namerMain()  // and in the one that names the owners of sockets
-	shareCPUs()
+	shareCPUs(false)
 	os.Exit(run(signals, os.Args[1:], os.Stdout, os.Stderr))
 }
 

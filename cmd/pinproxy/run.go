@@ -149,6 +149,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		DialTimeout: o.dialTimeout,
 		Quiet:       debug.FreeOSMemory,
 		Share:       func(bytes int) { stack.SetBuffer(bytes) },
+		Busy:        shareCPUs,
 		Direct:      func(dst netip.AddrPort) bool { return dst.Port() == dnsPort && names.HasNames() },
 		Behind:      guard.behind,
 		Forbid:      guard.forbid,
