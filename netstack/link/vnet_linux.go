@@ -123,8 +123,17 @@ func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 	iov[1].SetLen(maxPacket)
 	var failed error
 	var acks acks
-	defer acks.take((*buffer.View).Release) // of what is left at the end
-	handOver := func(v *buffer.View) { deliver(d, v) }
+	var train train
+	one := func(v *buffer.View) { deliver(d, buffer.MakeWithView(v)) }
+	whole := func(b buffer.Buffer) { deliver(d, b) }
+	handOver := func() {
+		train.take(whole) // came first
+		acks.take(one)
+	}
+	defer func() { // of what is left at the end
+		train.take(func(b buffer.Buffer) { b.Release() })
+		acks.take((*buffer.View).Release)
+	}()
 	err := e.raw.Read(func(fd uintptr) bool {
 		for !e.stop.Load() {
 			n, errno := readv(fd, iov)
@@ -133,7 +142,7 @@ func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 			case unix.EINTR:
 				continue
 			case unix.EAGAIN:
-				acks.take(handOver)
+				handOver()
 				return false
 			case unix.EBADFD: // tun_chr_read_iter
 				failed = errDeleted
@@ -146,18 +155,21 @@ func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 			if n <= 0 || acks.hold(big.AsSlice()[:n]) {
 				continue
 			}
-			acks.take(handOver)
-			switch {
-			case n <= copyBelow:
-				view := buffer.NewView(n)
+			view := big
+			if n <= copyBelow {
+				view = buffer.NewView(n)
 				_, _ = view.Write(big.AsSlice()[:n])
-				deliver(d, view)
-			default:
-				view := big
+			} else {
 				view.CapLength(n)
 				big = buffer.NewViewSize(maxPacket)
 				iov[1].Base = big.BasePtr()
-				deliver(d, view)
+			}
+			if len(acks.held) == 0 && train.join(view) {
+				continue
+			}
+			handOver()
+			if !train.begin(view) {
+				whole(split(view))
 			}
 		}
 		return true
@@ -180,18 +192,19 @@ func readv(fd uintptr, iov []unix.Iovec) (int, unix.Errno) {
 
 // deliver hands one IP packet to netstack and gives it up. What is neither IPv4
 // nor IPv6 is dropped.
-func deliver(d stack.NetworkDispatcher, view *buffer.View) {
+func deliver(d stack.NetworkDispatcher, packet buffer.Buffer) {
+	pieces := packet.AsViewList()
 	var proto tcpip.NetworkProtocolNumber
-	switch header.IPVersion(view.AsSlice()) {
+	switch header.IPVersion(pieces.Front().AsSlice()) {
 	case header.IPv4Version:
 		proto = header.IPv4ProtocolNumber
 	case header.IPv6Version:
 		proto = header.IPv6ProtocolNumber
 	default:
-		view.Release()
+		packet.Release()
 		return
 	}
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: split(view)})
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: packet})
 	d.DeliverNetworkPacket(proto, pkt)
 	pkt.DecRef()
 }
