@@ -18,7 +18,8 @@
 // include/uapi/linux/virtio_net.h.
 //
 // What the kernel sends in one burst, the reader reads in one go, and passes the last
-// of each flow's ACKs on for all of them: see acks_linux.go.
+// of each flow's ACKs on for all of them, and data that follows each other as one segment: see
+// acks_linux.go and train_linux.go.
 //
 // Without (Config.Offload false, or a kernel that refuses) the device is opened
 // by github.com/songgao/water and driven by gVisor's fdbased endpoint at an
