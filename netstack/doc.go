@@ -19,6 +19,9 @@
 // has given up, which it says in no other way, and the handler's context ends. So it
 // does when a SYN with another initial sequence number comes on the same 4-tuple.
 //
+// Flows that come in a crowd take turns, to begin and to be answered: by Config.Group, and within it by source. That is what
+// keeps a flood of them from everybody else's packets; see turns.go.
+//
 // The gate sits between the device and gVisor and looks at the flags of each TCP
 // packet. It repairs what a forwarder, which has no listening endpoint, does
 // wrong: an application that reuses its own source port sends a SYN on a 4-tuple
@@ -60,6 +63,7 @@
 //	Conn.Close after SetLinger(0)           what was written, then RST: ECONNRESET
 //	application's RST                       Read and Write fail with ECONNRESET
 //	more than MaxParked SYNs parked         silence; counted
+//	a long line of SYNs waits to begin      silence to further ones; counted
 //	Datagram.Unreachable, Echo.Unreachable  ICMP port, host, net unreachable or prohibited
 //	UDP, no Config.Datagrams                ICMP port unreachable
 //	echo request, no Config.Echoes          ICMP administratively prohibited

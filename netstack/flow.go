@@ -43,7 +43,8 @@ type Flow struct {
 	id       stack.TransportEndpointID
 	src, dst netip.AddrPort
 	isn      uint32
-	giveUp   func() // ends the handler's context
+	line     lineKey
+	giveUp   func() // ends the handler's context; nil: it has not begun
 	detached bool   // it goes on when its handler has returned
 
 	remote bool // the application is on another host
@@ -69,7 +70,7 @@ type Flow struct {
 	pause   time.Duration // between the last two SYNs; 0 after one
 }
 
-func newFlow(s *Stack, id stack.TransportEndpointID, isn uint32, syn *stack.PacketBuffer, giveUp func()) *Flow {
+func newFlow(s *Stack, id stack.TransportEndpointID, isn uint32, syn *stack.PacketBuffer) *Flow {
 	return &Flow{
 		stack:   s,
 		id:      id,
@@ -79,7 +80,6 @@ func newFlow(s *Stack, id stack.TransportEndpointID, isn uint32, syn *stack.Pack
 		syn:     syn.IncRef(),
 		request: make(chan *tcp.ForwarderRequest, 1),
 		synAck:  make(chan *stack.PacketBuffer, 1),
-		giveUp:  giveUp,
 
 		forwarded: make(chan struct{}),
 		lastSYN:   time.Now(),
@@ -135,7 +135,9 @@ func (s *Stack) abandonLocked(f *Flow) {
 }
 
 func (f *Flow) abandoned() {
-	f.giveUp()
+	if f.giveUp != nil {
+		f.giveUp()
+	}
 	f.releaseSYN()
 }
 
@@ -168,6 +170,7 @@ func (f *Flow) opened() {
 // has confirmed it. It takes as long as the application's kernel needs, at most
 // ten seconds. The caller owns the Conn.
 func (f *Flow) Accept() (Conn, error) {
+	f.stack.turns.answer(f)
 	if !f.answer(answering) {
 		return nil, ErrGone
 	}

@@ -129,6 +129,10 @@ func (s *Stack) admit(proto tcpip.NetworkProtocolNumber, seg segment) bool {
 	f := s.flows[seg.id]
 	if f == nil {
 		s.mu.Unlock()
+		if seg.flags&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) == header.TCPFlagSyn && s.turns.full(seg.id) {
+			s.dropped.Add(1)
+			return false
+		}
 		return true
 	}
 	if seg.flags&header.TCPFlagSyn == 0 {

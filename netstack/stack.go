@@ -40,6 +40,10 @@ type Config struct {
 	// bytes; 0: it is on this one. It is called once a flow, when it is accepted. Nil: all
 	// are on this one, and RACK is off, which lossy links need.
 	Path func(src netip.Addr) int
+	// Group says of a destination with which others it shares a turn, where there are so many connections that they
+	// begin one after another: the groups are served in turns. It is called on the goroutine that reads the device, for
+	// each SYN, and returns something comparable. Nil: all are one.
+	Group func(dst netip.AddrPort) any
 	// MaxParked bounds the flows that wait for an answer; 0: DefaultMaxParked.
 	MaxParked int
 }
@@ -49,7 +53,7 @@ type Stats struct {
 	Flows   uint64 // SYNs that became flows
 	Parked  int    // flows that wait for an answer now
 	Open    int    // flows known now, parked ones included
-	Dropped uint64 // SYNs beyond MaxParked
+	Dropped uint64 // SYNs that there was no room for
 
 	Endpoints int // connections that gVisor has now, those still being ended too
 }
@@ -77,6 +81,7 @@ type Stack struct {
 	total, dropped atomic.Uint64
 	handlers       sync.WaitGroup // one for each flow whose handler has not returned, or that is detached and not done
 	workers        workers
+	turns          *turns
 
 	mu       sync.Mutex
 	flows    map[stack.TransportEndpointID]*Flow
@@ -112,6 +117,7 @@ func New(l *link.Link, c Config) (*Stack, error) {
 			TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
 		}),
 	}
+	s.turns = newTurns(s)
 	if err := s.tune(); err != nil {
 		return nil, err
 	}
@@ -180,6 +186,10 @@ func (s *Stack) Serve(ctx context.Context, h Handler) error {
 	s.serve = &service{ctx: ctx, handle: h}
 	s.mu.Unlock()
 
+	if err := s.turns.open(); err != nil {
+		return fmt.Errorf("serve netstack: %w", err)
+	}
+	defer s.turns.close()
 	if err := s.attach(); err != nil {
 		return err
 	}
@@ -304,30 +314,30 @@ func (s *Stack) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 	if len(h) < header.TCPMinimumSize || h.Flags()&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
 		return false
 	}
-	if f, ctx := s.park(id, h.SequenceNumber(), pkt); f != nil {
-		s.workers.do(task{s, ctx, f})
+	if f := s.park(id, h.SequenceNumber(), pkt); f != nil && s.turns.begin(f) {
+		s.start(f)
 	}
 	return true
 }
 
-// park makes the flow known, and returns nil for a SYN that is to be ignored. The
-// context is the handler's.
-func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.PacketBuffer) (*Flow, context.Context) {
+// park makes the flow known, and returns nil for a SYN that is to be ignored.
+func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.PacketBuffer) *Flow {
+	key := s.turns.line(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.serve == nil || s.stopped {
-		return nil, nil
+		return nil
 	}
 	old := s.flows[id]
 	if old != nil && !old.retired {
-		return nil, nil // its endpoint is about to be registered
+		return nil // its endpoint is about to be registered
 	}
 	if len(s.parked) >= s.cfg.MaxParked {
 		s.dropped.Add(1)
-		return nil, nil
+		return nil
 	}
-	ctx, cancel := context.WithCancel(s.serve.ctx)
-	f := newFlow(s, id, isn, pkt, cancel)
+	f := newFlow(s, id, isn, pkt)
+	f.line = key
 	f.number = s.total.Add(1)
 	if old != nil {
 		f.after = old.forwarded
@@ -335,7 +345,29 @@ func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.Packet
 	s.flows[id] = f
 	s.parked[f] = struct{}{}
 	s.handlers.Add(1)
-	return f, ctx
+	return f
+}
+
+// start has f run by a worker. It reports false if the flow has been given up meanwhile.
+func (s *Stack) start(f *Flow) bool {
+	ctx := s.begin(f)
+	if ctx == nil {
+		f.Drop()
+		f.Done()
+		return false
+	}
+	s.workers.do(task{s, ctx, f})
+	return true
+}
+
+// begin returns the context of the handler of f, which giveUp ends; nil if it is not to be run any more.
+func (s *Stack) begin(f *Flow) (ctx context.Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.phase == parked && !s.stopped {
+		ctx, f.giveUp = context.WithCancel(s.serve.ctx)
+	}
+	return ctx
 }
 
 // run is one flow, on a worker.

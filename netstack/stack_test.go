@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -435,6 +436,47 @@ func TestMaxParked(t *testing.T) {
 	if st := s.Stats(); st.Parked != 2 || st.Dropped != 1 {
 		t.Errorf("stats = %+v, want 2 parked and 1 dropped", st)
 	}
+}
+
+// Many at once: each has its turn, and those that still wait for it when the stack stops are ended.
+func TestManyAtOnce(t *testing.T) {
+	const n = 300
+	var begun, more atomic.Int64
+	client, s := start(t, netstack.Config{}, func(ctx context.Context, f *netstack.Flow) {
+		if begun.Add(1) > n {
+			more.Add(1)
+			<-ctx.Done()
+			return
+		}
+		c, err := f.Accept()
+		if err != nil {
+			t.Errorf("Accept: %v", err)
+			return
+		}
+		_ = c.Close()
+	})
+	var all sync.WaitGroup
+	defer all.Wait()
+	for range n {
+		all.Go(func() {
+			c, err := dial(t, client, netip.AddrPort{}, server4)
+			if err != nil {
+				t.Errorf("dial: %v", err)
+				return
+			}
+			_ = c.Close()
+		})
+	}
+	all.Wait()
+	if got := s.Stats(); got.Dropped != 0 || got.Parked != 0 {
+		t.Errorf("stats = %+v, want nothing dropped or parked", got)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range n {
+		all.Go(func() { _, _ = client.Dial(ctx, netip.AddrPort{}, server4) })
+	}
+	eventually(t, "some have begun", func() bool { return more.Load() > 0 })
 }
 
 func TestDeadlines(t *testing.T) {

@@ -125,6 +125,7 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 	})
 	var err error
 	stack, err = netstack.New(dev, netstack.Config{
+		Group: func(dst netip.AddrPort) any { return names.Decide(dst).Rule },
 		Datagrams: func(d *netstack.Datagram) {
 			if _, ok := out.of(d.Dst()); !ok {
 				d.Unreachable(syscall.ECONNREFUSED)

@@ -160,11 +160,15 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 			return c
 		},
 	})
-	stack, err = netstack.New(dev, netstack.Config{Path: guard.paths(), Datagrams: func(d *netstack.Datagram) {
-		if !lookups.handle(d) && guard.lets(d) {
-			relay.Handle(d)
-		}
-	}})
+	stack, err = netstack.New(dev, netstack.Config{
+		Path:  guard.paths(),
+		Group: func(dst netip.AddrPort) any { return names.Decide(dst).Rule },
+		Datagrams: func(d *netstack.Datagram) {
+			if !lookups.handle(d) && guard.lets(d) {
+				relay.Handle(d)
+			}
+		},
+	})
 	if err != nil {
 		return err
 	}
