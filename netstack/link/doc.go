@@ -34,6 +34,7 @@
 //	name taken by another device       Open fails (EBUSY), with a hint
 //	no IFF_VNET_HDR or TUNSETOFFLOAD   Open falls back to water; Link.Offload says so
 //	device deleted under us            reading ends, Link.Failed yields the cause
+//	a segment is damaged               dropped, where nobody has looked before (a host behind this one sent it); TCP sends it again
 //	the reader does not keep up        the kernel drops what is beyond QueueLen packets; TCP sends data again, resets not
 //	device down                        writes fail (EIO) and the packet is lost; reads go on
 //

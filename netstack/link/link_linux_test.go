@@ -17,6 +17,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"pinproxy/netstack"
 	"pinproxy/netstack/lab"
@@ -243,4 +246,65 @@ func TestFlowAddresses(t *testing.T) {
 	if got := <-flows; got[0].String() != conn.LocalAddr().String() || got[1].String() != dsts["ipv4"] {
 		t.Errorf("flow %v, want %v to %v", got, conn.LocalAddr(), dsts["ipv4"])
 	}
+}
+
+// A segment that is not what its sender sent, as one from a host behind this one may be: it is dropped, as any
+// host does, and what is right is not.
+func TestDamagedSegment(t *testing.T) {
+	h := lab.ForTest(t).Host("host")
+	flows := make(chan netip.AddrPort, 4)
+	serve(t, open(t, h, modes["offload"]), func(_ context.Context, f *netstack.Flow) { flows <- f.Src() })
+	for _, dst := range dsts {
+		to := netip.MustParseAddrPort(dst)
+		right, damaged := synFrom(to, 1024), synFrom(to, 1025)
+		damaged[len(damaged)-1] ^= 1
+		err := h.Do(func() error {
+			fd, sa, err := rawSocket(to.Addr())
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			return errors.Join(unix.Sendto(fd, damaged, 0, sa), unix.Sendto(fd, right, 0, sa))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := <-flows; got.Port() != 1024 {
+			t.Errorf("a flow of the damaged segment to %s", dst)
+		}
+	}
+}
+
+// rawSocket is one by which whole IP packets are sent.
+func rawSocket(to netip.Addr) (fd int, sa unix.Sockaddr, err error) {
+	if to.Is4() {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		return fd, &unix.SockaddrInet4{Addr: to.As4()}, err
+	}
+	fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	return fd, &unix.SockaddrInet6{Addr: to.As16()}, err
+}
+
+// synFrom is a SYN with a byte of data.
+func synFrom(to netip.AddrPort, port uint16) []byte {
+	src := netip.MustParseAddr("192.0.2.1")
+	if to.Addr().Is6() {
+		src = netip.MustParseAddr("2001:db8::1")
+	}
+	from, dst := tcpip.AddrFromSlice(src.AsSlice()), tcpip.AddrFromSlice(to.Addr().AsSlice())
+	size := header.TCPMinimumSize + 1
+	var packet []byte
+	if src.Is4() {
+		packet = make([]byte, header.IPv4MinimumSize+size)
+		ip := header.IPv4(packet)
+		ip.Encode(&header.IPv4Fields{TotalLength: uint16(len(packet)), TTL: 64, Protocol: uint8(header.TCPProtocolNumber), SrcAddr: from, DstAddr: dst})
+		ip.SetChecksum(^ip.CalculateChecksum())
+	} else {
+		packet = make([]byte, header.IPv6MinimumSize+size)
+		header.IPv6(packet).Encode(&header.IPv6Fields{PayloadLength: uint16(size), TransportProtocol: header.TCPProtocolNumber, HopLimit: 64, SrcAddr: from, DstAddr: dst})
+	}
+	tcp := header.TCP(packet[len(packet)-size:])
+	tcp.Encode(&header.TCPFields{SrcPort: port, DstPort: to.Port(), SeqNum: 1, DataOffset: header.TCPMinimumSize, Flags: header.TCPFlagSyn, WindowSize: 65535})
+	tcp.SetChecksum(^checksum.Checksum(tcp, header.PseudoHeaderChecksum(header.TCPProtocolNumber, from, dst, uint16(size))))
+	return packet
 }

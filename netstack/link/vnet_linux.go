@@ -32,6 +32,7 @@ const (
 	vnetCsumOffset = 8 // u16: where in it the checksum stands
 
 	vnetNeedsCsum = 1 // flags: the checksum field holds the pseudo-header's sum only
+	vnetDataValid = 2 // flags: the checksum has been looked at
 	vnetGSONone   = 0
 	vnetGSOTCPv4  = 1
 	vnetGSOTCPv6  = 4
@@ -152,13 +153,17 @@ func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 				return true
 			}
 			n -= vnetHeaderSize
-			if n <= 0 || acks.hold(big.AsSlice()[:n]) {
+			if n <= 0 {
+				continue
+			}
+			packet := big.AsSlice()[:n]
+			if hdr[vnetFlags]&(vnetNeedsCsum|vnetDataValid) == 0 && !intact(packet) || acks.hold(packet) {
 				continue
 			}
 			view := big
 			if n <= copyBelow {
 				view = buffer.NewView(n)
-				_, _ = view.Write(big.AsSlice()[:n])
+				_, _ = view.Write(packet)
 			} else {
 				view.CapLength(n)
 				big = buffer.NewViewSize(maxPacket)
@@ -294,7 +299,7 @@ func putHeader(hdr *[vnetHeaderSize]byte, pkt *stack.PacketBuffer) {
 	binary.NativeEndian.PutUint16(hdr[vnetGSOSize:], gso.MSS)
 }
 
-// Capabilities: what we read was checksummed by the kernel or never left this
+// Capabilities: what we pass on was checksummed by the kernel or by us, or never left this
 // machine. CapabilityTXChecksumOffload is not set, for it would leave the
 // checksum of packets without a GSO request to a device that is never told.
 func (e *vnetEndpoint) Capabilities() stack.LinkEndpointCapabilities {
