@@ -18,14 +18,14 @@ import (
 // answered at once, everybody's packets wait for that again and again, and a new flow behind all that came before it.
 //
 // So flows that come in a crowd take turns: one is let on, and then all who have news have theirs (link.Yielder). That is no
-// rest: a crowd takes as long as it would without, and a flow that comes alone does not notice. Turns go round by group,
+// rest: all of the processor is used, and a flow that comes alone does not notice. Turns go round by group,
 // and within it by source: who has one flow waits for one of each of the others. One that is to be answered goes before
 // those of its line that are to begin, so that what has begun gets done. When a line is long, further SYNs are dropped
 // before gVisor sees them, as a listener does that has no room for them: the application's kernel sends another.
 const (
 	// More than so many turns within turnEvery are a crowd, for each processor that we use: fewBesides, if another line has
-	// had one within lately, and fewAlone, which only a burst has, if all are of the same line. A turn costs a
-	// fifth more than going on as it comes, which is nobody's gain where there is nobody else.
+	// had one within lately, and fewAlone, which only a burst has, if all are of the same line. With
+	// turns a crowd takes a quarter longer, for packets are not handled many at a time then: nobody's gain where there is nobody else.
 	turnEvery  = time.Millisecond
 	fewAlone   = 64
 	fewBesides = 2
