@@ -29,7 +29,7 @@ func intact(packet []byte) bool {
 		if !ip.IsValid(len(packet)) {
 			return true
 		}
-		src, dst, proto, payload = ip.SourceAddress(), ip.DestinationAddress(), ip.TransportProtocol(), ip.Payload()
+		src, dst, proto, payload = ip.SourceAddress(), ip.DestinationAddress(), tcpip.TransportProtocolNumber(ip.NextHeader()), ip.Payload()
 	}
 	switch {
 	case proto == header.TCPProtocolNumber && len(payload) >= header.TCPMinimumSize:
