@@ -2,10 +2,10 @@ package host
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -49,7 +49,7 @@ func openTUN(t testing.TB, h *lab.Host) *tun {
 // next returns the next packet that an application has sent into the device. It waits for it.
 func (d *tun) next() packet {
 	d.t.Helper()
-	p, err := d.read(5 * time.Second)
+	p, err := d.read(patience)
 	if err != nil {
 		d.t.Fatal("nothing entered the device:", err)
 	}
@@ -60,11 +60,8 @@ func (d *tun) next() packet {
 // call, so there is nothing to wait for.
 func (d *tun) empty(what string) {
 	d.t.Helper()
-	for {
-		p, err := d.read(time.Millisecond)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return
-		}
+	for d.holds() {
+		p, err := d.read(patience)
 		if err != nil {
 			d.t.Fatal(err)
 		}
@@ -74,11 +71,36 @@ func (d *tun) empty(what string) {
 
 // drain throws away what has entered the device.
 func (d *tun) drain() {
-	for {
-		if _, err := d.read(time.Millisecond); err != nil {
+	for d.holds() {
+		if _, err := d.read(patience); err != nil {
 			return
 		}
 	}
+}
+
+// holds says whether a packet is there to be read.
+func (d *tun) holds() bool {
+	raw, err := d.file.SyscallConn()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return readable(d.t, raw, 0)
+}
+
+// readable says whether there is something to read, or comes within wait. A deadline of Go's would pass while the test has
+// no processor, and say no with the file full: poll(2) looks at least once.
+func readable(t testing.TB, file syscall.RawConn, wait time.Duration) (yes bool) {
+	t.Helper()
+	err := file.Control(func(fd uintptr) {
+		for {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(wait.Milliseconds()))
+			if err != unix.EINTR {
+				yes = n > 0
+				return
+			}
+		}
+	})
+	return yes && err == nil
 }
 
 func (d *tun) read(wait time.Duration) (packet, error) {
