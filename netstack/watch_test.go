@@ -34,7 +34,7 @@ func (b bell) rings(t *testing.T, why string) {
 	t.Helper()
 	select {
 	case <-b:
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatalf("not woken by %s", why)
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-const testWait = 10 * time.Second
+const testWait = 30 * time.Second
 
 // leaks fails the test if it ends with more goroutines than it has now.
 func leaks(t *testing.T) {

@@ -187,15 +187,22 @@ func TestResolverTrouble(t *testing.T) {
 // dnsServer answers over UDP and TCP on one port. A query over UDP for a name
 // that begins with "big" gets a truncated answer.
 func dnsServer(t *testing.T, answer func(q []byte, h string, typ dnsmessage.Type) []byte) netip.AddrPort {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	var l net.Listener
+	var u *net.UDPConn
+	var err error
+	for range 10 { // the other port of that number may be somebody's
+		if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			t.Fatal(err)
+		}
+		if u, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(l.Addr().(*net.TCPAddr).AddrPort())); err == nil {
+			break
+		}
+		l.Close()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	addr := l.Addr().(*net.TCPAddr).AddrPort()
-	u, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
-	if err != nil {
-		t.Fatal(err)
-	}
 	do := func(msg []byte) ([]byte, string) {
 		_, _, q, ok := parseQuestion(msg, false)
 		if !ok {

@@ -103,17 +103,33 @@ func TestFirewallPassesBySourcePort(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.Close()
-		if w.Passed() < passed+3 || w.Dropped() != dropped {
-			t.Errorf("%s from 63999: %d passed, %d dropped", addr, w.Passed()-passed, w.Dropped()-dropped)
+		eventually(t, "SYN, ACK and FIN from 63999 to have passed", func() bool { return w.Passed() >= passed+3 })
+		if w.Dropped() != dropped {
+			t.Errorf("%s from 63999: %d dropped", addr, w.Dropped()-dropped)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-		defer cancel()
-		if c, err := top.Client.DialFrom(ctx, "tcp", ":63998", addr); err == nil {
-			c.Close()
-			t.Errorf("%s from 63998 passed", addr)
+		ctx, cancel := context.WithCancel(t.Context())
+		result := make(chan error, 1)
+		go func() { // ends with ctx
+			c, err := top.Client.DialFrom(ctx, "tcp", ":63998", addr)
+			if err == nil {
+				c.Close()
+			}
+			result <- err
+		}()
+		eventually(t, "a SYN from 63998 to be dropped", func() bool { return w.Dropped() > dropped || len(result) > 0 })
+		cancel()
+		if err := <-result; !errors.Is(err, context.Canceled) {
+			t.Errorf("%s from 63998: %v, want that it waits", addr, err)
 		}
-		if w.Dropped() == dropped {
-			t.Errorf("%s from 63998: nothing dropped", addr)
+	}
+}
+
+// eventually waits until done says so.
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("in vain waited for %s", what)
 		}
 	}
 }

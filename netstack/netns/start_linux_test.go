@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -80,7 +81,7 @@ func TestCloseBeforeExec(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
-	for end := time.Now().Add(5 * time.Second); unix.Kill(c.pid, 0) == nil; {
+	for end := time.Now().Add(30 * time.Second); unix.Kill(c.pid, 0) == nil; runtime.Gosched() {
 		if time.Now().After(end) {
 			t.Fatal("the child goes on")
 		}

@@ -54,7 +54,7 @@ func (e *echo) reply(t *testing.T) []byte {
 	case errno := <-e.told:
 		t.Fatal("unreachable:", errno)
 	case <-time.After(30 * time.Second):
-		t.Fatal("no reply within 5 s")
+		t.Fatal("no reply within 30 s")
 	}
 	return nil
 }
