@@ -166,7 +166,7 @@ func fullListener(t *testing.T) netip.AddrPort {
 	}
 	dst := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(sa.(*syscall.SockaddrInet4).Port))
 	for range 8 {
-		c, err := net.DialTimeout("tcp", dst.String(), 50*time.Millisecond)
+		c, err := net.DialTimeout("tcp", dst.String(), 200*time.Millisecond)
 		if err != nil {
 			return dst
 		}

@@ -252,7 +252,7 @@ func TestDrainMany(t *testing.T) {
 			t.Errorf("%v, want the stream's end", err)
 		}
 	}
-	if d := receive(t, took, "everything is drained"); d > 2*drainIdle {
+	if d := receive(t, took, "everything is drained"); d > patience/2 { // they are hundreds, on a machine that may be busy
 		t.Errorf("drained after %v, want about %v", d, drainIdle)
 	}
 	if st := h.Stats(); st != (Stats{Ended: many}) {

@@ -209,9 +209,23 @@ func TestResetAsleep(t *testing.T) {
 	}
 }
 
-// Flows that sleep are ended in order, as others are.
+// Flows that sleep are ended in order, as others are, and are not taken to be busy because of that.
 func TestDrainAsleep(t *testing.T) {
 	leaks(t)
+	var took []time.Duration
+	for range 3 { // a busy machine has its own pauses
+		d := drainAsleep(t)
+		if d <= drainIdle {
+			return
+		}
+		took = append(took, d)
+	}
+	t.Errorf("drained after %v, want less than %v", took, drainIdle)
+}
+
+// drainAsleep returns how long it takes until a flow that has been idle long enough, asleep, is drained.
+func drainAsleep(t *testing.T) time.Duration {
+	t.Helper()
 	h, s := pinnedServer(t)
 	f, up := connected(t, h, s)
 	h.opened(t).sleeps(t)
@@ -222,10 +236,9 @@ func TestDrainAsleep(t *testing.T) {
 			t.Errorf("%v, want the stream's end", err)
 		}
 	}
-	if d := receive(t, took, "all is drained"); d > drainIdle {
-		t.Errorf("drained after %v", d)
-	}
+	d := receive(t, took, "all is drained")
 	endsAs(t, h, f, "stopped")
+	return d
 }
 
 // Or at once.

@@ -313,10 +313,10 @@ func TestSocketDialWaits(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			leaks(t)
 			l := crampedListener(t)
+			begun := time.Now()
 			ctx, cancel := context.WithTimeout(t.Context(), test.limit)
 			defer cancel()
 			time.AfterFunc(20*time.Millisecond, func() { test.after(l, cancel) })
-			begun := time.Now()
 			c, err := dialSocket(ctx, netip.AddrPort{}, addrPort(l.Addr()))
 			if took := time.Since(begun); took < 20*time.Millisecond {
 				t.Fatalf("it did not wait: %v after %v", err, took)
@@ -368,6 +368,13 @@ func crampedListener(t *testing.T) *net.TCPListener {
 	if err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "the listener has heard the last of that handshake", func() (has bool) {
+		_ = raw.Control(func(fd uintptr) {
+			n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			has = n == 1
+		})
+		return has
+	})
 	t.Cleanup(func() { _ = c.Close(); _ = l.Close() })
 	return l.(*net.TCPListener)
 }
