@@ -77,7 +77,7 @@ func TestCrowdIsServedInOrder(t *testing.T) {
 		defer mu.Unlock()
 		served = append(served, string(b))
 	})
-	p := w.pinproxy("--rule", "203.0.113.2:7=63999")
+	p := w.pinproxy("--rule", "203.0.113.2:7=63999 busy=wait:5m") // which a busy machine may take
 	holder := w.mustConnect(at(lab.Server4, 7))
 	var all sync.WaitGroup
 	for range clients {
@@ -104,14 +104,23 @@ func TestCrowdIsServedInOrder(t *testing.T) {
 		order[e.Src] = e.ID
 	}
 	mu.Lock()
-	defer mu.Unlock()
-	if !slices.IsSortedFunc(served[1:], func(a, b string) int { return int(order[a]) - int(order[b]) }) {
-		t.Errorf("served out of turn: %v", served)
+	heard := slices.Clone(served[1:])
+	mu.Unlock()
+	if !slices.IsSortedFunc(heard, func(a, b string) int { return int(order[a]) - int(order[b]) }) {
+		t.Errorf("served out of turn: %v", heard)
 	}
-	if limit := clients * (visit + 20*time.Millisecond); took > limit {
+	const alone = 20
+	start := time.Now()
+	for range alone { // as slow as this machine is now
+		c := w.mustConnect(at(lab.Server4, 7))
+		_, _ = io.WriteString(c, "x")
+		_ = c.Close()
+	}
+	usual := time.Since(start) / alone
+	if limit := clients * (visit + 20*time.Millisecond + 2*usual); took > limit {
 		t.Errorf("%d connections of %v after each other took %v, want less than %v", clients, visit, took, limit)
 	}
-	t.Logf("%d connections of %v each, one after the other: %v", clients, visit, took)
+	t.Logf("%d connections of %v each, one after the other: %v; alone each takes %v", clients, visit, took, usual)
 }
 
 // A name with eight addresses serves eight connections from one port at once; the ninth waits.
@@ -172,7 +181,8 @@ func TestTwelveDownloadsOverOnePort(t *testing.T) {
 	}
 }
 
-// resume bounds how long a port may lie idle after it has become free.
+// resume bounds how long a port may lie idle after it has become free. Where connections take their time, so does it to find
+// who has the port, each time that the kernel refuses it: as long as some connections.
 const resume = 100 * time.Millisecond
 
 // Another program has the port: nothing leaves from elsewhere, the log names it, and as soon as it is
@@ -185,21 +195,22 @@ func TestOtherProgramOnThePort(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for try := 1; ; try++ { // a busy machine has its own pauses
-				took := resumed(t, c.code, c.says)
-				t.Logf("service went on %v after the port was free", took)
-				if took <= resume {
+				took, usual, cause := resumed(t, c.code, c.says)
+				t.Logf("service went on %v after the port was free; a connection takes %v; %s", took, usual, cause)
+				if took <= resume+20*usual && strings.Contains(cause, "(pid ") { // who it is may not be found in time
 					return
 				}
-				if try == 3 {
-					t.Fatalf("want %v", resume)
+				if try == 5 {
+					t.Fatalf("want %v, and 20 times a connection, and the program named", resume)
 				}
 			}
 		})
 	}
 }
 
-// resumed returns how long after the end of a program that had the port a connection is done that waited for it.
-func resumed(t *testing.T, code, says string) time.Duration {
+// resumed returns how long after the end of a program that had the port a connection is done that waited for it, how
+// long the slowest of some takes that do not have to wait, and what the log said was the cause.
+func resumed(t *testing.T, code, says string) (took, usual time.Duration, cause string) {
 	t.Helper()
 	w := newNetworkAlone(t)
 	server := w.Server.Serve(at(lab.Server4, 7), lab.Echo)
@@ -218,10 +229,13 @@ func resumed(t *testing.T, code, says string) time.Duration {
 		ended <- result{time.Now(), err}
 	}()
 	e := p.await("flow waits for the kernel to free its source port", 1)[0]
-	for _, want := range []string{fmt.Sprintf("(pid %d)", other.Pid()), says, "63999"} {
+	for _, want := range []string{says, "63999"} {
 		if !strings.Contains(e.Cause, want) {
 			t.Errorf("%q is not in the cause: %s", want, e.Cause)
 		}
+	}
+	if want := fmt.Sprintf("(pid %d)", other.Pid()); strings.Contains(e.Cause, "(pid ") && !strings.Contains(e.Cause, want) {
+		t.Errorf("another process than %s is in the cause: %s", want, e.Cause)
 	}
 	select {
 	case r := <-ended:
@@ -243,7 +257,14 @@ func resumed(t *testing.T, code, says string) time.Duration {
 			t.Errorf("connection came from %v", from)
 		}
 	}
-	return r.at.Sub(gone)
+	for range 5 {
+		start := time.Now()
+		if err := w.visitOnce(at(lab.Server4, 7)); err != nil {
+			t.Fatal(err)
+		}
+		usual = max(usual, time.Since(start))
+	}
+	return r.at.Sub(gone), usual, e.Cause
 }
 
 // occupy starts a program that takes the port, and returns when it has.
