@@ -33,12 +33,20 @@ func each(t *testing.T, test func(w *network, f family)) {
 // fails wants connect() to end by errno, within limit.
 func (w *network) fails(addr string, want syscall.Errno, limit time.Duration) {
 	w.t.Helper()
-	start := time.Now()
-	c, err := w.connect(addr)
-	if err == nil {
-		w.t.Errorf("connect to %s succeeded from %v, want %v", addr, c.LocalAddr(), want)
-	} else if took := time.Since(start); !errors.Is(err, want) || took > limit {
-		w.t.Errorf("connect to %s: %v after %v, want %v within %v", addr, err, took, want, limit)
+	for try := 1; ; try++ { // a busy machine has its own pauses, but a SYN that nobody answers is one each time
+		start := time.Now()
+		c, err := w.connect(addr)
+		took := time.Since(start)
+		switch {
+		case err == nil:
+			w.t.Errorf("connect to %s succeeded from %v, want %v", addr, c.LocalAddr(), want)
+		case !errors.Is(err, want), took > limit && try == 3:
+			w.t.Errorf("connect to %s: %v after %v, want %v within %v", addr, err, took, want, limit)
+		case took > limit:
+			w.t.Logf("connect to %s: %v after %v: once more", addr, err, took)
+			continue
+		}
+		return
 	}
 }
 

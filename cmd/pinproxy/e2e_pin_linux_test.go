@@ -66,8 +66,10 @@ func (w *network) letIn(rule, url, from string) {
 	w.t.Helper()
 	w.Server.HTTPS(":443", "www.bank.example", "v4.bank.example", "v6.bank.example", lab.Server4, lab.Server6)
 	wall := w.Firewall(63999)
+	short := 100 * time.Millisecond // enough to ask for the name, or twice as long is
 	poll(w.t, "a packet dropped at the firewall", func() bool {
-		if out, err := w.visit(200*time.Millisecond, url); err == nil {
+		short *= 2
+		if out, err := w.visit(short, url); err == nil {
 			w.t.Fatalf("without pinproxy the client is let in: %s", out)
 		}
 		return wall.Dropped() > 0

@@ -126,10 +126,11 @@ func (w *network) background() (script, out string, goOn func()) {
 		_ = os.Chmod(d, 0o777)
 	}
 	out, sign := filepath.Join(dir, "out"), filepath.Join(dir, "sign")
-	// The kernel takes up to a second to notice that a device has lost its carrier (linkwatch).
+	// The kernel takes up to a second to notice that a device has lost its carrier (linkwatch). On a busy machine a program
+	// may take as long to start.
 	script = fmt.Sprintf(`while ! test -e %s; do sleep 0.02; done
 		for a in 203.0.113.2:7 [2001:db8:2::2]:7; do
-			until timeout 0.3 reach $a | grep unreachable; do :; done >>%s.new
+			until timeout 2 reach $a | grep unreachable; do :; done >>%s.new
 		done; mv %s.new %s`, sign, out, out, out)
 	return script, out, func() {
 		if err := os.WriteFile(sign, nil, 0o644); err != nil {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -129,7 +130,7 @@ func TestSecondSignalStopsAtOnce(t *testing.T) {
 		}
 		start := time.Now()
 		p.stop() // sends the second
-		if took := time.Since(start); took > time.Second {
+		if took := time.Since(start); took > drainGrace/2 {
 			w.t.Errorf("after the second signal it took %v", took)
 		}
 		if err := <-busy; !errors.Is(err, unix.ECONNRESET) {
@@ -171,7 +172,8 @@ func TestLogHasALineForEachFlow(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("flows logged (-want +got):\n%s", diff)
 	}
-	if failed := p.entries("flow failed"); len(failed) != 1 || failed[0].Rule != "203.0.113.0/24:8=63000" {
+	failed := p.entries("flow failed") // one for each time that fails has connected
+	if others := slices.ContainsFunc(failed, func(e entry) bool { return e.Rule != "203.0.113.0/24:8=63000" }); len(failed) == 0 || others {
 		t.Errorf("failed flows logged: %+v", failed)
 	}
 }
