@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -53,40 +54,24 @@ func TestBench(t *testing.T) {
 		"--rounds", "1", "--samples", file, "--page", page, path,
 	}
 	var stdout, stderr bytes.Buffer
-	if code := run(t.Context(), args, nil, &stdout, &stderr); code != 0 {
-		t.Fatalf("status %d\n%s\n%s", code, &stdout, &stderr)
-	}
-
-	all, err := load(options{samples: file, window: 20 * time.Millisecond, flows: 40})
-	if err != nil {
-		t.Fatal(err)
-	}
-	// On a machine that has other things to do, nothing may arrive in a window as short as that, but not so each time.
-	got := make(map[string]float64) // by group
-	for _, key := range []string{keyPinproxy, keyCommand, keyTUN} {
-		for _, m := range measures {
-			if strings.HasPrefix(m.key, "cpu") || key == keyTUN && m.key != "up1" && m.key != "down1" ||
-				key == keyCommand && slices.Contains(hostOnly, m.group) {
-				continue
-			}
-			f := all.figure(key, m.key)
-			if f.n != 1 {
-				t.Errorf("%s: %s: %+v", key, m.title, f)
-			}
-			got[m.group] += f.median
+	for try := 1; ; try++ {
+		stdout.Reset()
+		stderr.Reset()
+		if code := run(t.Context(), args, nil, &stdout, &stderr); code != 0 {
+			t.Fatalf("status %d\n%s\n%s", code, &stdout, &stderr)
 		}
-	}
-	for _, group := range []string{"throughput", "connections", "latency", "pinned", "gateway", "flows"} {
-		if got[group] <= 0 {
-			t.Errorf("%s: all figures are 0", group)
+		wrong := wentWrong(t, file)
+		if len(wrong) == 0 {
+			break
 		}
-	}
-	for _, f := range all.failures() {
-		if f.system == "haproxy" {
-			continue
+		if try == 3 {
+			t.Error(strings.Join(wrong, "\n"))
+			break
 		}
-		if f.system != "direct" || f.errs != nil { // a port that the program binds itself is in TIME_WAIT
-			t.Error(f)
+		// A machine that has other things to do may not let a thousand flows open in time, but not so each time.
+		t.Logf("once more: %s\n%s", strings.Join(wrong, "\n"), &stdout)
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
 		}
 	}
 
@@ -111,6 +96,44 @@ func TestBench(t *testing.T) {
 	if t.Failed() {
 		t.Logf("%s\n%s", &stdout, &stderr)
 	}
+}
+
+// wentWrong says what there is no figure of, or has failed, and should not.
+func wentWrong(t *testing.T, file string) (wrong []string) {
+	t.Helper()
+	all, err := load(options{samples: file, window: 20 * time.Millisecond, flows: 40})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Nothing may arrive in a window as short as that, on a machine that has other things to do, but not so each time.
+	got := make(map[string]float64) // by group
+	for _, key := range []string{keyPinproxy, keyCommand, keyTUN} {
+		for _, m := range measures {
+			if strings.HasPrefix(m.key, "cpu") || key == keyTUN && m.key != "up1" && m.key != "down1" ||
+				key == keyCommand && slices.Contains(hostOnly, m.group) {
+				continue
+			}
+			f := all.figure(key, m.key)
+			if f.n != 1 {
+				wrong = append(wrong, fmt.Sprintf("%s: %s: %+v", key, m.title, f))
+			}
+			got[m.group] += f.median
+		}
+	}
+	for _, group := range []string{"throughput", "connections", "latency", "pinned", "gateway", "flows"} {
+		if got[group] <= 0 {
+			wrong = append(wrong, group+": all figures are 0")
+		}
+	}
+	for _, f := range all.failures() {
+		if f.system == "haproxy" {
+			continue
+		}
+		if f.system != "direct" || f.errs != nil { // a port that the program binds itself is in TIME_WAIT
+			wrong = append(wrong, fmt.Sprint(f))
+		}
+	}
+	return wrong
 }
 
 func wellFormed(text []byte) error {
