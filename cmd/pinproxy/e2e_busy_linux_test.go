@@ -193,7 +193,7 @@ func TestParallelCurlOverOnePort(t *testing.T) {
 	w.names()
 	server := w.Server.HTTPS(":443", "www.bank.example")
 	w.pinproxy("--rule", "www.bank.example:443=63999 busy=reclaim:1s")
-	args := []string{"-4", "-sS", "-Z", "--parallel-immediate", "--http1.1", "--max-time", "15", "--cacert", w.net.CA()}
+	args := []string{"-4", "-sS", "-Z", "--parallel-immediate", "--http1.1", "--max-time", "60", "--cacert", w.net.CA()}
 	for i := range 3 {
 		args = append(args, fmt.Sprintf("https://www.bank.example/%d", i))
 	}

@@ -60,7 +60,7 @@ func (l *lan) connect(addr string) (*net.TCPConn, error) {
 		return nil, err
 	}
 	l.t.Cleanup(func() { _ = c.Close() })
-	return c.(*net.TCPConn), c.SetDeadline(time.Now().Add(2 * patience))
+	return c.(*net.TCPConn), c.SetDeadline(time.Now().Add(talkPatience))
 }
 
 func (l *lan) mustConnect(addr string) *net.TCPConn {

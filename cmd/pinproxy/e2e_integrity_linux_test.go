@@ -48,7 +48,7 @@ func (w *network) converse(ts *talks, atATime int, total int64, addrs ...string)
 }
 
 func (w *network) talk(ts *talks, seed uint64, addr string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	ctx, cancel := context.WithTimeout(context.Background(), talkPatience)
 	defer cancel()
 	c, err := w.Client.Dial(ctx, "tcp", addr)
 	if err != nil {

@@ -396,7 +396,7 @@ func (w *network) connectFor(timeout time.Duration, addr string) (*net.TCPConn, 
 		return nil, err
 	}
 	w.t.Cleanup(func() { _ = c.Close() }) // before pinproxy is taken down
-	return c.(*net.TCPConn), c.SetDeadline(time.Now().Add(2 * patience))
+	return c.(*net.TCPConn), c.SetDeadline(time.Now().Add(talkPatience))
 }
 
 // mustConnect is connect where it can't fail.

@@ -70,7 +70,7 @@ func lacking(t *testing.T, what string) {
 func tool(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	path := need(t, name)
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*patience)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = environ()
@@ -114,7 +114,7 @@ func TestCurl(t *testing.T) {
 	eachPlace(t, "www.bank.example:443=63999", func(w *network, must func(*exec.Cmd) string) {
 		w.Server.HTTPS(":443", "www.bank.example")
 		for flag, from := range map[string]string{"-4": "198.51.100.2:63999", "-6": "[2001:db8:1::2]:63999"} {
-			cmd := tool(w.t, "curl", flag, "-sS", "--max-time", "20", "--cacert", w.net.CA(), "https://www.bank.example/")
+			cmd := tool(w.t, "curl", flag, "-sS", "--max-time", "60", "--cacert", w.net.CA(), "https://www.bank.example/")
 			if out := must(cmd); out != "you came from "+from {
 				w.t.Errorf("curl %s: %s", flag, out)
 			}
@@ -138,7 +138,7 @@ func TestFiftyCurlsShareAPool(t *testing.T) {
 	w.pinproxy("--rule", "www.bank.example:443=63000-63099")
 	var curls sync.WaitGroup
 	for i := range 50 {
-		cmd := tool(t, "curl", []string{"-4", "-6"}[i%2], "-sS", "--max-time", "20", "--cacert", w.net.CA(), "https://www.bank.example/together")
+		cmd := tool(t, "curl", []string{"-4", "-6"}[i%2], "-sS", "--max-time", "60", "--cacert", w.net.CA(), "https://www.bank.example/together")
 		curls.Go(func() {
 			if _, _, err := w.Client.Run(cmd); err != nil {
 				t.Error(err)
@@ -221,7 +221,7 @@ func TestSSHAndSCP(t *testing.T) {
 
 		options := []string{
 			"-F", "none", "-i", userKey, "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none",
-			"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
+			"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=60",
 		}
 		for _, test := range []struct{ flag, want string }{
 			{"-4", "198.51.100.2 63999 203.0.113.2 2222"}, {"-6", "2001:db8:1::2 63999 2001:db8:2::2 2222"},

@@ -21,7 +21,7 @@ func TestRunCurl(t *testing.T) {
 		w.Firewall(63999)
 		for flag, from := range map[string]string{"-4": "198.51.100.2:63999", "-6": "[2001:db8:1::2]:63999"} {
 			w.runs(w.by(u, "--rule", "www.bank.example:443=63999", "--",
-				curl, flag, "-sS", "--max-time", "8", "--cacert", w.net.CA(), "https://www.bank.example/"), "you came from "+from+"\n")
+				curl, flag, "-sS", "--max-time", "60", "--cacert", w.net.CA(), "https://www.bank.example/"), "you came from "+from+"\n")
 		}
 		got := w.result(w.by(u, "--rule", "www.bank.example:443=62000", "--",
 			curl, "-sS", "--max-time", "1", "--cacert", w.net.CA(), "https://www.bank.example/"))
@@ -90,7 +90,7 @@ func TestRunSSH(t *testing.T) {
 	for flag, want := range map[string]string{"-4": "198.51.100.2 63999 203.0.113.2 2222\n", "-6": "2001:db8:1::2 63999 2001:db8:2::2 2222\n"} {
 		w.runs(w.by(user{}, "--rule", "*.bank.example:2222=63999", "--", ssh, flag, "-p", "2222", "-F", "none", "-i", userKey,
 			"-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-o", "StrictHostKeyChecking=no",
-			"-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=8", "root@www.bank.example", "echo $SSH_CONNECTION"), want)
+			"-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=60", "root@www.bank.example", "echo $SSH_CONNECTION"), want)
 	}
 }
 

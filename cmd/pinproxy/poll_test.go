@@ -8,6 +8,9 @@ import (
 // patience is how long anything may take that is expected to happen.
 const patience = 30 * time.Second
 
+// talkPatience is how long all of a connection may take, and it may be one of hundreds that carry megabytes.
+const talkPatience = 10 * patience
+
 // poll waits until done returns true.
 func poll(t *testing.T, what string, done func() bool) {
 	t.Helper()

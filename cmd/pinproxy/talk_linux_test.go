@@ -221,7 +221,7 @@ func (ts *talks) serve(c net.Conn) {
 	done := ts.served[seed]
 	ts.mu.Unlock()
 	if done != nil {
-		_ = c.SetDeadline(time.Now().Add(2 * patience))
+		_ = c.SetDeadline(time.Now().Add(talkPatience))
 		done <- ts.talk(seed).server(c.(*net.TCPConn))
 	}
 }
@@ -244,7 +244,7 @@ func (ts *talks) one(seed uint64, c *net.TCPConn) error {
 		ts.bytes.Add(int64(client.heard + server.heard))
 		ts.count.Add(1)
 		return t.check(client, server)
-	case <-time.After(2 * patience):
+	case <-time.After(talkPatience):
 		return fmt.Errorf("%+v: the client heard %+v; the server has heard nothing of it", t, client)
 	}
 }
