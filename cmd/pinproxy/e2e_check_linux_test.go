@@ -45,6 +45,7 @@ func TestCheckTranscripts(t *testing.T) {
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
 			w := newNetwork(t)
+			w.keepTimeWait()
 			w.names()
 			s := &checkScript{network: w}
 			testscript.Run(t, testscript.Params{

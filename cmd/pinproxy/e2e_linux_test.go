@@ -177,6 +177,10 @@ func (w *network) answer(f func(lab.Query) lab.Answer) *lab.DNS {
 	return w.Server.DNS(f, lab.Server4+":53", "["+lab.Server6+"]:53")
 }
 
+// keepTimeWait has no reset end a TIME_WAIT of the client's (RFC 1337), as happens on a busy machine: where an ACK takes so
+// long that the peer sends its FIN again, the answer to that meets one.
+func (w *network) keepTimeWait() { w.Client.Sysctl("net.ipv4.tcp_rfc1337", "1") }
+
 // running is a pinproxy on a host.
 type running struct {
 	*lab.Process

@@ -122,6 +122,7 @@ func TestRunNameFromHostsFile(t *testing.T) {
 // Without the capability a TIME_WAIT that the peer's lack of timestamps leaves cannot be ended, and the log names it.
 func TestRunWaitsForTimeWait(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
+		w.keepTimeWait()
 		w.Server.Sysctl("net.ipv4.tcp_timestamps", "0")
 		server := w.Server.Serve(":7", lab.Echo)
 		got := w.result(w.by(u, "--rule", "*:7=63999 busy=wait:1s", "--", "sh", "-c", "reach 203.0.113.2:7,one; reach 203.0.113.2:7,two"))
