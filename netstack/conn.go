@@ -40,7 +40,7 @@ type conn struct {
 	wq   waiter.Queue
 
 	readable, writable   waiter.Entry
-	readReady, sendReady chan struct{}
+	readReady, sendReady chan struct{} // with room for one: whatever who reads, or writes, may wait for has happened
 	hangUp               waiter.Entry
 
 	watched waiter.Entry // while somebody is to be woken
@@ -50,11 +50,11 @@ type conn struct {
 
 	reset     atomic.Bool
 	closeOnce sync.Once
-	closed    chan struct{}
+	closed    atomic.Bool
 }
 
 func newConn(f *Flow) *conn {
-	c := &conn{flow: f, closed: make(chan struct{})}
+	c := &conn{flow: f}
 	c.readable, c.readReady = waiter.NewChannelEntry(waiter.ReadableEvents)
 	c.writable, c.sendReady = waiter.NewChannelEntry(waiter.WritableEvents)
 	c.hangUp = waiter.NewFunctionEntry(waiter.EventHUp|waiter.EventErr, func(waiter.EventMask) { c.settle() })
@@ -93,13 +93,13 @@ func (c *conn) WaitRead() error {
 		if c.ep.Readiness(waiter.ReadableEvents|waiter.EventHUp|waiter.EventErr) != 0 {
 			return nil
 		}
-		select {
-		case <-c.readReady:
-		case <-c.closed:
+		switch {
+		case c.closed.Load():
 			return c.fail("read", net.ErrClosed)
-		case <-c.readDeadline.passed():
+		case c.readDeadline.over.Load():
 			return c.fail("read", os.ErrDeadlineExceeded)
 		}
+		<-c.readReady
 	}
 }
 
@@ -111,7 +111,7 @@ func (c *conn) Watch(w interface{ Wake() }) bool {
 	c.watcher = w
 	c.watched.Init((*alarm)(c), events)
 	c.wq.EventRegister(&c.watched)
-	if c.ep.Readiness(events) != 0 || isDone(c.closed) {
+	if c.ep.Readiness(events) != 0 || c.closed.Load() {
 		w.Wake()
 	}
 	return true
@@ -135,7 +135,7 @@ func (c *conn) Read(b []byte) (int, error) {
 		return 0, nil
 	}
 	for {
-		if isDone(c.readDeadline.passed()) {
+		if c.readDeadline.over.Load() {
 			return 0, c.fail("read", os.ErrDeadlineExceeded)
 		}
 		w := tcpip.SliceWriter(b)
@@ -149,7 +149,7 @@ func (c *conn) Read(b []byte) (int, error) {
 				return 0, err
 			}
 		case *tcpip.ErrClosedForReceive:
-			if isDone(c.closed) {
+			if c.closed.Load() {
 				return 0, c.fail("read", net.ErrClosed)
 			}
 			// gVisor tells of a reset once. If Write was told, Read is shown the
@@ -159,7 +159,7 @@ func (c *conn) Read(b []byte) (int, error) {
 			}
 			return 0, io.EOF
 		default:
-			if isDone(c.closed) {
+			if c.closed.Load() {
 				return 0, c.fail("read", net.ErrClosed)
 			}
 			return 0, c.fail("read", errnoOf(terr))
@@ -172,7 +172,10 @@ func (c *conn) Write(b []byte) (int, error) {
 	var payload bytes.Reader
 	done := 0
 	for done < len(b) {
-		if isDone(c.writeDeadline.passed()) {
+		switch {
+		case c.closed.Load():
+			return done, c.fail("write", net.ErrClosed)
+		case c.writeDeadline.over.Load():
 			return done, c.fail("write", os.ErrDeadlineExceeded)
 		}
 		payload.Reset(b[done:])
@@ -181,13 +184,7 @@ func (c *conn) Write(b []byte) (int, error) {
 		switch terr.(type) {
 		case nil:
 		case *tcpip.ErrWouldBlock:
-			select {
-			case <-c.sendReady:
-			case <-c.closed:
-				return done, c.fail("write", net.ErrClosed)
-			case <-c.writeDeadline.passed():
-				return done, c.fail("write", os.ErrDeadlineExceeded)
-			}
+			<-c.sendReady // and the look at what has happened
 		default:
 			return done, c.fail("write", errnoOf(terr))
 		}
@@ -216,7 +213,9 @@ func (c *conn) Close() error {
 		if c.reset.Load() {
 			c.drain()
 		}
-		close(c.closed) // before the endpoint ends: a reader is to see that we did it
+		c.closed.Store(true) // before the endpoint ends: a reader is to see that we did it
+		signal(c.readReady)
+		signal(c.sendReady)
 		if c.reset.Load() {
 			c.ep.Abort()
 		}
@@ -257,20 +256,20 @@ func (c *conn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.flow.src
 
 // SetDeadline implements net.Conn.
 func (c *conn) SetDeadline(t time.Time) error {
-	c.readDeadline.set(t)
-	c.writeDeadline.set(t)
+	c.readDeadline.set(t, c.readReady)
+	c.writeDeadline.set(t, c.sendReady)
 	return nil
 }
 
 // SetReadDeadline implements net.Conn.
 func (c *conn) SetReadDeadline(t time.Time) error {
-	c.readDeadline.set(t)
+	c.readDeadline.set(t, c.readReady)
 	return nil
 }
 
 // SetWriteDeadline implements net.Conn.
 func (c *conn) SetWriteDeadline(t time.Time) error {
-	c.writeDeadline.set(t)
+	c.writeDeadline.set(t, c.sendReady)
 	return nil
 }
 

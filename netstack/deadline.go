@@ -2,58 +2,59 @@ package netstack
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// deadline is a point in time that can be moved while others wait for it. The
+// deadline is a point in time that can be moved while somebody waits for it. The
 // zero value never passes.
 type deadline struct {
+	over atomic.Bool // it has passed
+
 	mu    sync.Mutex
-	timer *time.Timer
-	done  chan struct{}
+	timer *time.Timer // nil: none is to come
+	moves int         // how often it was moved
 }
 
-// set moves the deadline; the zero time takes it away.
-func (d *deadline) set(t time.Time) {
+// set moves the deadline; the zero time takes it away. Whoever waits for wake is woken once it
+// has passed.
+func (d *deadline) set(t time.Time, wake chan<- struct{}) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.timer != nil && !d.timer.Stop() {
-		<-d.done // it has fired or is about to
-		d.done = nil
+	if d.timer != nil {
+		d.timer.Stop() // if it can't, it finds that it is late
+		d.timer = nil
+	}
+	d.moves++
+	wait := time.Duration(0)
+	if !t.IsZero() {
+		wait = time.Until(t)
+	}
+	d.over.Store(!t.IsZero() && wait <= 0)
+	switch {
+	case d.over.Load():
+		signal(wake)
+	case wait > 0:
+		move := d.moves
+		d.timer = time.AfterFunc(wait, func() { d.pass(move, wake) })
+	}
+}
+
+func (d *deadline) pass(move int, wake chan<- struct{}) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.moves != move {
+		return // moved meanwhile
 	}
 	d.timer = nil
-	if t.IsZero() {
-		if d.done != nil && isDone(d.done) {
-			d.done = nil
-		}
-		return
-	}
-	if d.done == nil || isDone(d.done) {
-		d.done = make(chan struct{})
-	}
-	done := d.done
-	if wait := time.Until(t); wait > 0 {
-		d.timer = time.AfterFunc(wait, func() { close(done) })
-	} else {
-		close(done)
-	}
+	d.over.Store(true)
+	signal(wake)
 }
 
-// passed is closed once the deadline has passed.
-func (d *deadline) passed() <-chan struct{} {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.done == nil {
-		d.done = make(chan struct{})
-	}
-	return d.done
-}
-
-func isDone(c <-chan struct{}) bool {
+// signal wakes who waits for c, which has room for one, or will.
+func signal(c chan<- struct{}) {
 	select {
-	case <-c:
-		return true
+	case c <- struct{}{}:
 	default:
-		return false
 	}
 }
