@@ -1,10 +1,10 @@
 package netstack
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -49,8 +49,8 @@ type Flow struct {
 
 	remote bool // the application is on another host
 
-	request chan *tcp.ForwarderRequest
-	synAck  chan *stack.PacketBuffer // our first, from gVisor to who writes it
+	request chan *tcp.ForwarderRequest // nil: it does not come
+	synAck  chan *stack.PacketBuffer   // our first, from gVisor to who writes it
 
 	synMu sync.Mutex
 	syn   *stack.PacketBuffer // nil once released
@@ -68,6 +68,8 @@ type Flow struct {
 	sent    bool          // the SYN-ACK has been taken from gVisor
 	lastSYN time.Time     // while parked
 	pause   time.Duration // between the last two SYNs; 0 after one
+	asked   time.Time     // when the forwarder was given the SYN
+	queue   *waiter.Queue // by which the handshake is ended; nil once it is over
 }
 
 func newFlow(s *Stack, id stack.TransportEndpointID, isn uint32, syn *stack.PacketBuffer) *Flow {
@@ -156,6 +158,32 @@ func (s *Stack) sweep() {
 	for _, f := range gone {
 		f.abandoned()
 	}
+	s.lapse(handshakeTimeout)
+}
+
+// lapse ends the answers that have taken so long: those of which gVisor's forwarder has said nothing, as of a SYN that it drops
+// at its bound, and those that the application says nothing to. It is cheaper than a timer for each. gVisor's handshake
+// waits for its queue to be notified, looks whether the endpoint is connected, and gives up if it is not. A
+// notification before it waits is lost, so this is to be called again.
+func (s *Stack) lapse(limit time.Duration) {
+	now := time.Now()
+	var late []*waiter.Queue
+	s.mu.Lock()
+	for id, f := range s.expected {
+		if now.Sub(f.asked) > limit {
+			delete(s.expected, id)
+			f.request <- nil
+		}
+	}
+	for f := range s.answering {
+		if now.Sub(f.asked) > limit {
+			late = append(late, f.queue)
+		}
+	}
+	s.mu.Unlock()
+	for _, q := range late {
+		q.Notify(waiter.WritableEvents)
+	}
 }
 
 // opened also lets go of what is needed up to there.
@@ -163,6 +191,7 @@ func (f *Flow) opened() {
 	f.stack.mu.Lock()
 	defer f.stack.mu.Unlock()
 	f.phase = open
+	f.stack.shakenLocked(f)
 	f.request, f.synAck, f.forwarded, f.after = nil, nil, nil, nil
 }
 
@@ -183,46 +212,26 @@ func (f *Flow) Accept() (Conn, error) {
 }
 
 func (f *Flow) handshake() (Conn, error) {
-	r, err := f.forward()
+	c := newConn(f)
+	r, err := f.forward(&c.wq)
 	if err != nil {
 		close(f.forwarded)
 		return nil, err
 	}
-	c := newConn(f)
-	ctx, cancel := context.WithTimeout(f.stack.context(), handshakeTimeout)
-	defer cancel()
-	done := make(chan struct{})
-	defer context.AfterFunc(ctx, func() { abandon(&c.wq, done) })()
 	ep, terr := r.CreateEndpoint(&c.wq)
-	close(done)
 	r.Complete(false)
 	close(f.forwarded)
 	if terr != nil {
+		f.stack.shaken(f)
 		return nil, ErrGone // it reset the handshake, or fell silent
 	}
 	c.open(ep)
 	return c, nil
 }
 
-// abandon ends a CreateEndpoint that waits on wq. It knows no context: it waits
-// for its queue to be notified, looks whether the endpoint is connected, and
-// gives up if it is not. A notification before it waits is lost, hence the loop.
-// It gives up without a reset, so when the stack stops its own comes first.
-func abandon(wq *waiter.Queue, done <-chan struct{}) {
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-done:
-			return
-		case <-tick.C:
-			wq.Notify(waiter.WritableEvents)
-		}
-	}
-}
-
-// forward gives the parked SYN to gVisor's forwarder and returns its request.
-func (f *Flow) forward() (*tcp.ForwarderRequest, error) {
+// forward gives the parked SYN to gVisor's forwarder and returns its request. With a queue there is to be a handshake, which
+// is under way until it is said to be over.
+func (f *Flow) forward(queue *waiter.Queue) (*tcp.ForwarderRequest, error) {
 	syn := f.takeSYN()
 	if syn == nil {
 		return nil, ErrGone
@@ -236,41 +245,55 @@ func (f *Flow) forward() (*tcp.ForwarderRequest, error) {
 			f.far(syn, mtu)
 		}
 	}
-	f.stack.expect(f)
+	f.stack.expect(f, queue)
 	if !f.stack.fwd.Load().HandlePacket(f.id, syn) {
 		f.stack.unexpect(f)
 		return nil, fmt.Errorf("netstack refuses the SYN: %w", syscall.EINVAL) // a bad checksum
 	}
-	// The forwarder says nothing of a SYN that it drops at its bound.
-	timeout, cancel := context.WithTimeout(f.stack.context(), handshakeTimeout)
-	defer cancel()
-	select {
-	case r := <-f.request:
-		return r, nil
-	case <-timeout.Done():
+	r := <-f.request
+	if r == nil {
+		f.stack.shaken(f)
+		if err := f.stack.context().Err(); err != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("netstack drops the SYN: %w", os.ErrDeadlineExceeded)
 	}
-	if !f.stack.unexpect(f) {
-		return <-f.request, nil // it is on its way
-	}
-	return nil, fmt.Errorf("netstack drops the SYN: %w", timeout.Err())
+	return r, nil
 }
 
 // expect says whose the forwarder's next request for the 4-tuple of f is.
-func (s *Stack) expect(f *Flow) {
+func (s *Stack) expect(f *Flow, queue *waiter.Queue) {
+	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	f.asked = now
 	s.expected[f.id] = f
+	if queue != nil {
+		f.queue = queue
+		s.answering[f] = struct{}{}
+	}
 }
 
-// unexpect takes that back. It reports false if the request has come meanwhile.
-func (s *Stack) unexpect(f *Flow) bool {
+// unexpect takes that back.
+func (s *Stack) unexpect(f *Flow) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.expected[f.id] != f {
-		return false
+	if s.expected[f.id] == f {
+		delete(s.expected, f.id)
 	}
-	delete(s.expected, f.id)
-	return true
+	s.shakenLocked(f)
+}
+
+// shaken says that the handshake is over.
+func (s *Stack) shaken(f *Flow) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shakenLocked(f)
+}
+
+func (s *Stack) shakenLocked(f *Flow) {
+	delete(s.answering, f)
+	f.queue = nil
 }
 
 // deliver is the forwarder's handler, on a goroutine of its own: it brings a
@@ -355,7 +378,7 @@ func (f *Flow) Reject(errno syscall.Errno) {
 		return
 	}
 	if errno == syscall.ECONNREFUSED {
-		if r, err := f.forward(); err == nil {
+		if r, err := f.forward(nil); err == nil {
 			r.Complete(true)
 		}
 		close(f.forwarded)

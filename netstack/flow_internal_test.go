@@ -7,9 +7,14 @@ import (
 	"testing"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
+	"pinproxy/netstack/link"
 	"pinproxy/netstack/netstacktest"
 )
 
@@ -55,6 +60,59 @@ func TestDroppedByTheForwarder(t *testing.T) {
 	}
 	if len(s.expected) != 0 || len(s.flows) != 0 {
 		t.Errorf("%d requests expected and %d flows known after Serve", len(s.expected), len(s.flows))
+	}
+}
+
+// An application that never confirms the handshake: it is given up in time, and when the stack stops.
+func TestSilentInTheHandshake(t *testing.T) {
+	for _, stops := range []bool{false, true} {
+		device := channel.New(64, 1500, "")
+		device.LinkEPCapabilities = stack.CapabilityRXChecksumOffload
+		s, err := New(link.New("channel", device, nil), Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		accepted, served := make(chan error, 1), make(chan error, 1)
+		go func() {
+			served <- s.Serve(ctx, func(_ context.Context, f *Flow) {
+				_, err := f.Accept()
+				accepted <- err
+			})
+		}()
+		<-s.Ready()
+		b := make([]byte, header.IPv4MinimumSize+header.TCPMinimumSize)
+		ip := header.IPv4(b)
+		ip.Encode(&header.IPv4Fields{TotalLength: uint16(len(b)), TTL: 64, Protocol: uint8(tcp.ProtocolNumber), SrcAddr: tcpip.AddrFrom4([4]byte{192, 0, 2, 1}), DstAddr: tcpip.AddrFrom4([4]byte{203, 0, 113, 5})})
+		ip.SetChecksum(^ip.CalculateChecksum())
+		header.TCP(ip.Payload()).Encode(&header.TCPFields{SrcPort: 4711, DstPort: 443, DataOffset: header.TCPMinimumSize, Flags: header.TCPFlagSyn, WindowSize: 65535})
+		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
+		device.InjectInbound(header.IPv4ProtocolNumber, pkt)
+		pkt.DecRef()
+		device.ReadContext(t.Context()).DecRef() // the SYN-ACK
+		s.lapse(time.Hour)
+		select {
+		case err := <-accepted:
+			t.Errorf("Accept = %v before its time", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+		if stops {
+			cancel()
+		} else {
+			s.lapse(0)
+		}
+		if err := <-accepted; !errors.Is(err, ErrGone) {
+			t.Errorf("stops: %v: Accept = %v, want %v", stops, err, ErrGone)
+		}
+		cancel()
+		if err := <-served; err != nil {
+			t.Errorf("Serve = %v", err)
+		}
+		if len(s.answering) != 0 || len(s.flows) != 0 {
+			t.Errorf("stops: %v: %d handshakes under way and %d flows known after Serve", stops, len(s.answering), len(s.flows))
+		}
+		device.Close()
 	}
 }
 

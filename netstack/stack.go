@@ -86,9 +86,11 @@ type Stack struct {
 	mu       sync.Mutex
 	flows    map[stack.TransportEndpointID]*Flow
 	expected map[stack.TransportEndpointID]*Flow // whose SYN the forwarder has
-	parked   map[*Flow]struct{}
-	serve    *service // nil before Serve
-	stopped  bool     // no flow is parked any more
+
+	parked, answering map[*Flow]struct{}
+
+	serve   *service // nil before Serve
+	stopped bool     // no flow is parked any more
 }
 
 // service is one run of Serve.
@@ -110,8 +112,9 @@ func New(l *link.Link, c Config) (*Stack, error) {
 		workers: workers{tasks: make(chan task)},
 		flows:   make(map[stack.TransportEndpointID]*Flow),
 
-		expected: make(map[stack.TransportEndpointID]*Flow),
-		parked:   make(map[*Flow]struct{}),
+		expected:  make(map[stack.TransportEndpointID]*Flow),
+		parked:    make(map[*Flow]struct{}),
+		answering: make(map[*Flow]struct{}),
 		gv: stack.New(stack.Options{
 			NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 			TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
@@ -244,6 +247,10 @@ func (s *Stack) attach() error {
 	return nil
 }
 
+// stopTimeout is how long a handshake has when everything stops. Who is given up is not reset, so it is long enough for our own
+// reset to come first.
+const stopTimeout = 50 * time.Millisecond
+
 // destroy ends everything that Serve began. The endpoints are reset while the
 // link still takes packets, so that applications learn of it.
 func (s *Stack) destroy() {
@@ -257,6 +264,7 @@ func (s *Stack) destroy() {
 		case <-ended:
 			waiting = false
 		case <-time.After(10 * time.Millisecond): // an endpoint may have come after we looked
+			s.lapse(stopTimeout)
 		}
 	}
 	// The reader first: RemoveNIC waits for it under a lock that the packet it delivers may need.
