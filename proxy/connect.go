@@ -161,8 +161,8 @@ func (l *live) dial(ctx context.Context, pin netip.AddrPort) (Conn, error) {
 	}
 	defer l.proxy.dials.add(pin.Port(), l.upstream)()
 	begun := time.Now()
-	timeout, cancel := context.WithTimeout(ctx, l.proxy.cfg.DialTimeout)
-	defer cancel()
+	timeout := &lazy{Context: ctx, deadline: begun.Add(l.proxy.cfg.DialTimeout)}
+	defer timeout.cancel()
 	c, err := l.proxy.cfg.Dialer.Dial(timeout, pin, l.upstream)
 	if err != nil {
 		if pin.IsValid() && unanswered(err) {

@@ -163,15 +163,15 @@ func New(c Config) *Proxy {
 // ends when the application gives up before it is answered, or everything
 // stops; open flows are not ended by it, but by their ends or by Drain.
 func (p *Proxy) Handle(ctx context.Context, f Flow) {
-	ctx, cancel := context.WithCancel(ctx)
-	l := newLive(p, f, cancel)
+	given := &lazy{Context: ctx}
+	l := newLive(p, f, given.cancel)
 	if !p.add(l) {
-		cancel()
+		given.cancel()
 		f.Drop()
 		return
 	}
-	open := l.connected(ctx)
-	cancel()
+	open := l.connected(given)
+	given.cancel()
 	if open {
 		l.splice()
 	}
