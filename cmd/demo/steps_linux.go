@@ -19,7 +19,7 @@ import (
 
 const (
 	hopeless = "1"              // seconds given to a request that can't get through
-	patience = 10 * time.Second // for anything else
+	patience = 30 * time.Second // for anything else
 )
 
 // family is what a step needs to know of IPv4 or IPv6.
