@@ -240,7 +240,7 @@ func resumed(t *testing.T, code, says string) (took, usual time.Duration, cause 
 	select {
 	case r := <-ended:
 		t.Fatalf("the port is taken, and yet: %v", r.err)
-	default:
+	case <-time.After(7 * resume): // the kernel is asked less and less often, until it is as seldom as this bound is for
 	}
 	_ = other.Signal(unix.SIGKILL)
 	<-other.Done()
