@@ -337,8 +337,8 @@ func TestDeafDestinationIsExplained(t *testing.T) {
 	w := newNetwork(t)
 	w.Server.Serve(at(lab.Server4, 7), lab.Echo)
 	w.Router.Firewall(lab.Filter{Ports: []lab.PortRange{{First: 1024, Last: 60999}}})
-	p := w.pinproxy("--dial-timeout=500ms", "--rule", "203.0.113.2:7=63999")
-	if _, err := w.connectFor(2*time.Second, at(lab.Server4, 7)); err == nil {
+	p := w.pinproxy("--dial-timeout=2s", "--rule", "203.0.113.2:7=63999") // long enough to be answered, from another port
+	if _, err := w.connectFor(4*time.Second, at(lab.Server4, 7)); err == nil {
 		t.Error("the firewall let it in")
 	}
 	e := p.await("flow failed", 1)[0]
