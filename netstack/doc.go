@@ -32,6 +32,8 @@
 // demultiplexer, and the SYN becomes a new flow. The old endpoint finishes its
 // queue by itself.
 //
+// The gate also keeps some acknowledgements back for a moment, as a reply that comes within it says the same: see replies.go.
+//
 // A handler may return while its connection lives on, if it detaches the flow. A Conn can
 // be watched then instead of read: gVisor's queue of waiters calls back when there is
 // something to read, so nothing has to wait for it.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
@@ -60,6 +59,8 @@ type Flow struct {
 	// one whose handshake is not over waits for it.
 	forwarded chan struct{}   // nil once open
 	after     <-chan struct{} // forwarded of the predecessor, or nil
+
+	reply reply
 
 	// Guarded by stack.mu.
 	phase   phase
@@ -330,19 +331,7 @@ func (s *Stack) deliver(r *tcp.ForwarderRequest) {
 // answers before the write has returned, and until the lock is free gVisor's
 // processor tries again and again to get it (processor.start): milliseconds, if the
 // scheduler has put the writer aside for the application.
-func (s *Stack) takeSYNACK(pkt *stack.PacketBuffer) bool {
-	h := header.TCP(pkt.TransportHeader().Slice())
-	const synAck = header.TCPFlagSyn | header.TCPFlagAck
-	if pkt.TransportProtocolNumber != tcp.ProtocolNumber || len(h) < header.TCPMinimumSize || h.Flags()&synAck != synAck {
-		return false
-	}
-	net := pkt.Network()
-	id := stack.TransportEndpointID{
-		LocalAddress:  net.SourceAddress(),
-		LocalPort:     h.SourcePort(),
-		RemoteAddress: net.DestinationAddress(),
-		RemotePort:    h.DestinationPort(),
-	}
+func (s *Stack) takeSYNACK(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f := s.flows[id]

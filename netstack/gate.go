@@ -45,12 +45,33 @@ func (g *gate) Attach(d stack.NetworkDispatcher) {
 	g.LinkEndpoint.Attach(&inbound{NetworkDispatcher: d, stack: g.stack})
 }
 
-// WritePackets lets all pass but a flow's first SYN-ACK, which comes alone.
+// WritePackets lets all pass but a flow's first SYN-ACK, and what a reply may stand for. Those come alone.
 func (g *gate) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
-	if pkts.Len() == 1 && g.stack.takeSYNACK(pkts.AsSlice()[0]) {
+	if pkts.Len() == 1 && g.stack.keep(pkts.AsSlice()[0]) {
 		return 1, nil
 	}
 	return g.LinkEndpoint.WritePackets(pkts)
+}
+
+// keep reports whether a packet is kept back.
+func (s *Stack) keep(pkt *stack.PacketBuffer) bool {
+	h := header.TCP(pkt.TransportHeader().Slice())
+	if pkt.TransportProtocolNumber != tcp.ProtocolNumber || len(h) < header.TCPMinimumSize {
+		return false
+	}
+	net := pkt.Network()
+	id := stack.TransportEndpointID{
+		LocalAddress:  net.SourceAddress(),
+		LocalPort:     h.SourcePort(),
+		RemoteAddress: net.DestinationAddress(),
+		RemotePort:    h.DestinationPort(),
+	}
+	const synAck = header.TCPFlagSyn | header.TCPFlagAck
+	if h.Flags()&synAck == synAck {
+		return s.takeSYNACK(id, pkt)
+	}
+	f := s.known(id)
+	return f != nil && s.replies.leaves(f, pkt, h)
 }
 
 // inbound looks at each packet on its way from the device to gVisor.
@@ -60,9 +81,14 @@ type inbound struct {
 }
 
 func (in *inbound) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
-	if seg, ok := peek(proto, pkt); ok && seg.flags&(header.TCPFlagSyn|header.TCPFlagFin|header.TCPFlagRst) != 0 {
-		if !in.stack.admit(proto, seg) {
+	if seg, ok := peek(proto, pkt); ok {
+		if seg.flags&(header.TCPFlagSyn|header.TCPFlagFin|header.TCPFlagRst) != 0 && !in.stack.admit(proto, seg) {
 			return
+		}
+		if seg.flags&(header.TCPFlagPsh|header.TCPFlagFin) != 0 {
+			if f := in.stack.known(seg.id); f != nil {
+				in.stack.replies.came(f, seg)
+			}
 		}
 	}
 	in.NetworkDispatcher.DeliverNetworkPacket(proto, pkt)
@@ -73,6 +99,7 @@ type segment struct {
 	id    stack.TransportEndpointID
 	flags header.TCPFlags
 	seq   uint32
+	size  int // bytes of data
 }
 
 // peek reads the TCP header of a packet that gVisor has not parsed yet. It
@@ -86,6 +113,7 @@ func peek(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) (segment, 
 	b := slices[0] // headers are in one piece on every link there is
 	var src, dst tcpip.Address
 	var tcpHeader []byte
+	var size int // with the TCP header
 	switch proto {
 	case header.IPv4ProtocolNumber:
 		if len(b) < header.IPv4MinimumSize {
@@ -97,6 +125,7 @@ func peek(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) (segment, 
 			return segment{}, false
 		}
 		src, dst, tcpHeader = ip.SourceAddress(), ip.DestinationAddress(), b[n:]
+		size = int(ip.TotalLength()) - n
 	case header.IPv6ProtocolNumber:
 		if len(b) < header.IPv6MinimumSize+header.TCPMinimumSize {
 			return segment{}, false
@@ -106,6 +135,7 @@ func peek(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) (segment, 
 			return segment{}, false
 		}
 		src, dst, tcpHeader = ip.SourceAddress(), ip.DestinationAddress(), b[header.IPv6MinimumSize:]
+		size = int(ip.PayloadLength())
 	default:
 		return segment{}, false
 	}
@@ -119,6 +149,7 @@ func peek(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) (segment, 
 		},
 		flags: flags,
 		seq:   binary.BigEndian.Uint32(tcpHeader[header.TCPSeqNumOffset:]),
+		size:  size - int(header.TCP(tcpHeader).DataOffset()),
 	}, true
 }
 
@@ -138,6 +169,9 @@ func (s *Stack) admit(proto tcpip.NetworkProtocolNumber, seg segment) bool {
 	if seg.flags&header.TCPFlagSyn == 0 {
 		f.ended = f.phase != parked
 		s.mu.Unlock()
+		if seg.flags&header.TCPFlagRst != 0 {
+			s.replies.drop(f)
+		}
 		return true
 	}
 	switch {
@@ -159,6 +193,7 @@ func (s *Stack) admit(proto tcpip.NetworkProtocolNumber, seg segment) bool {
 		// Stays in the table, for what comes after it may have to wait.
 		f.retired = true
 		s.mu.Unlock()
+		s.replies.drop(f)
 		s.unregister(proto, seg.id)
 		return true
 	}

@@ -82,6 +82,7 @@ type Stack struct {
 	handlers       sync.WaitGroup // one for each flow whose handler has not returned, or that is detached and not done
 	workers        workers
 	turns          *turns
+	replies        replies
 
 	mu       sync.Mutex
 	flows    map[stack.TransportEndpointID]*Flow
@@ -121,6 +122,7 @@ func New(l *link.Link, c Config) (*Stack, error) {
 		}),
 	}
 	s.turns = newTurns(s)
+	s.replies.send = s.send
 	if err := s.tune(); err != nil {
 		return nil, err
 	}
@@ -268,6 +270,7 @@ func (s *Stack) destroy() {
 		}
 	}
 	// The reader first: RemoveNIC waits for it under a lock that the packet it delivers may need.
+	s.replies.close()
 	s.link.Endpoint().Attach(nil)
 	s.gv.RemoveNIC(nicID)
 	s.gv.Destroy()
@@ -388,6 +391,13 @@ func (s *Stack) run(ctx context.Context, f *Flow) {
 	} else {
 		f.Done()
 	}
+}
+
+// known is the flow of a 4-tuple, or nil.
+func (s *Stack) known(id stack.TransportEndpointID) *Flow {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.flows[id]
 }
 
 // forget takes f out of the table, unless another flow has its place already.
