@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -11,6 +12,9 @@ import (
 // cleanup undoes what a killed pinproxy left behind, and prints it.
 func cleanup(ctx context.Context, stdout, stderr io.Writer) error {
 	done, err := host.Cleanup(ctx, stateDir())
+	if held, ok := errors.AsType[*host.HeldError](err); ok {
+		return &runningError{held}
+	}
 	if err == nil { // so nobody is running
 		var line string
 		if line, err = cleanSocket(); line != "" {
@@ -24,6 +28,19 @@ func cleanup(ctx context.Context, stdout, stderr io.Writer) error {
 		fmt.Fprintln(stderr, "pinproxy: nothing to clean up")
 	}
 	return err
+}
+
+// runningError says that what is there belongs to a pinproxy that is running.
+type runningError struct{ by *host.HeldError }
+
+func (e *runningError) Error() string { return "nothing is cleaned up: " + e.by.Error() }
+func (e *runningError) Unwrap() error { return e.by }
+
+func (e *runningError) hint() string {
+	if e.by.PID == 0 {
+		return "stop it: it takes back its changes itself"
+	}
+	return fmt.Sprintf("stop it with `kill %d`: it takes back its changes itself", e.by.PID)
 }
 
 // cleanSocket removes the control socket that nobody listens on any more, where it is without --socket.

@@ -185,7 +185,7 @@ func TestSecondStart(t *testing.T) {
 	before := w.Client.Snapshot()
 	for _, args := range [][]string{{"--rule", "*:80=1", "--tun", "pin1"}, {"cleanup"}} {
 		_, said, err := w.Client.Run(w.command(args...))
-		if exitStatus(err) != 1 || !strings.Contains(said, fmt.Sprint("pid ", p.Pid())) || !strings.Contains(said, fmt.Sprintf("hint: stop it by `kill %d`", p.Pid())) {
+		if exitStatus(err) != 1 || !strings.Contains(said, fmt.Sprint("pid ", p.Pid())) || !strings.Contains(said, fmt.Sprintf("hint: stop it with `kill %d`", p.Pid())) {
 			t.Errorf("%q ended with %v and said %q, want 1 and process %d", args, err, said, p.Pid())
 		}
 	}

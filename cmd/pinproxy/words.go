@@ -94,9 +94,9 @@ executed, 127 if there is none. The manual is pinproxy(8).
 type words struct{ w io.Writer }
 
 // print writes text that was asked for.
-func (words) print(w io.Writer, text string) int {
+func (s words) print(w io.Writer, text string) int {
 	if _, err := io.WriteString(w, text); err != nil {
-		return exitFailed
+		return s.error(fmt.Errorf("print: %w", err))
 	}
 	return exitOK
 }
@@ -167,6 +167,7 @@ func ruleHint(e *rules.SyntaxError) string {
 // hintFor knows the way on for failures that have one.
 func hintFor(err error) string {
 	var held *host.HeldError
+	var running *runningError
 	var path *fs.PathError
 	var ask *askError
 	var web *httpError
@@ -176,6 +177,8 @@ func hintFor(err error) string {
 	switch {
 	case errors.As(err, &ask):
 		return ask.hint("status")
+	case errors.As(err, &running):
+		return running.hint()
 	case errors.As(err, &web):
 		return web.hint()
 	case errors.As(err, &notRunningError{}):
@@ -188,7 +191,9 @@ func hintFor(err error) string {
 		return "sudo chmod 0666 /dev/net/tun, as distributions do; in a container, pass the device in: --device /dev/net/tun"
 	case errors.As(err, &exec), errors.Is(err, netns.ErrNotFound):
 	case errors.As(err, &held) && held.PID != 0:
-		return fmt.Sprintf("stop it by `kill %d`, or add the rule to its command line", held.PID)
+		return fmt.Sprintf("stop it with `kill %d`, or give that one this rule as well", held.PID)
+	case errors.Is(err, link.ErrNameTaken):
+		return "choose another name: pinproxy --tun pin1 …"
 	case errors.Is(err, link.ErrNoTUN):
 		return "sudo modprobe tun; in a container, pass the device in: --device /dev/net/tun"
 	case errors.As(err, &path): // a file of ours: the error says it all

@@ -30,8 +30,8 @@
 //
 // # Failures
 //
-//	no /dev/net/tun, no permission     Open fails, with a hint
-//	name taken by another device       Open fails (EBUSY), with a hint
+//	no /dev/net/tun, no permission     Open fails, and says which
+//	name taken by another device       Open fails (ErrNameTaken)
 //	no IFF_VNET_HDR or TUNSETOFFLOAD   Open falls back to water; Link.Offload says so
 //	device deleted under us            reading ends, Link.Failed yields the cause
 //	a segment is damaged               dropped, where nobody has looked before (a host behind this one sent it); TCP sends it again

@@ -26,6 +26,9 @@ const QueueLen = 10000
 // ErrNoTUN says that the system has no TUN device to open.
 var ErrNoTUN = errors.New("no TUN device")
 
+// ErrNameTaken says that another device has the name.
+var ErrNameTaken = errors.New("the name is in use")
+
 // Config says which device to open.
 type Config struct {
 	Name    string // device name; empty: Default

@@ -168,9 +168,7 @@ func newPlain(fd int, name string) (*Link, error) {
 func openError(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("open %s: %w: load the kernel module `tun`, or pass the device into the container: %w", tunDevice, ErrNoTUN, err)
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("open %s: no permission: run as root, or make the device 0666 as distributions do: %w", tunDevice, err)
+		return fmt.Errorf("open %s: %w: %w", tunDevice, ErrNoTUN, err)
 	}
 	return fmt.Errorf("open %s: %w", tunDevice, err)
 }
@@ -179,11 +177,9 @@ func openError(err error) error {
 func setiffError(name string, err error) error {
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("make tun %q: the name is in use by another process: choose one by --tun NAME: %w", name, err)
+		return fmt.Errorf("make tun %q: %w by another process: %w", name, ErrNameTaken, err)
 	case errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("make tun %q: the name is in use by a device that is no TUN: choose one by --tun NAME: %w", name, err)
-	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("make tun %q: needs CAP_NET_ADMIN: run as root: %w", name, err)
+		return fmt.Errorf("make tun %q: %w by a device that is no TUN: %w", name, ErrNameTaken, err)
 	}
 	return fmt.Errorf("make tun %q: %w", name, err)
 }
