@@ -59,7 +59,11 @@ func listenHTTP(ctx context.Context, o options, log *slog.Logger) (net.Listener,
 	if o.http == "" {
 		return nil, nil
 	}
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", o.http)
+	network := "tcp"
+	if a, err := netip.ParseAddrPort(o.http); err == nil && a.Addr().Is4() {
+		network = "tcp4" // Go would take 0.0.0.0 for the addresses of IPv6, too
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, network, o.http)
 	if err != nil {
 		return nil, &httpError{o.http, err}
 	}

@@ -46,6 +46,20 @@ func TestParseHTTP(t *testing.T) {
 	}
 }
 
+// An IPv4 address is one: 0.0.0.0 opens nothing to IPv6.
+func TestListenHTTPFamily(t *testing.T) {
+	for _, addr := range []string{"0.0.0.0:0", "127.0.0.1:0"} {
+		l, err := listenHTTP(t.Context(), options{http: addr}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a, ok := l.Addr().(*net.TCPAddr); !ok || a.IP.To4() == nil {
+			t.Errorf("%s listens on %v", addr, l.Addr())
+		}
+		_ = l.Close()
+	}
+}
+
 // testSite is all that --http serves, without a network behind it.
 type testSite struct {
 	url    string
