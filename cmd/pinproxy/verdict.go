@@ -68,6 +68,9 @@ type obstacle struct{ cause, hint string }
 // the kernel does: a flow's port has a socket, too.
 func (s situation) obstacle(p portState) obstacle {
 	port := p.local.Port()
+	if o, found := s.otherFamily(); found {
+		return o
+	}
 	switch {
 	case s.isSelf(p):
 		return obstacle{
@@ -205,6 +208,9 @@ func judge(s situation) verdict {
 
 // choose returns the port that a connection gets, 0 if none is free, and what is in the way of the first.
 func (s situation) choose() (uint16, obstacle) {
+	if o, found := s.otherFamily(); found {
+		return 0, o
+	}
 	if s.dialErr != nil {
 		return 0, unroutable(s)
 	}
@@ -230,6 +236,22 @@ func (s situation) isSelf(p portState) bool {
 		return false
 	}
 	return p.local.Addr() == s.dst.Addr() || p.local.Addr().IsUnspecified() && s.way.Local
+}
+
+// otherFamily: the pin's source address is an IPv4 one, and the destination is not, or the other way round.
+func (s situation) otherFamily() (obstacle, bool) {
+	source := s.rule.Pin().Addr()
+	if !source.IsValid() || source.Is4() == s.dst.Addr().Is4() {
+		return obstacle{}, false
+	}
+	other := "IPv6"
+	if source.Is4() {
+		other = "IPv4"
+	}
+	return obstacle{
+		fmt.Sprintf("source address %s is of the other family", source),
+		fmt.Sprintf("most programs go on to the name's %s addresses; to have this one pinned as well, leave the source address out of the rule", other),
+	}, true
 }
 
 // away: this host has no route to the address, whoever connects.

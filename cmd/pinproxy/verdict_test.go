@@ -82,6 +82,16 @@ func TestVerdict(t *testing.T) {
 			s.ports = s.ports[:1]
 			s.ports[0].bindErr = errno("bind", syscall.EADDRNOTAVAIL)
 		}, cause: "is not on this host", chosen: "can't be had", hintHas: "ip address add"},
+		{name: "address of the other family", is: func(s *situation) {
+			r, err := rules.Parse("*:443=[2001:db8:1::2]:63998")
+			if err != nil {
+				panic(err)
+			}
+			s.rule = r
+			s.theirs, s.ports = s.rule.String(), s.ports[:1]
+			s.ports[0].bindErr = errno("bind", syscall.EADDRNOTAVAIL)
+			s.dialErr = syscall.EINVAL
+		}, cause: "source address 2001:db8:1::2 is of the other family", chosen: "can't be had", hintHas: "the name's IPv6 addresses"},
 		{name: "listener", is: func(s *situation) {
 			s.ports = s.ports[:1]
 			s.ports[0].bindErr = errno("bind", syscall.EADDRINUSE)
