@@ -15,10 +15,17 @@ func newLog(w io.Writer, o options) *slog.Logger {
 }
 
 func newLogFor(w io.Writer, o options, journal bool) *slog.Logger {
-	ho := &slog.HandlerOptions{Level: o.logLevel}
+	ho := &slog.HandlerOptions{Level: o.logLevel, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+		switch {
+		case journal && len(groups) == 0 && a.Key == slog.TimeKey:
+			return slog.Attr{}
+		case o.logJSON && a.Value.Kind() == slog.KindDuration:
+			return slog.Float64(a.Key, float64(a.Value.Duration().Microseconds())/1e6) // as in all other JSON of ours, not nanoseconds
+		}
+		return a
+	}}
 	var lines *prefixed
 	if journal {
-		ho.ReplaceAttr = withoutTime
 		lines = &prefixed{w: w}
 		w = lines
 	}
@@ -30,13 +37,6 @@ func newLogFor(w io.Writer, o options, journal bool) *slog.Logger {
 		h = &journalHandler{h, lines}
 	}
 	return slog.New(h)
-}
-
-func withoutTime(groups []string, a slog.Attr) slog.Attr {
-	if len(groups) == 0 && a.Key == slog.TimeKey {
-		return slog.Attr{}
-	}
-	return a
 }
 
 // prefixed puts a record's priority in front of its line.

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,6 +38,20 @@ func TestLogForms(t *testing.T) {
 		}
 		if !regexp.MustCompile(c.want).MatchString(b.String()) {
 			t.Errorf("%+v, journal %v:\n%s", c.o, c.journal, &b)
+		}
+	}
+}
+
+// A duration is a number of seconds in JSON, as everywhere else.
+func TestLogDurations(t *testing.T) {
+	for _, c := range []struct {
+		json bool
+		want string
+	}{{false, "took=1.447078s"}, {true, `"took":1.447078}`}} {
+		var b bytes.Buffer
+		newLogFor(&b, options{logJSON: c.json}, false).Info("flow", "took", 1447078*time.Microsecond)
+		if !strings.Contains(b.String(), c.want) {
+			t.Errorf("%s, want %s", &b, c.want)
 		}
 	}
 }
