@@ -87,7 +87,7 @@ func parseArgs(args []string, read func(path string) (string, error)) (options, 
 	fs.StringVar(&socketGroup, "socket-group", "", "")
 	fs.StringVar(&httpAddr, "http", "", "")
 	if err := fs.Parse(args); err != nil {
-		return o, &usageError{strings.TrimPrefix(err.Error(), "pflag: "), "pinproxy --help"}
+		return o, flagError(fs, err)
 	}
 	if o.help || o.version {
 		return o, nil
@@ -104,6 +104,9 @@ func parseArgs(args []string, read func(path string) (string, error)) (options, 
 	}
 	if err := o.belong(fs); err != nil {
 		return o, err
+	}
+	if !host.ValidName(o.tun) || strings.Contains(o.tun, "%") {
+		return o, &usageError{fmt.Sprintf("--tun %s: is not a device's name: up to 15 bytes, without blank, slash, colon or percent sign", shown(o.tun)), "pinproxy --tun pin0 …"}
 	}
 	if err := o.commandFlags(loopback, fs); err != nil {
 		return o, err
@@ -132,7 +135,7 @@ func parseArgs(args []string, read func(path string) (string, error)) (options, 
 		return o, err
 	}
 	if err := o.logLevel.UnmarshalText([]byte(level)); err != nil {
-		return o, &usageError{fmt.Sprintf("--log-level %s: is none of debug, info, warn, error", level), "pinproxy --log-level info …"}
+		return o, &usageError{fmt.Sprintf("--log-level %s: is none of debug, info, warn, error", shown(level)), "pinproxy --log-level info …"}
 	}
 	if o.logJSON, err = choice("log-format", format, "text", "json"); err != nil {
 		return o, err
@@ -155,7 +158,7 @@ func gatewayNames(names []string, tun string) ([]string, error) {
 		case !host.ValidName(name):
 			return nil, &usageError{fmt.Sprintf("--gateway %s: is not a device's name", quote(name)), "ip -br link"}
 		case name == "lo":
-			return nil, &usageError{"--gateway lo: no host is behind it; this host's own connections are pinned as it is", "leave out --gateway lo"}
+			return nil, &usageError{"--gateway lo: no host is behind it; this host's own connections are pinned anyway", "leave out --gateway lo"}
 		case name == tun:
 			return nil, &usageError{
 				fmt.Sprintf("--gateway %s: is pinproxy's own device; a gateway is one that hosts are behind", name),
@@ -180,7 +183,7 @@ func (o *options) commandFlags(loopback []string, fs *pflag.FlagSet) error {
 	case o.dryRun:
 		return &usageError{"--dry-run with a command: nothing on the host is changed for it", "leave out --dry-run"}
 	case o.strict:
-		return &usageError{"--strict with a command: all of its connections are captured as it is", "leave out --strict"}
+		return &usageError{"--strict with a command: all of its connections are captured anyway", "leave out --strict"}
 	case len(o.gateways) > 0:
 		return &usageError{"--gateway with a command: no host is behind a command", "leave out --gateway"}
 	case o.user != "":
@@ -237,7 +240,7 @@ func (o *options) positional(args, ruleTexts []string) error {
 			"pinproxy --rule " + quote(ruleTexts[len(ruleTexts)-1]+" "+strings.Join(args, " ")),
 		}
 	}
-	return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), "pinproxy --help"}
+	return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), commandHint(args[0])}
 }
 
 // belong refuses flags that mean nothing to the command.
@@ -264,7 +267,11 @@ func (o *options) belong(fs *pflag.FlagSet) error {
 			}
 			err = &usageError{fmt.Sprintf("--%s goes with a command", f.Name), hint}
 		default:
-			err = &usageError{fmt.Sprintf("--%s means nothing to %s", f.Name, o.command), "pinproxy --help"}
+			hint := "pinproxy " + o.command
+			if o.command == "check" {
+				hint += " " + o.target.String()
+			}
+			err = &usageError{fmt.Sprintf("--%s means nothing to %s", f.Name, o.command), hint}
 		}
 	})
 	return err
@@ -281,7 +288,7 @@ func isOption(arg string) bool {
 // choice reads a flag with two values and says whether it has the second.
 func choice(flag, value, no, yes string) (bool, error) {
 	if !slices.Contains([]string{no, yes}, value) {
-		return false, &usageError{fmt.Sprintf("--%s %s: is neither %s nor %s", flag, value, yes, no), fmt.Sprintf("pinproxy --%s %s …", flag, yes)}
+		return false, &usageError{fmt.Sprintf("--%s %s: is neither %s nor %s", flag, shown(value), yes, no), fmt.Sprintf("pinproxy --%s %s …", flag, yes)}
 	}
 	return value == yes, nil
 }

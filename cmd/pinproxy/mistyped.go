@@ -1,0 +1,154 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// What pflag says of a command line that it can't read, in our words, with the flag or the command that was probably
+// meant as the way on.
+
+// flagError is a mistake that pflag has found.
+func flagError(fs *pflag.FlagSet, err error) *usageError {
+	var unknown *pflag.NotExistError
+	var missing *pflag.ValueRequiredError
+	var invalid *pflag.InvalidValueError
+	switch {
+	case errors.As(err, &unknown) && unknown.GetSpecifiedShortnames() != "":
+		letter := unknown.GetSpecifiedName()
+		return &usageError{fmt.Sprintf("unknown flag -%s", letter), flagHint(fs, byInitial(fs, letter))}
+	case errors.As(err, &unknown):
+		name := unknown.GetSpecifiedName()
+		return &usageError{fmt.Sprintf("unknown flag --%s", name), flagHint(fs, nearest(name, flagNames(fs)))}
+	case errors.As(err, &missing):
+		name := missing.GetFlag().Name
+		return &usageError{fmt.Sprintf("--%s needs a value", name), flagHint(fs, name)}
+	case errors.As(err, &invalid):
+		f := invalid.GetFlag()
+		hint := flagHint(fs, f.Name)
+		if f.Value.Type() == "duration" && isNumber(invalid.GetValue()) {
+			hint = fmt.Sprintf("pinproxy --%s %ss …", f.Name, invalid.GetValue())
+		}
+		return &usageError{fmt.Sprintf("--%s %s: %v", f.Name, shown(invalid.GetValue()), invalid.Unwrap()), hint}
+	}
+	return &usageError{strings.TrimPrefix(err.Error(), "pflag: "), "pinproxy --help"}
+}
+
+// commandHint is the way on for a word that is no command.
+func commandHint(word string) string {
+	switch name := nearest(word, []string{"check", "status", "cleanup", "help", "version"}); name {
+	case "":
+		return "pinproxy --help"
+	case "check":
+		return "pinproxy check HOST:PORT"
+	case "help", "version":
+		return "pinproxy --" + name
+	default:
+		return "pinproxy " + name
+	}
+}
+
+// flagHint is how a flag is typed; without one it leads to the list of them.
+func flagHint(fs *pflag.FlagSet, name string) string {
+	switch name {
+	case "":
+		return "pinproxy --help"
+	case "help", "version":
+		return "pinproxy --" + name
+	case "connect":
+		return "pinproxy check --connect HOST:PORT"
+	case "json", "watch":
+		return "pinproxy status --" + name
+	case "rule":
+		return "pinproxy --rule 'google.co.uk:443=63999'"
+	}
+	if fs.Lookup(name).NoOptDefVal != "" { // takes no value
+		return fmt.Sprintf("pinproxy --%s …", name)
+	}
+	example := map[string]string{
+		"rules": "FILE", "tun": "pin0", "offload": "auto", "dial-timeout": "30s", "gateway": "IFACE", "host-loopback": "192.0.2.1",
+		"log-level": "info", "log-format": "json", "socket": "PATH", "socket-group": "GROUP", "user": "NAME", "http": "127.0.0.1:8080",
+	}[name]
+	return fmt.Sprintf("pinproxy --%s %s …", name, example)
+}
+
+func flagNames(fs *pflag.FlagSet) []string {
+	var names []string
+	fs.VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	return names
+}
+
+// byInitial finds the only flag that begins with a letter, as -v for --version.
+func byInitial(fs *pflag.FlagSet, letter string) string {
+	found := ""
+	for _, name := range flagNames(fs) {
+		switch {
+		case !strings.HasPrefix(name, strings.ToLower(letter)):
+		case found != "":
+			return ""
+		default:
+			found = name
+		}
+	}
+	return found
+}
+
+// nearest finds the name that word is the beginning of, or that it becomes by at most two changes of a letter, and in
+// less than half of its length. Empty if there is none, or if more begin so.
+func nearest(word string, names []string) string {
+	var longer []string
+	best, changes := "", min(3, (len(word)+1)/2)
+	for _, name := range names {
+		if word != "" && strings.HasPrefix(name, word) {
+			longer = append(longer, name)
+		}
+		if n := distance(word, name); n < changes {
+			best, changes = name, n
+		}
+	}
+	if len(longer) == 1 {
+		return longer[0]
+	}
+	return best
+}
+
+// distance is how many letters have to be put in, taken away, replaced, or swapped with the next, to make b of a.
+func distance(a, b string) int {
+	var before []int // the row before the last
+	last := make([]int, len(b)+1)
+	for j := range last {
+		last[j] = j
+	}
+	for i := range len(a) {
+		row := make([]int, len(b)+1)
+		row[0] = i + 1
+		for j := range len(b) {
+			replace := last[j]
+			if a[i] != b[j] {
+				replace++
+			}
+			row[j+1] = min(replace, last[j+1]+1, row[j]+1)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				row[j+1] = min(row[j+1], before[j-1]+1)
+			}
+		}
+		before, last = last, row
+	}
+	return last[len(b)]
+}
+
+func isNumber(text string) bool {
+	return text != "" && !slices.ContainsFunc([]byte(text), func(c byte) bool { return c < '0' || c > '9' })
+}
+
+// shown is a value as it was typed; an empty one would not be seen.
+func shown(value string) string {
+	if value == "" || strings.ContainsAny(value, " \t\n") {
+		return fmt.Sprintf("%q", value)
+	}
+	return value
+}
