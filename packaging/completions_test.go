@@ -32,7 +32,7 @@ func TestCompletionsNameTheFlags(t *testing.T) {
 	for file, pattern := range map[string]string{
 		"completions/pinproxy.bash": `[ ']--([a-z-]+)`,
 		"completions/_pinproxy":     `[{',*]--([a-z-]+)`,
-		"completions/pinproxy.fish": ` -l ([a-z-]+)`,
+		"completions/pinproxy.fish": `(?m)^complete .* -l ([a-z-]+)`,
 	} {
 		b, err := os.ReadFile(file)
 		if err != nil {
@@ -55,6 +55,10 @@ var tab = []struct{ typed, want string }{
 	{"pinproxy sta", "status"},
 	{"pinproxy --offload a", "auto"},
 	{"pinproxy --log-level=info --gatew", "--gateway"},
+	{"pinproxy check --conn", "--connect"},
+	{"pinproxy status --wat", "--watch"},
+	{"pinproxy --rule a:1=2 -- mktem", "mktemp"},
+	{"pinproxy --rule a:1=2 -- cat packag", "packaging_test.go"},
 }
 
 func TestCompletionInBash(t *testing.T) {
@@ -63,6 +67,16 @@ func TestCompletionInBash(t *testing.T) {
 		script := fmt.Sprintf("source completions/pinproxy.bash; COMP_WORDS=(%s); COMP_CWORD=%d; _pinproxy; echo \"${COMPREPLY[@]}\"", c.typed, len(words)-1)
 		if got := run(t, "bash", "--norc", "-c", script); strings.TrimSpace(got) != c.want {
 			t.Errorf("%q becomes %q, want %q", c.typed, got, c.want)
+		}
+	}
+}
+
+// bash has "=" for a word of its own.
+func TestCompletionBehindEquals(t *testing.T) {
+	for words, want := range map[string]string{"--offload = a": "auto", "--log-format = ''": "text json", "--log-format =": "text json"} {
+		script := fmt.Sprintf(`source completions/pinproxy.bash; COMP_WORDS=(pinproxy %s); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _pinproxy; echo "${COMPREPLY[@]}"`, words)
+		if got := run(t, "bash", "--norc", "-c", script); strings.TrimSpace(got) != want {
+			t.Errorf("%q becomes %q, want %q", words, got, want)
 		}
 	}
 }

@@ -3,13 +3,18 @@
 _pinproxy() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} i command=
 	COMPREPLY=()
+	if [[ $cur == = ]]; then # a flag, = and its value are three words to bash
+		cur=
+	elif [[ $prev == = ]]; then
+		prev=${COMP_WORDS[COMP_CWORD - 2]}
+	fi
 	for ((i = 1; i < COMP_CWORD; i++)); do
 		case ${COMP_WORDS[i]} in
 		--) # what follows is a command of its own
 			if declare -F _command_offset >/dev/null; then
 				_command_offset $((i + 1))
 			elif ((COMP_CWORD == i + 1)); then
-				mapfile -t COMPREPLY < <(compgen -c -- "$cur")
+				mapfile -t COMPREPLY < <(compgen -c -- "$cur" | sort -u)
 			else
 				mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 			fi
@@ -32,7 +37,7 @@ _pinproxy() {
 	-r | --rule | --tun | --dial-timeout | --host-loopback | --http) return ;;
 	esac
 	case $command in
-	check) mapfile -t COMPREPLY < <(compgen -W '--rule --rules --connect --json --dial-timeout --socket --log-level --help' -- "$cur") ;;
+	check) mapfile -t COMPREPLY < <(compgen -W '--rule --rules --connect --json --dial-timeout --socket --help' -- "$cur") ;;
 	status) mapfile -t COMPREPLY < <(compgen -W '--json --watch --socket --help' -- "$cur") ;;
 	cleanup) mapfile -t COMPREPLY < <(compgen -W '--help' -- "$cur") ;;
 	*)

@@ -1,6 +1,15 @@
 # fish completion for pinproxy.
 
+# Behind -- is a command of its own.
+function __pinproxy_command
+    set -l words (commandline -opc)
+    set -l dash (contains -i -- -- $words); or return
+    set -l command (string escape -- $words[(math $dash + 1)..])
+    complete -C (string join ' ' -- $command (commandline -ct))
+end
+
 complete -c pinproxy -f
+complete -c pinproxy -n 'contains -- -- (commandline -opc)' -a '(__pinproxy_command)'
 complete -c pinproxy -n __fish_use_subcommand -a check -d 'which rule, which port, what stands in the way'
 complete -c pinproxy -n __fish_use_subcommand -a status -d 'rules, ports, flows and failures'
 complete -c pinproxy -n __fish_use_subcommand -a cleanup -d 'undo what a killed pinproxy left behind'
@@ -21,6 +30,6 @@ complete -c pinproxy -l socket -r -F -d 'control socket'
 complete -c pinproxy -l socket-group -x -a '(__fish_complete_groups)' -d 'who may ask'
 complete -c pinproxy -l user -x -a '(__fish_complete_users)' -d 'whom root becomes'
 complete -c pinproxy -l http -x -d 'serve a live page, /metrics and /healthz'
-complete -c pinproxy -l connect -d 'check: make a connection from the pin'
-complete -c pinproxy -l json -d 'check, status: print JSON'
-complete -c pinproxy -l watch -d 'status: print it again each second'
+complete -c pinproxy -n '__fish_seen_subcommand_from check' -l connect -d 'check: make a connection from the pin'
+complete -c pinproxy -n '__fish_seen_subcommand_from check status' -l json -d 'check, status: print JSON'
+complete -c pinproxy -n '__fish_seen_subcommand_from status' -l watch -d 'status: print it again each second'
