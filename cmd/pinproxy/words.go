@@ -36,58 +36,59 @@ const (
 const usage = `pinproxy pins the source ports of TCP connections by rule, for any program.
 
 Usage:
-  pinproxy --rule RULE... [flags]            pin for this whole host, until ended
+  pinproxy --rule RULE... [flags]            pin for the whole host, until stopped
   pinproxy --rule RULE... [flags] -- CMD...  pin for one command, without privileges
   pinproxy check [--rule RULE]... [--connect] [--json] HOST:PORT
-                                             which rule, which port, what stands in the way
+                                             which rule, which port, and what stands in the way
   pinproxy status [--json] [--watch]         rules, ports, flows and failures of the running pinproxy
   pinproxy cleanup                           undo what a killed pinproxy left behind
 
 Rules, destination=source:
   google.co.uk:443=63999                     one name, one port
-  *.bank.example:443,8443=63990-63999        names below one, a range: so many at a time
-  10.20.0.0/16:*=192.0.2.10:20000-20999      addresses, any port; the source address too
-  '[2001:db8::/32]:22=1022 busy=wait:10s'    when all ports are taken: wait[:D],
+  *.bank.example:443,8443=63990-63999        all names below one, a range of ports
+  10.20.0.0/16:*=192.0.2.10:20000-20999      a network, any port; the source address too
+  '[2001:db8::/32]:22=1022 busy=wait:10s'    what to do when every port is taken: wait[:D],
                                              reclaim[:D], other-address, any, fail
 The most specific rule wins, whatever the order.
 
 Flags:
-  -r, --rule RULE          pin by this rule; repeatable
-  -f, --rules FILE         read rules, one a line, '#' begins a comment; repeatable;
-                           SIGHUP has them read again, all or nothing
+  -r, --rule RULE          add a rule; repeatable
+  -f, --rules FILE         read rules from FILE, one per line; '#' starts a comment;
+                           repeatable; reread on SIGHUP, all or nothing
       --tun NAME           name of the TUN device (default pin0)
       --offload auto|off   segmentation and checksum offload on the device (default auto)
       --dial-timeout D     how long a destination may take to answer (default 30s)
-      --strict             capture also sockets that are bound to a source address;
-                           this breaks connections that are open when pinproxy starts
-      --gateway IFACE      pin also what hosts behind this device send through this one:
-                           a LAN, a bridge, a tunnel; repeatable
-      --host-loopback ADDR the address at which a command finds this host's loopback;
-                           its own is empty; repeatable, once for IPv4 and IPv6
-      --dry-run            print each change to the host as a command, change nothing
-      --log-level LEVEL    debug, info, warn or error (default info; with CMD warn)
+      --strict             also capture sockets bound to a source address; this breaks
+                           connections that are open when pinproxy starts
+      --gateway IFACE      also pin what the hosts behind this device (a LAN, a bridge,
+                           a tunnel) send through this host; repeatable
+      --host-loopback ADDR with CMD: the address at which it reaches this host's
+                           loopback; repeatable, once each for IPv4 and IPv6
+      --dry-run            print each change to the host as a command, and change nothing
+      --log-level LEVEL    debug, info, warn or error (default info; with CMD, warn)
       --log-format FORMAT  text or json (default text)
-      --socket PATH        control socket, of which check and status ask
+      --socket PATH        control socket, which check and status query
                            (default /run/pinproxy/pinproxy.sock)
-      --socket-group GROUP who may ask, besides the same user and root
-      --user NAME          whom root becomes when the device stands (default pinproxy if
-                           there is this user, else nobody)
-      --http ADDRESS:PORT  serve a live page, /metrics and /healthz; without an address
-                           that is 127.0.0.1
-      --connect            check: make a connection from the pin, and send nothing
+      --socket-group GROUP group allowed to query it, besides the same user and root
+      --user NAME          user to switch to, as root, once the device is made
+                           (default pinproxy if that user exists, else nobody)
+      --http ADDRESS:PORT  serve a live page, /metrics and /healthz; ADDRESS defaults
+                           to 127.0.0.1
+      --connect            check: also make a connection from the pin, sending nothing
       --json               check, status: print JSON
-      --watch              status: print it again each second, on a terminal in place
+      --watch              status: refresh every second
       --version            print the version
-  -h, --help               print this
+  -h, --help               print this help
 
 Example: a partner's firewall lets you in from source port 63999 only.
   $ sudo pinproxy --rule 'partner.example:443=63999' &
-  $ curl https://partner.example/          # any program, as always
+  $ curl https://partner.example/          # any program, as usual
   $ pinproxy check partner.example:443     # exit status 0: it leaves from its pin
 The same for one program, as any user:
   $ pinproxy --rule 'partner.example:443=63999' -- curl https://partner.example/
-Exit status: 0 done, 1 failed, 2 bad usage; with CMD its own, 128+n for a signal, 126 if it can't be
-executed, 127 if there is none. The manual is pinproxy(8).
+
+Exit status: 0 success, 1 failure, 2 bad usage. With CMD it is CMD's own: 128+n for
+a signal, 126 if it cannot be executed, 127 if it is not found. Manual: pinproxy(8).
 `
 
 // words speaks to the user.
