@@ -68,7 +68,7 @@ func (h *handover) unreadable() (warnings []string) {
 	for path := range h.Rules {
 		f, err := os.Open(path)
 		if err != nil {
-			warnings = append(warnings, fmt.Sprintf("rules file %s can't be read again: %v", path, cause(err)))
+			warnings = append(warnings, fmt.Sprintf("rules file %s can't be read again, so SIGHUP will fail: %v", path, cause(err)))
 			continue
 		}
 		_ = f.Close()

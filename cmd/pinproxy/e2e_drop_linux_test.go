@@ -115,7 +115,7 @@ func TestUnreadableRulesFileIsWarnedOf(t *testing.T) {
 	w := newNetwork(t)
 	path := w.rulesFile("203.0.113.2:7=63999\n", 0o600)
 	p := w.pinproxy("--rules", path)
-	p.expect("rules file " + path + " can't be read again: permission denied")
+	p.expect("rules file " + path + " can't be read again, so SIGHUP will fail: permission denied")
 }
 
 // What can be read once is read once.

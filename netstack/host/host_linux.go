@@ -137,7 +137,7 @@ func (h *Host) reservePorts(want ports) error {
 		h.mine, err = h.reserved.add(want)
 	}
 	if err != nil {
-		return fmt.Errorf("reserve ports %v: %w", want, err)
+		return fmt.Errorf("ports %v are not reserved: %w", want, err)
 	}
 	return nil
 }

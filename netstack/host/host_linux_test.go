@@ -32,6 +32,7 @@ func TestMain(m *testing.M) { lab.Main(m) }
 // Nothing answers on pin0 but the test.
 type bench struct {
 	*lab.Topology
+	net  *lab.Net
 	t    *testing.T
 	tun  *tun
 	host *Host
@@ -46,7 +47,8 @@ var (
 )
 
 func newBench(t *testing.T) *bench {
-	b := &bench{Topology: lab.ForTest(t).Topology(), t: t, logs: &logs{}}
+	n := lab.ForTest(t)
+	b := &bench{Topology: n.Topology(), net: n, t: t, logs: &logs{}}
 	for _, port := range []string{":443", ":80", ":53"} {
 		l, err := b.Server.Listen("tcp", port)
 		if err != nil {

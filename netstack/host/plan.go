@@ -304,11 +304,11 @@ func portsToReserve(c Config, f Facts) (ports, error) {
 		return ports{}, nil
 	}
 	if c.StateDir == "" {
-		return ports{}, fmt.Errorf("reserve ports %v: no directory for the state file: used unreserved", want)
+		return ports{}, fmt.Errorf("ports %v are not reserved: no directory for the state file", want)
 	}
 	local := newPorts([]PortRange{f.LocalPorts})
 	if taken, all := want.and(local).len(), local.len(); taken > all/2 {
-		return ports{}, fmt.Errorf("reserve ports %v: they are %d of the %d that the system gives to connections: used unreserved, so another program may be given one",
+		return ports{}, fmt.Errorf("ports %v are not reserved: they are %d of the %d in ip_local_port_range, too many to take; another program may be given one of them",
 			want, taken, all)
 	}
 	return want.without(newPorts(f.Reserved)), nil

@@ -235,10 +235,10 @@ func TestPortsToReserve(t *testing.T) {
 		{name: "half", reserve: []PortRange{{32768, 32768 + 14115}}, dir: "/run", want: "32768-46883"},
 		{
 			name: "more than half", reserve: []PortRange{{32768, 32768 + 14116}}, dir: "/run",
-			warning: "reserve ports 32768-46884: they are 14117 of the 28232 that the system gives to connections: used unreserved, so another program may be given one",
+			warning: "ports 32768-46884 are not reserved: they are 14117 of the 28232 in ip_local_port_range, too many to take; another program may be given one of them",
 		},
 		{name: "many elsewhere", reserve: []PortRange{{1, 32767}}, dir: "/run", want: "1-32767"},
-		{name: "no state", reserve: []PortRange{{7, 7}}, warning: "reserve ports 7: no directory for the state file: used unreserved"},
+		{name: "no state", reserve: []PortRange{{7, 7}}, warning: "ports 7 are not reserved: no directory for the state file"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := portsToReserve(Config{Reserve: test.reserve, StateDir: test.dir}, Facts{LocalPorts: local, Reserved: test.have})

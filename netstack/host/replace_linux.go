@@ -154,7 +154,7 @@ func (h *Host) replaceReserved(c Config) *reserving {
 	r.warn(err)
 	if h.reserved == nil && !want.empty() {
 		if err := h.openReserved(); err != nil {
-			r.warn(fmt.Errorf("reserve ports %v: %w", want, err))
+			r.warn(fmt.Errorf("ports %v are not reserved: %w", want, err))
 			return r
 		}
 	}
@@ -176,7 +176,7 @@ func (r *reserving) change(then ports) {
 		return
 	}
 	if err := h.reserved.change(h.mine, then); err != nil {
-		r.warn(fmt.Errorf("reserve ports %v: %w", then, err))
+		r.warn(fmt.Errorf("ports %v are not reserved: %w", then, err))
 		return
 	}
 	h.mine = then

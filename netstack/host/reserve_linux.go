@@ -129,8 +129,12 @@ func (r *reserved) remove() (removed ports, err error) {
 
 // forget deletes the state file.
 func (r *reserved) forget() error {
-	if err := os.Remove(r.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove state: %w", err)
+	err := os.Remove(r.path)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if _, gone := os.Lstat(r.path); errors.Is(gone, fs.ErrNotExist) {
+		return nil // unlink(2) says EROFS even so
+	}
+	return fmt.Errorf("remove state: %w", err)
 }

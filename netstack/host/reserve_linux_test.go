@@ -180,16 +180,26 @@ func TestApplyReserves(t *testing.T) {
 
 // What cannot be undone after a SIGKILL is not done, and nothing else depends on it.
 func TestApplyCannotReserve(t *testing.T) {
-	b := newBench(t)
-	c := web()
-	c.StateDir, c.Reserve = filepath.Join(t.TempDir(), "missing"), []PortRange{{63999, 63999}}
-	b.apply(c)
-	w := b.host.Warnings()
-	if len(w) != 1 || !strings.HasPrefix(w[0].Error(), "reserve ports 63999: write state: open ") {
-		t.Errorf("warnings %v", w)
+	for _, name := range []string{"missing", "read-only"} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			c := web()
+			c.StateDir, c.Reserve = filepath.Join(t.TempDir(), "missing"), []PortRange{{63999, 63999}}
+			if name == "read-only" {
+				c.StateDir = b.net.ReadOnlyDir()
+			}
+			b.apply(c)
+			w := b.host.Warnings()
+			if len(w) != 1 || !strings.HasPrefix(w[0].Error(), "ports 63999 are not reserved: write state: open ") {
+				t.Errorf("warnings %v", w)
+			}
+			if got := b.Client.SysctlGet(reservedKey); got != "" {
+				t.Errorf("reserved %q", got)
+			}
+			b.capturedFromTUN(dialer{}, server4, 443)
+			if err := b.undo(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
 	}
-	if got := b.Client.SysctlGet(reservedKey); got != "" {
-		t.Errorf("reserved %q", got)
-	}
-	b.capturedFromTUN(dialer{}, server4, 443)
 }

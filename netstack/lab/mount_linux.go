@@ -35,6 +35,29 @@ func (n *Net) Cover(path, content string) {
 	n.check("cover "+path, err)
 }
 
+// ReadOnlyDir makes an empty directory that nobody can write to, root neither.
+func (n *Net) ReadOnlyDir() string {
+	n.helper()
+	dir, err := n.readOnlyDir()
+	n.check("make a read-only directory", err)
+	return dir
+}
+
+func (n *Net) readOnlyDir() (string, error) {
+	if err := private(); err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp(n.dir, "read-only.*")
+	if err != nil {
+		return "", err
+	}
+	if err := unix.Mount("lab", dir, "tmpfs", unix.MS_RDONLY, "mode=755"); err != nil {
+		return "", fmt.Errorf("mount a tmpfs: %w", err)
+	}
+	n.atClose(func() error { return unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir, nil
+}
+
 func (n *Net) cover(path, content string) error {
 	if err := private(); err != nil { // never in anybody else's mount namespace
 		return err
