@@ -162,19 +162,19 @@ func (s socketState) text() string {
 func (s socketState) why(p portState) string {
 	switch {
 	case s.same && s.over() && p.mayEnd:
-		return "no matter, it is ended when the port is wanted"
+		return "harmless: it is ended when the port is wanted"
 	case s.same && s.over():
-		return "in the way, as long as the destination speaks no TCP timestamps"
+		return "in the way, unless the destination speaks TCP timestamps"
 	case s.same:
 		return "in the way, as it is to this very destination"
 	case s.over() && p.bindErr == nil:
-		return "no matter, it is to another destination"
+		return "harmless: it is to another destination"
 	case s.over() && p.mayEnd:
-		return "no matter, it is ended when the port is wanted"
+		return "harmless: it is ended when the port is wanted"
 	case s.State == sockdiag.Listen && p.bindErr == nil:
-		return "no matter, it is on another address"
+		return "harmless: it is on another address"
 	case s.harmless(p):
-		return "no matter, the port is shared with it"
+		return "harmless: the port is shared with it"
 	}
 	return "in the way of all destinations"
 }
@@ -183,20 +183,20 @@ func (s socketState) why(p portState) string {
 func (s situation) chosen(v verdict, facts host.Facts) string {
 	switch {
 	case v.pinned:
-		return fmt.Sprintf("By its rule: pinproxy takes the connection and makes it anew from port %d of %s%s.", v.port, s.from(), s.among())
+		return fmt.Sprintf("By its rule: pinproxy takes the connection over and dials from port %d of %s%s.", v.port, s.from(), s.among())
 	case s.away():
 		return fmt.Sprintf("Not at all: connect fails, as this host has no route: %v.", cause(cmp.Or(s.wayErr, s.dialErr)))
 	case s.running && s.way.Ours && s.askErr != nil:
 		return "By a rule of the running pinproxy, which takes the connection; only its user and root may ask by which."
 	case s.running && s.way.Ours && s.rule != nil && s.theirs == s.rule.String() && s.waits():
-		return fmt.Sprintf("By its rule, but no port can be had now: %s.", s.otherwise())
+		return fmt.Sprintf("By its rule, but no port is free now: %s.", s.otherwise())
 	case s.running && s.way.Ours && s.rule != nil && s.theirs == s.rule.String():
-		return "By its rule, but the pin can't be had: the connection fails."
+		return "By its rule, but the pin cannot be used: the connection fails."
 	case s.running && s.way.Ours && s.theirs != "":
 		return fmt.Sprintf("By the running pinproxy's rule %s.", s.theirs)
 	}
 	local := facts.LocalPorts
-	return fmt.Sprintf("By the kernel: any port of ip_local_port_range (%d-%d) that is free towards the destination and not reserved, another one each time.", local.First, local.Last)
+	return fmt.Sprintf("By the kernel: any port of ip_local_port_range (%d-%d) that is free towards the destination and not reserved, a different one each time.", local.First, local.Last)
 }
 
 // from is the address that a connection from the pin has.

@@ -201,7 +201,7 @@ func (r *report) conclude() {
 	switch {
 	case len(r.Addresses) == 0:
 		r.Addresses = []addressJSON{}
-		r.Chosen = "Not at all: a program does not get as far as to connect, as the name has no address."
+		r.Chosen = "Not at all: the name has no address, so no program gets as far as connecting."
 	default:
 		r.Chosen = r.Addresses[0].Chosen
 		for _, a := range r.Addresses {

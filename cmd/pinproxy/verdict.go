@@ -294,9 +294,9 @@ func (s situation) uncaptured() obstacle {
 	case s.askErr == nil && s.rule == nil:
 		return obstacle{cause: "no rule is for this destination"}
 	case s.askErr == nil && s.theirs == "":
-		return obstacle{"the running pinproxy has no rule for this destination", "restart it with this rule"}
+		return obstacle{"the running pinproxy has no rule for this destination", "give it this rule: in a file of --rules and by SIGHUP, or at a new start"}
 	case s.askErr == nil && !samePin(s.theirs, s.rule):
-		return obstacle{fmt.Sprintf("the running pinproxy goes by another rule, %s", s.theirs), "restart it with this rule"}
+		return obstacle{fmt.Sprintf("the running pinproxy goes by another rule, %s", s.theirs), "give it this rule: in a file of --rules and by SIGHUP, or at a new start"}
 	case !s.way.Ours:
 		return obstacle{"the running pinproxy does not capture it: the kernel's route does not lead into its device", "its log says why"}
 	case s.askErr != nil:

@@ -74,14 +74,14 @@ func TestVerdict(t *testing.T) {
 		{name: "privileged", is: func(s *situation) {
 			s.ports = s.ports[:1]
 			s.ports[0].privileged, s.ports[0].bindErr = true, errno("bind", syscall.EACCES)
-		}, cause: "source port 63998 is privileged", chosen: "can't be had: the connection fails", hintHas: "CAP_NET_BIND_SERVICE"},
+		}, cause: "source port 63998 is privileged", chosen: "cannot be used: the connection fails", hintHas: "CAP_NET_BIND_SERVICE"},
 		{name: "privileged for us alone", is: func(s *situation) {
 			s.ports[0].bindErr = errno("bind", syscall.EACCES)
 		}, pinned: true, port: 63998, chosen: "port 63998"},
 		{name: "address not here", is: func(s *situation) {
 			s.ports = s.ports[:1]
 			s.ports[0].bindErr = errno("bind", syscall.EADDRNOTAVAIL)
-		}, cause: "is not on this host", chosen: "can't be had", hintHas: "ip address add"},
+		}, cause: "is not on this host", chosen: "cannot be used", hintHas: "ip address add"},
 		{name: "address of the other family", is: func(s *situation) {
 			r, err := rules.Parse("*:443=[2001:db8:1::2]:63998")
 			if err != nil {
@@ -91,7 +91,7 @@ func TestVerdict(t *testing.T) {
 			s.theirs, s.ports = s.rule.String(), s.ports[:1]
 			s.ports[0].bindErr = errno("bind", syscall.EADDRNOTAVAIL)
 			s.dialErr = syscall.EINVAL
-		}, cause: "source address 2001:db8:1::2 is of the other family", chosen: "can't be had", hintHas: "the name's IPv6 addresses"},
+		}, cause: "source address 2001:db8:1::2 is of the other family", chosen: "cannot be used", hintHas: "the name's IPv6 addresses"},
 		{name: "listener", is: func(s *situation) {
 			s.ports = s.ports[:1]
 			s.ports[0].bindErr = errno("bind", syscall.EADDRINUSE)
@@ -135,7 +135,7 @@ func TestVerdict(t *testing.T) {
 		{name: "bind fails for nothing that can be seen", is: func(s *situation) {
 			s.ports = s.ports[:1]
 			s.ports[0].bindErr = errno("bind", syscall.EADDRINUSE)
-		}, cause: "bind: address already in use", chosen: "can't be had"},
+		}, cause: "bind: address already in use", chosen: "cannot be used"},
 		{name: "itself", is: func(s *situation) {
 			s.way, s.ports = host.Way{Local: true}, s.ports[:1]
 			s.dst = netip.MustParseAddrPort("198.51.100.2:63998")
@@ -191,7 +191,7 @@ func TestConclusion(t *testing.T) {
 		{[]addressJSON{away, yes}, true, "yes"},
 		{[]addressJSON{away}, false, "away"},
 		{[]addressJSON{refused}, false, "yes"},
-		{nil, false, "Not at all: a program does not get as far as to connect, as the name has no address."},
+		{nil, false, "Not at all: the name has no address, so no program gets as far as connecting."},
 	} {
 		r := report{Addresses: test.addrs}
 		if r.conclude(); r.Pinned != test.pinned || r.Chosen != test.chosen || r.Addresses == nil {
