@@ -16,7 +16,7 @@ import (
 // What an application does not read is kept up to what was said: besides, its own kernel, here a netstack, too, takes a
 // mebibyte. So is what we do not read, and its kernel keeps a mebibyte, and up to four.
 func TestBufferIsBounded(t *testing.T) {
-	const bound, theirs, most, slack = 128 << 10, 1 << 20, 4 << 20, 128 << 10
+	const receive, send, theirs, most, slack = 256 << 10, 128 << 10, 1 << 20, 4 << 20, 128 << 10
 	taken, over := make(chan int, 1), make(chan struct{})
 	client, s := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
 		c, err := f.Accept()
@@ -34,14 +34,14 @@ func TestBufferIsBounded(t *testing.T) {
 		<-over
 	})
 	defer close(over)
-	s.SetBuffer(bound)
+	s.SetBuffer(receive, send)
 	c := mustDial(t, client, server4)
-	if n := <-taken; n > theirs+bound+slack {
-		t.Errorf("%d bytes were taken, want %d for us and %d for the application at most", n, bound, theirs)
+	if n := <-taken; n > theirs+send+slack {
+		t.Errorf("%d bytes were taken, want %d for us and %d for the application at most", n, send, theirs)
 	}
 	_ = c.SetWriteDeadline(time.Now().Add(time.Second))
-	if n, err := c.Write(make([]byte, 8<<20)); err == nil || n > most+bound+slack {
-		t.Errorf("the application could write %d bytes, %v; want %d for us and %d for itself at most", n, err, bound, most)
+	if n, err := c.Write(make([]byte, 8<<20)); err == nil || n > most+receive+slack {
+		t.Errorf("the application could write %d bytes, %v; want %d for us and %d for itself at most", n, err, receive, most)
 	}
 }
 
@@ -54,7 +54,7 @@ func TestBuffersChange(t *testing.T) {
 		for _, size := range []int{512 << 10, 128 << 10, 0, 256 << 10} {
 			conn := mustDial(t, client, dst)
 			go func() {
-				s.SetBuffer(size) // of the next
+				s.SetBuffer(2*size, size) // of the next
 				_, _ = conn.Write(want)
 				_ = conn.CloseWrite()
 			}()

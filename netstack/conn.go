@@ -67,7 +67,7 @@ func (c *conn) open(ep tcpip.Endpoint) {
 	if c.flow.remote {
 		keepAlive(ep)
 	}
-	if n := c.flow.stack.buffer.Load(); n > 0 {
+	if n := c.flow.stack.sendBuffer.Load(); n > 0 {
 		ep.SocketOptions().SetSendBufferSize(n, true) // also says that it is not to grow by itself
 	}
 	c.flow.opened()

@@ -72,9 +72,9 @@ type Stack struct {
 	link *link.Link
 	cfg  Config
 
-	gv     *stack.Stack
-	fwd    atomic.Pointer[tcp.Forwarder]
-	buffer atomic.Int64 // SetBuffer's
+	gv         *stack.Stack
+	fwd        atomic.Pointer[tcp.Forwarder]
+	sendBuffer atomic.Int64 // SetBuffer's
 
 	ready chan struct{}
 
@@ -159,20 +159,20 @@ func (s *Stack) tune() error {
 	return nil
 }
 
-// SetBuffer says how many bytes are kept in each direction of a connection that is accepted from now on: until
+// SetBuffer says how many bytes are kept of a connection that is accepted from now on: until
 // they are read, and until the application has acknowledged them. It gets no more as long as it lives, for its window's
 // scale is chosen now. Those that are open keep what they have: an application has been told of it. 0 is how it
 // begins, as gVisor has it: a mebibyte, and up to four where a connection is fast.
-func (s *Stack) SetBuffer(bytes int) {
-	size, most := bytes, bytes
-	if bytes == 0 {
+func (s *Stack) SetBuffer(receive, send int) {
+	size, most := receive, receive
+	if receive == 0 {
 		size, most = tcp.DefaultReceiveBufferSize, tcp.MaxBufferSize
 	}
-	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: size, Max: most}
-	_ = s.gv.SetTransportProtocolOption(tcp.ProtocolNumber, &receive) // fails for less than the least only
+	sizes := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: size, Max: most}
+	_ = s.gv.SetTransportProtocolOption(tcp.ProtocolNumber, &sizes) // fails for less than the least only
 	// Its endpoints have a forwarder's size to receive, whatever the option says. What they may send is
 	// bounded by conn.open: a bound for all, below what some have, has writers wait for ever (updateSndBufferUsage).
-	s.buffer.Store(int64(bytes))
+	s.sendBuffer.Store(int64(send))
 	s.fwd.Store(tcp.NewForwarder(s.gv, size, s.cfg.MaxParked, s.deliver))
 }
 

@@ -88,10 +88,10 @@ type Config struct {
 	// Quiet is called when many flows have ended or fallen asleep, and it pays to return
 	// memory to the system. May be nil.
 	Quiet func()
-	// Share is told how many bytes netstack may keep of each direction of a flow that is accepted from now on, whenever that
+	// Share is told how many bytes netstack may keep, on the way up and down, of a flow that is accepted from now on, whenever that
 	// has changed: few while very many flows are awake, and 0, as many as it likes, when they are not any more. It must not
 	// block. May be nil.
-	Share func(bytes int)
+	Share func(up, down int)
 	// Busy is told when more than a few flows move many bytes at a time, and when they don't any more. It must not block. May
 	// be nil.
 	Busy func(many bool)

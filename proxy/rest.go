@@ -25,11 +25,11 @@ const (
 // rest looks after the flows that have a goroutine and could do without. While there is
 // none it does nothing.
 type rest struct {
-	quiet func()          // Config.Quiet
-	share func(bytes int) // Config.Share
-	busy  func(many bool) // Config.Busy
+	quiet func()             // Config.Quiet
+	share func(up, down int) // Config.Share
+	busy  func(many bool)    // Config.Busy
 
-	shared atomic.Int64 // what each flow may keep, in bytes; 0: fullShare; written under mu
+	shared atomic.Int64 // what each flow may keep on the way down, in bytes; 0: fullShare; written under mu
 
 	mu      sync.Mutex
 	awake   []*live

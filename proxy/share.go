@@ -8,16 +8,29 @@ import "math/bits"
 const (
 	fullShare  = 1 << 20         // of this size it is not bounded
 	leastShare = 128 << 10       // of however many flows: two packets
-	allShares  = 128 * fullShare // in each direction
+	allShares  = 128 * fullShare // of all, on the way down
 )
 
-// share is how many bytes each of so many flows may keep in a direction: a power of two, so that it does not
+// share is how many bytes each of so many flows may keep on the way down: a power of two, so that it does not
 // change with each of them.
 func share(flows int) int {
 	if flows <= allShares/fullShare {
 		return fullShare
 	}
 	return max(leastShare, 1<<(bits.Len(uint(allShares/flows))-1))
+}
+
+// upShare is what each may keep on the way up, if it is bounded: twice as much. With more room an application sends
+// more at a time, which costs less (docs/performance.md, "Shares").
+func upShare(share int) int { return 2 * share }
+
+// share is how much of this direction may be kept now.
+func (d *direction) share() int {
+	n := d.flow.proxy.rest.current()
+	if d == &d.flow.up {
+		return upShare(n)
+	}
+	return n
 }
 
 // chunkFor is how much is read at a time by flows with such a share.
@@ -46,9 +59,9 @@ func (r *rest) shareLocked() {
 	switch {
 	case r.share == nil:
 	case now == fullShare:
-		r.share(0)
+		r.share(0, 0)
 	default:
-		r.share(now)
+		r.share(upShare(now), now)
 	}
 }
 

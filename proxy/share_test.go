@@ -7,7 +7,7 @@ import (
 )
 
 func TestShare(t *testing.T) {
-	for _, tt := range []struct{ flows, share, chunk int }{
+	for _, tt := range []struct{ flows, share, down int }{
 		{0, 1 << 20, chunkSize},
 		{1, 1 << 20, chunkSize},
 		{128, 1 << 20, chunkSize},
@@ -20,8 +20,13 @@ func TestShare(t *testing.T) {
 		if got := share(tt.flows); got != tt.share {
 			t.Errorf("share(%d) = %d, want %d", tt.flows, got, tt.share)
 		}
-		if got := chunkFor(share(tt.flows)); got != tt.chunk {
-			t.Errorf("with %d flows %d bytes are read at a time, want %d", tt.flows, got, tt.chunk)
+		p := New(Config{})
+		p.rest.looking = true // by the test
+		l := newLive(p, new(testFlow), nil)
+		l.open(idle{}, idle{}, leased{})
+		p.rest.shared.Store(int64(tt.share))
+		if up, down := chunkFor(l.up.share()), chunkFor(l.down.share()); up != chunkSize || down != tt.down {
+			t.Errorf("with %d flows %d bytes are read at a time on the way up, and %d down; want %d and %d", tt.flows, up, down, chunkSize, tt.down)
 		}
 	}
 }
@@ -36,7 +41,12 @@ func (idle) SetReadDeadline(time.Time) error { return nil }
 // The share becomes smaller with the flow that makes them too many, and larger at a look, when there are few again.
 func TestFlowsShareMemory(t *testing.T) {
 	var said []int
-	p := New(Config{Share: func(bytes int) { said = append(said, bytes) }})
+	p := New(Config{Share: func(up, down int) {
+		if up != 2*down {
+			t.Errorf("it was told %d on the way up, want twice the %d down", up, down)
+		}
+		said = append(said, down)
+	}})
 	p.rest.looking = true // by the test
 	var flows []*live
 	begin := func(n int) {

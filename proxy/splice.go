@@ -118,7 +118,7 @@ func (d *direction) pump() (asleep bool) {
 
 // next reads a chunk, which is to be freed after use; nil if none was taken.
 func (d *direction) next() (*chunk, int, error) {
-	size := chunkFor(d.flow.proxy.rest.current())
+	size := chunkFor(d.share())
 	switch src := d.src.(type) {
 	case chunkReader:
 		return src.readChunk(size)

@@ -148,7 +148,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		Log:         log,
 		DialTimeout: o.dialTimeout,
 		Quiet:       debug.FreeOSMemory,
-		Share:       func(bytes int) { stack.SetBuffer(bytes) },
+		Share:       func(up, down int) { stack.SetBuffer(up, down) },
 		Busy:        shareCPUs,
 		Direct:      func(dst netip.AddrPort) bool { return dst.Port() == dnsPort && names.HasNames() },
 		Behind:      guard.behind,
