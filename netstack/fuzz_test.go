@@ -156,6 +156,7 @@ func diverse(_ context.Context, f *netstack.Flow) {
 }
 
 func FuzzPackets(f *testing.F) {
+	f.Cleanup(netstack.StopAtOnce())
 	tcp := func(flags header.TCPFlags, seq, ack uint32, more ...byte) []byte {
 		b := make([]byte, header.TCPMinimumSize)
 		header.TCP(b).Encode(&header.TCPFields{SrcPort: 1024, DstPort: 440, SeqNum: seq, AckNum: ack, DataOffset: header.TCPMinimumSize, Flags: flags, WindowSize: 1000})
