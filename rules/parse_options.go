@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"pinproxy/rules/typo"
 )
 
 // Bounds on what a rule may ask for; beyond them a unit was mistaken.
@@ -89,7 +91,7 @@ func (p *parser) unknownOption(name part) *SyntaxError {
 	if strings.Contains(name.s, ":") {
 		return p.fail(name.at, "", "another rule begins here; give each its own line or flag")
 	}
-	near := nearest(name.s, optionNames())
+	near := typo.Nearest(name.s, optionNames())
 	if near == "" {
 		return p.fail(name.at, "", `there is no option %q, only "busy" and "cooldown"`, name.s)
 	}
@@ -156,7 +158,7 @@ func (p *parser) way(item part) (Busy, *SyntaxError) {
 	}
 	i := slices.Index(wayNames(), name.s)
 	if i < 0 {
-		near := nearest(name.s, wayNames())
+		near := typo.Nearest(name.s, wayNames())
 		if near == "" {
 			return Busy{}, p.fail(name.at, "", "there is no way %q, only %s", name.s, strings.Join(wayNames(), ", "))
 		}
@@ -219,36 +221,4 @@ func durationMeant(s string) string {
 		}
 	}
 	return s
-}
-
-// nearest returns the one of names that is at most two slips of the keyboard away from s, or "".
-func nearest(s string, names []string) string {
-	best, bestSlips := "", 3
-	for _, name := range names {
-		if n := slips(strings.ToLower(s), name); n < bestSlips && n < len(name) {
-			best, bestSlips = name, n
-		}
-	}
-	return best
-}
-
-// slips counts the letters to add, drop or change on the way from a to b (the Levenshtein distance).
-func slips(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

@@ -31,7 +31,7 @@ var mayImport = []struct {
 	{"proxy/sockdiag", nil},
 	{"proxy/udp", nil},
 	{"proxy", []string{"rules", "proxy/lease", "proxy/sockdiag"}},
-	{"rules", nil},
+	{"rules", []string{"rules/typo"}},
 }
 
 // Folders that only tests and programs that need throw-away networks may import.

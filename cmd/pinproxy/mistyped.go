@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"pinproxy/rules/typo"
 )
 
 // What pflag says of a command line that it can't read, in our words, with the flag or the command that was probably
@@ -23,7 +25,7 @@ func flagError(fs *pflag.FlagSet, err error) *usageError {
 		return &usageError{fmt.Sprintf("unknown flag -%s", letter), flagHint(fs, byInitial(fs, letter))}
 	case errors.As(err, &unknown):
 		name := unknown.GetSpecifiedName()
-		return &usageError{fmt.Sprintf("unknown flag --%s", name), flagHint(fs, nearest(name, flagNames(fs)))}
+		return &usageError{fmt.Sprintf("unknown flag --%s", name), flagHint(fs, typo.Nearest(name, flagNames(fs)))}
 	case errors.As(err, &missing):
 		name := missing.GetFlag().Name
 		return &usageError{fmt.Sprintf("--%s needs a value", name), flagHint(fs, name)}
@@ -40,7 +42,7 @@ func flagError(fs *pflag.FlagSet, err error) *usageError {
 
 // commandHint is the way on for a word that is no command.
 func commandHint(word string) string {
-	switch name := nearest(word, []string{"check", "status", "cleanup", "help", "version"}); name {
+	switch name := typo.Nearest(word, []string{"check", "status", "cleanup", "help", "version"}); name {
 	case "":
 		return "pinproxy --help"
 	case "check":
@@ -95,50 +97,6 @@ func byInitial(fs *pflag.FlagSet, letter string) string {
 		}
 	}
 	return found
-}
-
-// nearest finds the name that word is the beginning of, or that it becomes by at most two changes of a letter, and in
-// less than half of its length. Empty if there is none, or if more begin so.
-func nearest(word string, names []string) string {
-	var longer []string
-	best, changes := "", min(3, (len(word)+1)/2)
-	for _, name := range names {
-		if word != "" && strings.HasPrefix(name, word) {
-			longer = append(longer, name)
-		}
-		if n := distance(word, name); n < changes {
-			best, changes = name, n
-		}
-	}
-	if len(longer) == 1 {
-		return longer[0]
-	}
-	return best
-}
-
-// distance is how many letters have to be put in, taken away, replaced, or swapped with the next, to make b of a.
-func distance(a, b string) int {
-	var before []int // the row before the last
-	last := make([]int, len(b)+1)
-	for j := range last {
-		last[j] = j
-	}
-	for i := range len(a) {
-		row := make([]int, len(b)+1)
-		row[0] = i + 1
-		for j := range len(b) {
-			replace := last[j]
-			if a[i] != b[j] {
-				replace++
-			}
-			row[j+1] = min(replace, last[j+1]+1, row[j]+1)
-			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
-				row[j+1] = min(row[j+1], before[j-1]+1)
-			}
-		}
-		before, last = last, row
-	}
-	return last[len(b)]
 }
 
 func isNumber(text string) bool {

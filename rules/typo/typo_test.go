@@ -1,4 +1,4 @@
-package main
+package typo
 
 import "testing"
 
@@ -9,7 +9,7 @@ func TestNearest(t *testing.T) {
 		"dryrun": "dry-run", "log": "", "log-leve": "log-level", "loglevel": "log-level", "chekc": "check", "statsu": "status", "stat": "status",
 		"": "", "x": "", "nope": "", "verbose": "", "münchen": "",
 	} {
-		if got := nearest(word, names); got != want {
+		if got := Nearest(word, names); got != want {
 			t.Errorf("%q: %q, want %q", word, got, want)
 		}
 	}
