@@ -87,7 +87,7 @@ func (r *resolvedNames) carry(ctx context.Context, f *netstack.Flow) bool {
 	return true
 }
 
-// await returns when the link is registered, or can't be for now.
+// await returns when the link is registered, or a try has failed.
 func (r *resolvedNames) await(ctx context.Context) {
 	select {
 	case <-r.link.Tried():

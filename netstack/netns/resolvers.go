@@ -82,7 +82,7 @@ func (r *Resolvers) Files() []File {
 	return files
 }
 
-// Real returns the name server that addr stands for now; false if addr is no stand-in.
+// Real returns the name server that addr stands for at present; false if addr is no stand-in.
 func (r *Resolvers) Real(addr netip.Addr) (netip.Addr, bool) {
 	i := slices.IndexFunc(standIns(r.n), func(s netip.Addr) bool { return s == addr })
 	if i < 0 {

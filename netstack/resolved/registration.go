@@ -77,7 +77,7 @@ func New(c Config) *Registration {
 	}
 }
 
-// Tried is closed when the link is registered, or when that can't be done for now.
+// Tried is closed when the link is registered, or when a try has failed.
 func (r *Registration) Tried() <-chan struct{} { return r.tried }
 
 // Registered reports whether resolved sends us the queries for the domains.
@@ -87,7 +87,7 @@ func (r *Registration) Registered() bool {
 	return r.ok
 }
 
-// Update registers other domains, and returns when that is done, or can't be for now.
+// Update registers other domains, and returns when that is done, or a try has failed.
 func (r *Registration) Update(ctx context.Context, domains []string) {
 	r.mu.Lock()
 	r.domains = fold(domains, maxDomains)
