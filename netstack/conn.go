@@ -90,14 +90,13 @@ func (c *conn) settle() {
 // error. It lets a caller do without a buffer while nothing moves.
 func (c *conn) WaitRead() error {
 	for {
-		if c.ep.Readiness(waiter.ReadableEvents|waiter.EventHUp|waiter.EventErr) != 0 {
-			return nil
-		}
 		switch {
 		case c.closed.Load():
 			return c.fail("read", net.ErrClosed)
 		case c.readDeadline.over.Load():
 			return c.fail("read", os.ErrDeadlineExceeded)
+		case c.ep.Readiness(waiter.ReadableEvents|waiter.EventHUp|waiter.EventErr) != 0:
+			return nil
 		}
 		<-c.readReady
 	}
@@ -139,31 +138,41 @@ func (c *conn) Read(b []byte) (int, error) {
 			return 0, c.fail("read", os.ErrDeadlineExceeded)
 		}
 		w := tcpip.SliceWriter(b)
-		res, terr := c.ep.Read(&w, tcpip.ReadOptions{})
-		switch terr.(type) {
-		case nil:
-			c.ep.ModerateRecvBuf(res.Count)
-			return res.Count, nil
-		case *tcpip.ErrWouldBlock:
-			if err := c.WaitRead(); err != nil {
-				return 0, err
-			}
-		case *tcpip.ErrClosedForReceive:
-			if c.closed.Load() {
-				return 0, c.fail("read", net.ErrClosed)
-			}
-			// gVisor tells of a reset once. If Write was told, Read is shown the
-			// end of the stream.
-			if tcp.EndpointState(c.ep.State()) == tcp.StateError {
-				return 0, c.fail("read", syscall.ECONNRESET)
-			}
-			return 0, io.EOF
-		default:
-			if c.closed.Load() {
-				return 0, c.fail("read", net.ErrClosed)
-			}
-			return 0, c.fail("read", errnoOf(terr))
+		if n, err := c.receive(&w, tcpip.ReadOptions{}); n > 0 || err != nil {
+			return n, err
 		}
+		if err := c.WaitRead(); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// receive has gVisor write to w what can be read now. It returns no bytes and no error when nothing can be.
+func (c *conn) receive(w io.Writer, how tcpip.ReadOptions) (int, error) {
+	res, terr := c.ep.Read(w, how)
+	switch terr.(type) {
+	case nil:
+		if !how.Peek {
+			c.ep.ModerateRecvBuf(res.Count)
+		}
+		return res.Count, nil
+	case *tcpip.ErrWouldBlock:
+		return 0, nil
+	case *tcpip.ErrClosedForReceive:
+		if c.closed.Load() {
+			return 0, c.fail("read", net.ErrClosed)
+		}
+		// gVisor tells of a reset once. If Write was told, Read is shown the
+		// end of the stream.
+		if tcp.EndpointState(c.ep.State()) == tcp.StateError {
+			return 0, c.fail("read", syscall.ECONNRESET)
+		}
+		return 0, io.EOF
+	default:
+		if c.closed.Load() {
+			return 0, c.fail("read", net.ErrClosed)
+		}
+		return 0, c.fail("read", errnoOf(terr))
 	}
 }
 

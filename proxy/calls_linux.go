@@ -17,8 +17,8 @@ func readNow(fd uintptr, b []byte) (int, error) {
 	return now(syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b))))
 }
 
-func writeNow(fd uintptr, b []byte) (int, error) {
-	return now(syscall.RawSyscall(syscall.SYS_WRITE, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b))))
+func writevNow(fd uintptr, iov []unix.Iovec) (int, error) {
+	return now(syscall.RawSyscall(syscall.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov))))
 }
 
 func now(n, _ uintptr, errno syscall.Errno) (int, error) {

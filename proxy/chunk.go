@@ -2,7 +2,7 @@ package proxy
 
 import "sync"
 
-// chunkSize is how much is read at a time. 64 KiB cost a fifth of the throughput of one flow. It makes four packets
+// chunkSize is how much is read at a time on the way down. 64 KiB cost a fifth of the throughput of one flow. It makes four packets
 // to the device that are as full as gVisor sends them (sender.sendData), and no fifth of what is left.
 const chunkSize = 4 * pieceSize
 

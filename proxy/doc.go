@@ -24,8 +24,12 @@
 // connections that are looked into) the goroutine stays. When many flows have fallen
 // asleep or ended, Config.Quiet is told that there is memory to return.
 //
-// What an end does not take is kept, up to a bound for each flow, in netstack, in the upstream socket and in a chunk of
-// ours. While more than 128 flows are awake those that come get a smaller one (Config.Share), and while there are more than
+// On the way up nothing is copied in between: the upstream's socket is written from the buffers in which netstack keeps what
+// the application has sent, and what the socket does not take stays there (lender, borrower). On the way down a chunk is read
+// and written.
+//
+// What an end does not take is kept, up to a bound for each flow: on the way up in netstack, on the way down in the upstream
+// socket, in a chunk of ours and in netstack. While more than 128 flows are awake those that come get a smaller one (Config.Share), and while there are more than
 // 512 all have smaller chunks on the way down. When more than a few move many bytes at a time, Config.Busy is told.
 //
 // A flow leaves from its rule's pin or not at all. The socket is bound

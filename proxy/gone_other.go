@@ -8,8 +8,3 @@ import "syscall"
 func gone(uintptr) bool { return false }
 
 func readNow(fd uintptr, b []byte) (int, error) { return syscall.Read(int(fd), b) }
-
-func writeNow(fd uintptr, b []byte) (int, error) {
-	n, err := syscall.Write(int(fd), b)
-	return max(n, 0), err
-}

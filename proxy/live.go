@@ -333,7 +333,7 @@ func (l *live) idleFor() time.Duration {
 var _ lease.Holder = (*live)(nil)
 
 // IdleSince implements lease.Holder. A flow is busy until it is spliced, and while
-// an end takes its bytes slowly: one chunk may take long then.
+// an end takes its bytes slowly: one write may take long then.
 func (l *live) IdleSince() time.Time {
 	last := l.lastMoved.Load()
 	if last == 0 || l.writing.Load() > 0 {

@@ -2,8 +2,8 @@ package proxy
 
 import "math/bits"
 
-// What an end does not take is kept: in netstack a mebibyte or more for each direction that is stuck, and a chunk of
-// ours. One flow needs that for its speed, a thousand don't, for together they are as fast with less. So the
+// What an end does not take is kept: in netstack a mebibyte or more for each direction that is stuck, and on the way down a
+// chunk of ours. One flow needs that for its speed, a thousand don't, for together they are as fast with less. So the
 // flows that are awake share a sum.
 const (
 	fullShare  = 1 << 20         // of this size it is not bounded
@@ -23,15 +23,6 @@ func share(flows int) int {
 // upShare is what each may keep on the way up, if it is bounded: twice as much. With more room an application sends
 // more at a time, which costs less (docs/performance.md, "Shares").
 func upShare(share int) int { return 2 * share }
-
-// share is how much of this direction may be kept now.
-func (d *direction) share() int {
-	n := d.flow.proxy.rest.current()
-	if d == &d.flow.up {
-		return upShare(n)
-	}
-	return n
-}
 
 // chunkFor is how much is read at a time by flows with such a share.
 func chunkFor(share int) int {

@@ -21,6 +21,20 @@ type (
 	}
 )
 
+// A lender calls take with the bytes that can be read now, takes those out of its stream of which take says that they were
+// used, and returns how many. No bytes and no error: there is nothing yet. take must not block. A borrower writes what a
+// lender has, waits until it can write some of it, and returns how many bytes it has written, and how reading and
+// writing have failed. Together they need no buffer.
+type (
+	lender interface {
+		readWaiter
+		Lend(take func(pieces [][]byte) int) (int, error)
+	}
+	borrower interface {
+		borrow(from lender) (n int, readErr, writeErr error)
+	}
+)
+
 // direction is one way through a spliced flow. It has a goroutine while bytes move,
 // and none while it is asleep: see sleep.go.
 type direction struct {
@@ -88,18 +102,7 @@ func (l *live) finish() {
 // fallen asleep.
 func (d *direction) pump() (asleep bool) {
 	for {
-		buf, n, err := d.next()
-		if n > 0 {
-			d.bytes.Add(uint64(n))
-			d.flow.writing.Add(1)
-			_, d.writeErr = d.dst.Write(buf.b[:n])
-			d.flow.moved()
-			d.flow.writing.Add(-1)
-		}
-		if buf != nil {
-			buf.free()
-		}
-		switch {
+		switch err := d.move(); {
 		case d.writeErr != nil:
 			return false
 		case err == nil:
@@ -116,9 +119,55 @@ func (d *direction) pump() (asleep bool) {
 	}
 }
 
+// move waits for bytes and has dst take them. It returns src's error.
+func (d *direction) move() error {
+	if src, ok := d.src.(lender); ok {
+		if dst, ok := d.dst.(borrower); ok {
+			return d.lend(src, dst)
+		}
+	}
+	return d.copy()
+}
+
+// lend has dst write what src has, from where it lies. What dst does not take stays there.
+func (d *direction) lend(src lender, dst borrower) (err error) {
+	if err := src.WaitRead(); err != nil {
+		return err
+	}
+	var n int
+	d.flow.writing.Add(1)
+	n, err, d.writeErr = dst.borrow(src)
+	d.wrote(n)
+	return err
+}
+
+// copy reads a chunk and writes it.
+func (d *direction) copy() error {
+	buf, n, err := d.next()
+	if buf == nil {
+		return err
+	}
+	defer buf.free()
+	if n > 0 {
+		d.flow.writing.Add(1)
+		_, d.writeErr = d.dst.Write(buf.b[:n])
+		d.wrote(n)
+	}
+	return err
+}
+
+// wrote is the end of a write.
+func (d *direction) wrote(n int) {
+	if n > 0 {
+		d.bytes.Add(uint64(n))
+		d.flow.moved()
+	}
+	d.flow.writing.Add(-1)
+}
+
 // next reads a chunk, which is to be freed after use; nil if none was taken.
 func (d *direction) next() (*chunk, int, error) {
-	size := chunkFor(d.share())
+	size := chunkFor(d.flow.proxy.rest.current())
 	switch src := d.src.(type) {
 	case chunkReader:
 		return src.readChunk(size)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -83,6 +84,35 @@ func (w waiter) WaitRead() error {
 	})
 }
 
+// lent is a Conn that lends its bytes, as netstack's does, up to so many at a time and in many pieces.
+type lent struct {
+	*upstream
+	most int
+}
+
+func (l lent) WaitRead() error { return waiter{l.upstream, l.raw}.WaitRead() }
+
+func (l lent) Lend(take func([][]byte) int) (n int, err error) {
+	buf := make([]byte, l.most)
+	if rerr := l.raw.Read(func(fd uintptr) bool {
+		n, _, err = syscall.Recvfrom(int(fd), buf, syscall.MSG_PEEK)
+		return true
+	}); rerr != nil {
+		return 0, rerr
+	}
+	switch {
+	case err == syscall.EAGAIN:
+		return 0, nil
+	case err != nil:
+		return 0, l.fail("read", err)
+	case n == 0:
+		return 0, io.EOF
+	}
+	n = take(slices.Collect(slices.Chunk(buf[:n], 1000)))
+	_, err = io.ReadFull(l.upstream, buf[:n])
+	return n, err
+}
+
 // Both directions at once carry what was sent, whatever way ours is read.
 func TestDuplex(t *testing.T) {
 	for _, c := range []struct {
@@ -92,6 +122,8 @@ func TestDuplex(t *testing.T) {
 	}{
 		{"chunks", 64 << 20, func(c Conn) Conn { return c }},
 		{"waiter", 16 << 20, func(c Conn) Conn { return waiter{c, c.(*upstream).raw} }},
+		{"lent", 64 << 20, func(c Conn) Conn { return lent{c.(*upstream), 400_000} }},
+		{"lent in drops", 1 << 20, func(c Conn) Conn { return lent{c.(*upstream), 3_000} }},
 		{"plain", 16 << 20, func(c Conn) Conn { return c.(*upstream).kernelConn }},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -51,35 +51,6 @@ func (u *upstream) CloseWrite() error {
 	return u.kernelConn.CloseWrite()
 }
 
-// smallWrite is up to how many bytes a write is over so soon that no other
-// goroutine needs to be let on meanwhile.
-const smallWrite = 16 << 10
-
-// Write implements net.Conn.
-func (u *upstream) Write(b []byte) (int, error) {
-	if len(b) == 0 || len(b) > smallWrite {
-		return u.kernelConn.Write(b)
-	}
-	var done int
-	var err error
-	if werr := u.raw.Write(func(fd uintptr) bool {
-		done, err = writeNow(fd, b)
-		return true
-	}); werr != nil {
-		return 0, werr
-	}
-	switch err {
-	case nil, syscall.EAGAIN, syscall.EINTR:
-	default:
-		return 0, u.fail("write", err)
-	}
-	if done == len(b) {
-		return done, nil
-	}
-	n, err := u.kernelConn.Write(b[done:])
-	return done + n, err
-}
-
 func (u *upstream) fail(call string, err error) error {
 	return &net.OpError{Op: call, Net: "tcp", Source: u.LocalAddr(), Addr: u.RemoteAddr(), Err: os.NewSyscallError(call, err)}
 }

@@ -1,0 +1,73 @@
+package proxy
+
+import (
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// borrow implements borrower.
+func (u *upstream) borrow(from lender) (n int, readErr, writeErr error) {
+	b := borrowings.Get().(*borrowing)
+	defer b.end()
+	b.from = from
+	if err := u.raw.Write(b.step); err != nil { // closed, or past the deadline
+		return 0, nil, err
+	}
+	if b.writeErr != nil {
+		return 0, b.readErr, u.fail("write", b.writeErr)
+	}
+	return b.n, b.readErr, nil
+}
+
+// maxPieces is how many pieces one call writes (UIO_MAXIOV is the most).
+const maxPieces = 1024
+
+// borrowing is one call of borrow. It is used again, for its functions would have to be made anew for each call.
+type borrowing struct {
+	from     lender
+	fd       uintptr
+	n        int // bytes written
+	readErr  error
+	writeErr error // a syscall.Errno
+	iov      []unix.Iovec
+	step     func(fd uintptr) bool
+	take     func(pieces [][]byte) int
+}
+
+var borrowings = sync.Pool{New: func() any {
+	b := new(borrowing)
+	b.step, b.take = b.try, b.write
+	return b
+}}
+
+func (b *borrowing) end() {
+	*b = borrowing{iov: b.iov, step: b.step, take: b.take}
+	borrowings.Put(b)
+}
+
+// try reports false if it has to be called again once the socket can be written to.
+func (b *borrowing) try(fd uintptr) bool {
+	b.fd, b.writeErr = fd, nil
+	b.n, b.readErr = b.from.Lend(b.take)
+	return b.writeErr != syscall.EAGAIN
+}
+
+// write is lent pieces, and returns how many bytes the kernel has taken.
+func (b *borrowing) write(pieces [][]byte) int {
+	for _, p := range pieces[:min(len(pieces), maxPieces)] {
+		iov := unix.Iovec{Base: unsafe.SliceData(p)}
+		iov.SetLen(len(p))
+		b.iov = append(b.iov, iov)
+	}
+	n, err := writevNow(b.fd, b.iov)
+	for err == syscall.EINTR {
+		n, err = writevNow(b.fd, b.iov)
+	}
+	b.writeErr = err
+	clear(b.iov)
+	b.iov = b.iov[:0]
+	return n
+}
