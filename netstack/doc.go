@@ -22,6 +22,9 @@
 // Flows that come in a crowd take turns, to begin and to be answered: by Config.Group, and within it by source. That is what
 // keeps a flood of them from everybody else's packets; see turns.go.
 //
+// Flows that move as many bytes as they can do so in rounds, between which those who wait for a packet have their turn
+// (Stack.Yield); see rounds.go.
+//
 // The gate sits between the device and gVisor and looks at the flags of each TCP
 // packet. It repairs what a forwarder, which has no listening endpoint, does
 // wrong: an application that reuses its own source port sends a SYN on a 4-tuple

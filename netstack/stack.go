@@ -82,6 +82,7 @@ type Stack struct {
 	handlers       sync.WaitGroup // one for each flow whose handler has not returned, or that is detached and not done
 	workers        workers
 	turns          *turns
+	rounds         rounds
 	replies        replies
 
 	mu       sync.Mutex
@@ -195,6 +196,10 @@ func (s *Stack) Serve(ctx context.Context, h Handler) error {
 		return fmt.Errorf("serve netstack: %w", err)
 	}
 	defer s.turns.close()
+	if err := s.rounds.open(); err != nil {
+		return fmt.Errorf("serve netstack: %w", err)
+	}
+	defer s.rounds.close()
 	if err := s.attach(); err != nil {
 		return err
 	}

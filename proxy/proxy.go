@@ -95,6 +95,9 @@ type Config struct {
 	// Busy is told when more than a few flows move many bytes at a time, and when they don't any more. It must not block. May
 	// be nil.
 	Busy func(many bool)
+	// Yield is called between any two writes of a flow that moves many bytes, and lets others on for whom the network has
+	// news. May be nil.
+	Yield func()
 }
 
 // DefaultDialTimeout is how long an upstream may take to answer.
@@ -145,6 +148,9 @@ func New(c Config) *Proxy {
 	}
 	if c.Forbid == nil {
 		c.Forbid = func(netip.Addr) error { return nil }
+	}
+	if c.Yield == nil {
+		c.Yield = func() {}
 	}
 	if c.Wrap == nil {
 		c.Wrap = func(_ netip.AddrPort, c Conn) Conn { return c }

@@ -98,11 +98,19 @@ func (l *live) finish() {
 	l.flow.Done()
 }
 
+// yieldBytes is how many bytes have to have moved at a time for others to be let on then: who moves fewer waits for more
+// anyway.
+const yieldBytes = 32 << 10
+
 // pump moves bytes until src ends or either side fails, or the direction has
 // fallen asleep.
 func (d *direction) pump() (asleep bool) {
 	for {
-		switch err := d.move(); {
+		n, err := d.move()
+		if n >= yieldBytes {
+			d.flow.proxy.cfg.Yield()
+		}
+		switch {
 		case d.writeErr != nil:
 			return false
 		case err == nil:
@@ -119,8 +127,8 @@ func (d *direction) pump() (asleep bool) {
 	}
 }
 
-// move waits for bytes and has dst take them. It returns src's error.
-func (d *direction) move() error {
+// move waits for bytes and has dst take them. It returns how many have moved, and src's error.
+func (d *direction) move() (int, error) {
 	if src, ok := d.src.(lender); ok {
 		if dst, ok := d.dst.(borrower); ok {
 			return d.lend(src, dst)
@@ -130,22 +138,21 @@ func (d *direction) move() error {
 }
 
 // lend has dst write what src has, from where it lies. What dst does not take stays there.
-func (d *direction) lend(src lender, dst borrower) (err error) {
+func (d *direction) lend(src lender, dst borrower) (n int, err error) {
 	if err := src.WaitRead(); err != nil {
-		return err
+		return 0, err
 	}
-	var n int
 	d.flow.writing.Add(1)
 	n, err, d.writeErr = dst.borrow(src)
 	d.wrote(n)
-	return err
+	return n, err
 }
 
 // copy reads a chunk and writes it.
-func (d *direction) copy() error {
+func (d *direction) copy() (int, error) {
 	buf, n, err := d.next()
 	if buf == nil {
-		return err
+		return 0, err
 	}
 	defer buf.free()
 	if n > 0 {
@@ -153,7 +160,7 @@ func (d *direction) copy() error {
 		_, d.writeErr = d.dst.Write(buf.b[:n])
 		d.wrote(n)
 	}
-	return err
+	return n, err
 }
 
 // wrote is the end of a write.

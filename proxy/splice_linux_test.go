@@ -151,6 +151,40 @@ func TestDuplex(t *testing.T) {
 	}
 }
 
+// Who moves many bytes at a time lets others on in between, whatever way it moves them, and who moves few does not.
+func TestBulkYields(t *testing.T) {
+	for name, ours := range map[string]func(Conn) Conn{
+		"copied": func(c Conn) Conn { return c },
+		"lent":   func(c Conn) Conn { return lent{c.(*upstream), 400_000} },
+	} {
+		var yields atomic.Int32
+		s := listen(t, "127.0.0.1:0")
+		h := newHarness(t, Config{Yield: func() { yields.Add(1) }}, fmt.Sprintf("*:*=%d", freePort(t)))
+		f := h.openWith(t, s.addr, func() (Conn, Conn, error) {
+			app, c, err := loopback()
+			return app, ours(c), err
+		})
+		f.answered(t, "accept")
+		up := s.next(t)
+		for range 100 {
+			write(t, f.app, "request")
+			wantRead(t, up, "request")
+		}
+		if n := yields.Load(); n > 0 {
+			t.Errorf("%s: a flow of 7 bytes at a time yielded %d times", name, n)
+		}
+		const size = 16 << 20
+		if !receive(t, carried(f.app, up, 1, size), "everything has arrived") {
+			t.Errorf("%s: what arrived is not what was sent", name)
+		}
+		if n := yields.Load(); n < size>>20/2 { // most is moved by larger pieces than 32 KiB, of less than 2 MiB
+			t.Errorf("%s: a flow that moved %d bytes yielded %d times", name, size, n)
+		}
+		_ = up.CloseWrite()
+		f.ended(t)
+	}
+}
+
 // carried sends so many random bytes and the stream's end, and says whether that
 // is what arrived.
 func carried(from, to Conn, seed byte, size int64) <-chan bool {

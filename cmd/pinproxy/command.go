@@ -114,6 +114,7 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 		Quiet:       debug.FreeOSMemory,
 		Share:       func(up, down int) { stack.SetBuffer(up, down) },
 		Busy:        shareCPUs,
+		Yield:       func() { stack.Yield() },
 		Apart:       true,
 		Direct:      func(netip.AddrPort) bool { return true },
 		Wrap: func(dst netip.AddrPort, c proxy.Conn) proxy.Conn {

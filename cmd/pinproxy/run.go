@@ -150,6 +150,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		Quiet:       debug.FreeOSMemory,
 		Share:       func(up, down int) { stack.SetBuffer(up, down) },
 		Busy:        shareCPUs,
+		Yield:       func() { stack.Yield() },
 		Direct:      func(dst netip.AddrPort) bool { return dst.Port() == dnsPort && names.HasNames() },
 		Behind:      guard.behind,
 		Forbid:      guard.forbid,

@@ -1,0 +1,125 @@
+package netstack
+
+import (
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func openRounds(t testing.TB) *rounds {
+	r := new(rounds)
+	if err := r.open(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.close)
+	return r
+}
+
+// While a few are busy all the time, one who waits for the network is let on within a round or two, not at the scheduler's ten
+// milliseconds.
+func TestRounds(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	r := openRounds(t)
+	in, out, err := os.Pipe() // which Go's poller waits for
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	defer out.Close()
+	heard := make(chan struct{}, 1)
+	go func() { // ends with the pipe
+		for {
+			if _, err := in.Read(make([]byte, 1)); err != nil {
+				return
+			}
+			heard <- struct{}{}
+		}
+	}()
+	var over atomic.Bool
+	var busy sync.WaitGroup
+	defer busy.Wait()
+	defer over.Store(true)
+	const piece = 100 * time.Microsecond
+	work := func() {
+		for start := time.Now(); time.Since(start) < piece; {
+		}
+		r.join()
+	}
+	for range 4 {
+		busy.Go(func() {
+			for !over.Load() {
+				work()
+			}
+		})
+	}
+	const times = 100
+	late := 0
+	for n := range times {
+		if _, err := out.Write([]byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		pieces := 0
+		for end := time.Now().Add(30 * time.Second); len(heard) == 0; pieces++ {
+			if time.Now().After(end) {
+				t.Fatalf("the reader has not been let on at time %d", n)
+			}
+			work()
+		}
+		<-heard
+		if wait := time.Duration(pieces) * piece; wait > 5*roundEvery/2 {
+			late++
+		}
+	}
+	if late > times/4 {
+		t.Errorf("%d times of %d the reader has been let on late", late, times)
+	}
+	t.Logf("%d times of %d it was late", late, times)
+}
+
+// last is when the last round ended.
+func (r *rounds) last() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ended
+}
+
+// All who come while a round is under way wait for its end, and there is none for a while then.
+func TestRoundIsShared(t *testing.T) {
+	r := openRounds(t)
+	under := make(chan struct{})
+	r.round = under // one that the test ends
+	var through atomic.Int32
+	var all sync.WaitGroup
+	for range 10 {
+		all.Go(func() {
+			r.join()
+			through.Add(1)
+		})
+	}
+	time.Sleep(20 * time.Millisecond) // for them to come, and not to go
+	if n := through.Load(); n > 0 {
+		t.Errorf("%d of 10 have not waited for the round's end", n)
+	}
+	ended := time.Now()
+	r.mu.Lock()
+	r.round, r.ended = nil, ended
+	r.mu.Unlock()
+	close(under)
+	all.Wait()
+	for time.Since(ended) < roundEvery/2 {
+		r.join()
+	}
+	if last := r.last(); last.Sub(ended) > 0 && last.Sub(ended) < roundEvery {
+		t.Errorf("there was a round %v after the last one, want %v at least", last.Sub(ended), roundEvery)
+	}
+}
+
+func BenchmarkYieldBetween(b *testing.B) { // rounds
+	r := openRounds(b)
+	for b.Loop() {
+		r.join()
+	}
+}
