@@ -41,6 +41,16 @@ type performer struct {
 }
 
 func (p *performer) perform(t task) report {
+	if beside := t.Beside; beside != nil {
+		t.Beside = nil
+		ended := make(chan report, 1)
+		go func() { ended <- p.perform(*beside) }()
+		r := p.perform(t)
+		if b := <-ended; r.Err == "" && b.Err+b.Failure != "" {
+			return report{Err: beside.Do + " besides: " + b.Err + b.Failure}
+		}
+		return r
+	}
 	switch t.Do {
 	case "serve": // from now on
 		var err error

@@ -120,7 +120,7 @@ func wentWrong(t *testing.T, file string) (wrong []string) {
 			got[m.group] += f.median
 		}
 	}
-	for _, group := range []string{"throughput", "connections", "latency", "pinned", "gateway", "flows"} {
+	for _, group := range []string{"throughput", "connections", "latency", "beside", "pinned", "gateway", "flows"} {
 		if got[group] <= 0 {
 			wrong = append(wrong, group+": all figures are 0")
 		}

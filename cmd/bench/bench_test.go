@@ -16,7 +16,7 @@ func TestArguments(t *testing.T) {
 		{"--rounds 0 a", "--rounds 0: give 1 to 1000"},
 		{"--time 1h a", "--time 1h0m0s: give 1ms to 1m"},
 		{"--flows 0 a", "--flows 0: give 1 to 50000"},
-		{"--only latency,speed a", "--only speed: give some of throughput,connections,latency,pinned,memory,gateway,flows"},
+		{"--only latency,speed a", "--only speed: give some of throughput,connections,latency,beside,pinned,memory,gateway,flows"},
 		{"--systems nobody a", "--systems nobody: give some of direct,pinproxy,"},
 	} {
 		var stdout, stderr bytes.Buffer
@@ -88,7 +88,7 @@ direct                0.50       –
 pinproxy                 –       –
 pasta                 3.50       –
 
-3 rounds of 1s each. Of CPU, p50, p99 and B/flow less is better, of the others more.
+3 rounds of 1s each. Of CPU, p50, p99, beside and B/flow less is better, of the others more.
 
 What went wrong, in all rounds:
   pinproxy, connections, 1 worker: 3 failed

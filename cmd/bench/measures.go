@@ -24,6 +24,8 @@ var measures = []measure{
 	{"conn16", "connections", "conn 16", "connections, 16 workers", "1/s", false},
 	{"p50", "latency", "p50", "round trip of 64 bytes, p50", "µs", true},
 	{"p99", "latency", "p99", "round trip of 64 bytes, p99", "µs", true},
+	{"p50up8", "beside", "beside up", "round trip beside 8 uploads, p50", "µs", true},
+	{"p50down8", "beside", "beside dn", "round trip beside 8 downloads, p50", "µs", true},
 	{"pin", "pinned", "pin", "connections through one port", "1/s", false},
 	{"pinplain", "pinned", "pin -ts", "the same without timestamps", "1/s", false},
 	{"memory", "memory", "B/flow", "memory of an idle flow", "bytes", true},

@@ -77,6 +77,8 @@ reno, MTU 1500 with segmentation offload, as virtual Ethernet has it.
 - **Connections**: connect, %d bytes there and back, close; the client closes first. 16 workers at once, or 1. Eight
   destination addresses, in turns, where the system is not a listener.
 - **Round trip**: %d bytes there and back over one connection, one after the other.
+- **Beside bulk data**: the same while eight other flows send, or receive, as much as they can. The ends of those alone keep two processors
+  busy, so much of it is the kernel's scheduler (direct).
 - **One port**: connections one after the other through one source port to one address and port. Each has to get the
   4-tuple from the one before, which is in TIME_WAIT because the client has closed first; without TCP timestamps on the
   server's side the kernel gives it back after a minute only. A connect that gets no answer is given up after %s.

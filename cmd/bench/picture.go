@@ -23,6 +23,7 @@ var panels = []panel{
 	{"1 and 1,000 busy flows down, Gbit/s", []string{"busydown1", "busydown1000"}, []string{"1 flow", "1,000"}, 0},
 	{"Connections a second", []string{"conn1", "conn16"}, []string{"1 worker", "16 workers"}, 0},
 	{"Round trip of 64 bytes, µs (less is better)", []string{"p50", "p99"}, []string{"p50", "p99"}, 0},
+	{"Round trip beside 8 flows of bulk data, p50, µs (less is better)", []string{"p50up8", "p50down8"}, []string{"uploads", "downloads"}, 50_000},
 	{"Connections a second through one pinned port", []string{"pin", "pinplain"}, []string{"timestamps", "without"}, 0},
 	{"Memory of an idle flow, bytes (less is better)", []string{"memory"}, []string{""}, 50_000},
 }

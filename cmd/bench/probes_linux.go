@@ -69,6 +69,8 @@ var probes = []probe{
 	{name: "connections, 1 worker", group: "connections", results: []string{"conn1"}, without: oneFlowOnly, needs: oneWindow, measure: connections(1, "conn1")},
 	{name: "connections, 16 workers", group: "connections", results: []string{"conn16"}, without: oneFlowOnly, needs: oneWindow, measure: connections(16, "conn16")},
 	{name: "round trips", group: "latency", results: []string{"p50", "p99"}, without: oneFlowOnly, needs: warmWindow, measure: roundTrips},
+	{name: "round trips beside 8 uploads", group: "beside", results: []string{"p50up8"}, without: notMany, needs: warmWindow, measure: roundTripsBeside("send", portSink, "p50up8")},
+	{name: "round trips beside 8 downloads", group: "beside", results: []string{"p50down8"}, without: notMany, needs: warmWindow, measure: roundTripsBeside("receive", portSource, "p50down8")},
 	{name: "one pinned port", group: "pinned", results: []string{"pin"}, systems: pinning, needs: oneWindow, measure: pinned(portPinned, "pin")},
 	{name: "one pinned port, no timestamps", group: "pinned", results: []string{"pinplain"}, systems: pinning, plain: true, needs: oneWindow, measure: pinned(portPlain, "pinplain")},
 	{name: "gateway, up, 1 flow", group: "gateway", results: []string{"gwup1"}, systems: gateways, needs: warmWindow, measure: up(behindIt, 1, "gwup1", "")},
@@ -185,6 +187,19 @@ func roundTrips(ctx context.Context, s *system, o options) ([]result, error) {
 		{measure: "p50", value: float64(r.P50.Nanoseconds()) / 1e3},
 		{measure: "p99", value: float64(r.P99.Nanoseconds()) / 1e3},
 	}, nil
+}
+
+// roundTripsBeside measures those of a flow while eight others move as many bytes as they can.
+func roundTripsBeside(do string, port uint16, measure string) func(context.Context, *system, options) ([]result, error) {
+	return func(ctx context.Context, s *system, o options) ([]result, error) {
+		// They begin together, and the others end last.
+		others := task{Do: do, To: s.to(port), N: 8, Warm: warm(o), Time: o.window + 50*time.Millisecond}
+		r, err := s.client.do(ctx, task{Do: "ping", To: s.to(portEcho), Warm: warm(o), Time: o.window, Beside: &others})
+		if err != nil {
+			return nil, err
+		}
+		return []result{{measure: measure, value: float64(r.P50.Nanoseconds()) / 1e3}}, nil
+	}
 }
 
 // idle opens flows and looks at what they have made of the system's memory.

@@ -89,7 +89,7 @@ func (s *samples) table(w io.Writer) {
 			}
 		}
 	}
-	fmt.Fprintf(w, "\n%s of %s each. Of CPU, p50, p99 and B/flow less is better, of the others more.\n", rounds(s.rounds()), s.Window)
+	fmt.Fprintf(w, "\n%s of %s each. Of CPU, p50, p99, beside and B/flow less is better, of the others more.\n", rounds(s.rounds()), s.Window)
 	if list := s.failures(); len(list) > 0 {
 		fmt.Fprintln(w, "\nWhat went wrong, in all rounds:")
 		for _, f := range list {

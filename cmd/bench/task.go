@@ -43,6 +43,8 @@ type task struct {
 	N    int              `json:",omitempty"` // flows, workers or names
 	Warm time.Duration    `json:",omitempty"` // before anything counts
 	Time time.Duration    `json:",omitempty"` // that counts
+
+	Beside *task `json:",omitempty"` // what is done besides, at the same time
 }
 
 // report is what came of a task.
