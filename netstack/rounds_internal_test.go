@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -79,42 +80,33 @@ func TestRounds(t *testing.T) {
 	t.Logf("%d times of %d it was late", late, times)
 }
 
-// last is when the last round ended.
-func (r *rounds) last() time.Time {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.ended
-}
-
 // All who come while a round is under way wait for its end, and there is none for a while then.
 func TestRoundIsShared(t *testing.T) {
-	r := openRounds(t)
-	under := make(chan struct{})
-	r.round = under // one that the test ends
-	var through atomic.Int32
-	var all sync.WaitGroup
-	for range 10 {
-		all.Go(func() {
-			r.join()
-			through.Add(1)
-		})
-	}
-	time.Sleep(20 * time.Millisecond) // for them to come, and not to go
-	if n := through.Load(); n > 0 {
-		t.Errorf("%d of 10 have not waited for the round's end", n)
-	}
-	ended := time.Now()
-	r.mu.Lock()
-	r.round, r.ended = nil, ended
-	r.mu.Unlock()
-	close(under)
-	all.Wait()
-	for time.Since(ended) < roundEvery/2 {
+	synctest.Test(t, func(t *testing.T) {
+		r := &rounds{round: make(chan struct{})} // one that the test ends; another would need a yielder
+		var through atomic.Int32
+		for range 10 {
+			go func() {
+				r.join()
+				through.Add(1)
+			}()
+		}
+		synctest.Wait()
+		if n := through.Load(); n > 0 {
+			t.Errorf("%d of 10 have not waited for the round's end", n)
+		}
+		under := r.round
+		r.mu.Lock()
+		r.round, r.ended = nil, time.Now()
+		r.mu.Unlock()
+		close(under)
+		synctest.Wait()
+		if n := through.Load(); n != 10 {
+			t.Errorf("%d of 10 went on at the round's end", n)
+		}
+		time.Sleep(roundEvery - 1)
 		r.join()
-	}
-	if last := r.last(); last.Sub(ended) > 0 && last.Sub(ended) < roundEvery {
-		t.Errorf("there was a round %v after the last one, want %v at least", last.Sub(ended), roundEvery)
-	}
+	})
 }
 
 func BenchmarkYieldBetween(b *testing.B) { // rounds
