@@ -158,7 +158,9 @@ func TestRelayDialsFewAtATime(t *testing.T) {
 		if most > maxDialing || all != n+1 {
 			t.Errorf("%d dials, %d at a time; want %d, %d at a time", all, most, n+1, maxDialing)
 		}
-		if otherAfter > maxDialing+1 {
+		// It is the next to be taken once those under way have ended. They end at once, and who has taken it may call the
+		// dialer after the others have for what they took then.
+		if otherAfter > 2*maxDialing {
 			t.Errorf("the other question was the %dth that got a socket", otherAfter)
 		}
 	})
