@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -101,7 +102,7 @@ func (b *bencher) plan() error {
 			for round := range b.o.rounds {
 				for _, p := range probes {
 					if b.takesPart(p, k, round) {
-						b.progress.planned += p.needs(b.o)
+						b.progress.planned += calmTime + p.needs(b.o)
 					}
 				}
 			}
@@ -200,11 +201,12 @@ func (b *bencher) run(ctx context.Context, n *lab.Net) error {
 	b.samples.Machine = machine()
 	for round := range b.o.rounds {
 		for _, p := range probes {
-			for _, s := range b.systems {
+			for _, i := range rand.Perm(len(b.systems)) { // or each would always have the same one before it
+				s := b.systems[i]
 				if !p.measures(s) || !b.takesPart(p, s.kind, round) {
 					continue
 				}
-				b.progress.step(fmt.Sprintf("round %d of %d: %s: %s", round+1, b.o.rounds, p.name, s.title), p.needs(b.o))
+				b.progress.step(fmt.Sprintf("round %d of %d: %s: %s", round+1, b.o.rounds, p.name, s.title), calmTime+p.needs(b.o))
 				if err := b.measure(ctx, p, s, b.first+round); err != nil {
 					return err
 				}
@@ -245,6 +247,7 @@ func (b *bencher) measure(ctx context.Context, p probe, s *system, round int) er
 			return err
 		}
 	}
+	calm(ctx, b.o.window)
 	b.network.setTimestamps(!p.plain)
 	results, err := p.measure(ctx, s, b.o)
 	b.network.setTimestamps(true)

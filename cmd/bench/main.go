@@ -5,7 +5,9 @@
 //
 // It makes a network of its own out of namespaces and needs nothing but the pinproxy binary given. Those of
 // sing-box, tun2socks, pasta, slirp4netns, socat, haproxy and nft that are on the PATH are measured as well, all of
-// them in turns within each round, so that whatever else the machine does meets everybody alike.
+// them in turns within each round, so that whatever else the machine does meets everybody alike. Whose turn is when is
+// drawn anew each time, and comes when the machine is idle: what the one before has left to be done is not to be paid
+// for by the next.
 //
 // # How it is built
 //

@@ -12,7 +12,7 @@ func (s *samples) page(picture string) string {
 	fmt.Fprintf(&b, `# pinproxy beside others
 
 Written by `+"`make bench`"+`, which measures this again: in network namespaces of its own, all systems in turns, %s, %s
-each time. %s
+each time, in an order that is drawn anew for each and when the machine is idle. %s
 
 Application, system and server share the processors, so that a system also pays for what it makes the other
 two do. Figures of one run can be compared with each other; those of different runs, or machines, can't. Congestion control is

@@ -1,0 +1,32 @@
+package main
+
+import (
+	"context"
+	"runtime"
+	"testing"
+	"time"
+)
+
+func TestProcessorTicks(t *testing.T) {
+	idle, all := processorTicks()
+	time.Sleep(200 * time.Millisecond)
+	nowIdle, nowAll := processorTicks()
+	// 20 of each processor, of which the kernel may still owe some.
+	if least := int64(10 * runtime.NumCPU()); nowAll-all < least {
+		t.Errorf("%d ticks in 200 ms on %d processors, want %d at least", nowAll-all, runtime.NumCPU(), least)
+	}
+	if nowIdle < idle || nowIdle-idle > nowAll-all {
+		t.Errorf("%d of %d ticks were idle", nowIdle-idle, nowAll-all)
+	}
+}
+
+func TestCalmEnds(t *testing.T) {
+	start := time.Now()
+	calm(t.Context(), 2*calmTime)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	calm(ctx, time.Hour)
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
