@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -204,7 +205,7 @@ func flooder() {
 	way := map[string]struct {
 		workers int
 		once    func(string) error
-	}{"knock": {4, knock}, "reset": {8, connectAndReset}, "ask": {1, askSilent}}[os.Args[1]]
+	}{"knock": {4, knock}, "reset": {8, connectAndReset}, "ask": {1, askSilent}, "half": {1, halfOpen}}[os.Args[1]]
 	var all sync.WaitGroup
 	for range way.workers {
 		all.Go(func() {
@@ -219,14 +220,30 @@ func flooder() {
 	all.Wait()
 }
 
-// yieldAlways has the process run only where others leave a processor idle.
+// otherHosts is program as it stands for another host: with the numbers of `make floods` it yields to what runs on this one.
+// With modest ones it is to be done soon, beside other tests.
+func otherHosts(name string, args ...string) *exec.Cmd {
+	cmd := program(name, args...)
+	if *floods {
+		cmd.Env = append(cmd.Env, yieldEnv+"=1")
+	}
+	return cmd
+}
+
+const yieldEnv = "YIELD_ALWAYS"
+
+// yieldAlways has a process of otherHosts run only where others leave a processor idle. The lowest of nice values does not: who is woken
+// waits until such a process has had its slice of some milliseconds (RUN_TO_PARITY in kernel/sched/fair.c).
 func yieldAlways() {
-	threads, err := os.ReadDir("/proc/self/task") // setpriority(2): nice is a thread's own on Linux
+	if os.Getenv(yieldEnv) == "" {
+		return
+	}
+	threads, err := os.ReadDir("/proc/self/task") // sched(7): the policy is a thread's own, and those that it starts have it too
 	if err != nil {
 		panic(err)
 	}
 	for _, thread := range threads {
-		if err := unix.Setpriority(unix.PRIO_PROCESS, number(thread.Name()), 19); err != nil {
+		if err := unix.SchedSetAttr(number(thread.Name()), &unix.SchedAttr{Policy: unix.SCHED_IDLE}, 0); err != nil {
 			panic(err)
 		}
 	}
@@ -243,7 +260,7 @@ func number(s string) int {
 // floods returns a function that floods a port from the client.
 func (w *network) floods(what, addr string, port, n int) func() {
 	return func() {
-		if _, _, err := w.Client.Run(program("flooder", what, addr, strconv.Itoa(port), strconv.Itoa(n))); err != nil {
+		if _, _, err := w.Client.Run(otherHosts("flooder", what, addr, strconv.Itoa(port), strconv.Itoa(n))); err != nil {
 			w.t.Error(err)
 		}
 	}
@@ -306,32 +323,31 @@ func TestFloodOfHalfOpen(t *testing.T) {
 	// Not lab.Echo: each of its connections has two descriptors more, of a pipe to splice through.
 	w.Server.Serve(":9", lab.Sink)
 	b := w.watched("--rule", lab.Server4+":9=20000-39999")
-	b.during(func() {
-		err := w.Client.Do(func() error {
-			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
-			if err := unix.BindToDevice(fd, "pin0"); err != nil {
-				return err
-			}
-			to := netip.MustParseAddr(lab.Server4)
-			for k := range n {
-				from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(100 + k%100)}), uint16(1024+k/100))
-				if err := unix.Sendto(fd, rawSYN(from, netip.AddrPortFrom(to, 9)), 0, &unix.SockaddrInet4{Addr: to.As4()}); err != nil {
-					return err
-				}
-				if k%100 == 99 {
-					time.Sleep(2 * time.Millisecond) // the device's queue is no test of ours
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			t.Error(err)
-		}
-	}, nil, func(s statusJSON) bool { return noneTo(9)(s) && s.Process.Endpoints == 0 })
+	b.during(w.floods("half", lab.Server4, 9, n), nil, func(s statusJSON) bool { return noneTo(9)(s) && s.Process.Endpoints == 0 })
+}
+
+// rawSocket sends IPv4 packets into pin0.
+var rawSocket = sync.OnceValues(func() (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return -1, err
+	}
+	return fd, unix.BindToDevice(fd, "pin0")
+})
+
+// halfOpen sends a SYN of one of a hundred hosts, which are not there.
+func halfOpen(to string) error {
+	fd, err := rawSocket()
+	if err != nil {
+		return err
+	}
+	k := int(knocks.Add(1)) - 1
+	if k%100 == 99 {
+		time.Sleep(2 * time.Millisecond) // the device's queue is no test of ours
+	}
+	dst := netip.MustParseAddrPort(to)
+	from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(100 + k%100)}), uint16(1024+k/100))
+	return unix.Sendto(fd, rawSYN(from, dst), 0, &unix.SockaddrInet4{Addr: dst.Addr().As4()})
 }
 
 // rawSYN is an IPv4 packet.

@@ -23,6 +23,7 @@ import (
 //
 // As idlers address:port it is their server, in so much memory as so many connections need.
 func idlers() {
+	yieldAlways()
 	var err error
 	if len(os.Args) == 3 {
 		var n int
@@ -146,7 +147,7 @@ func (w *network) idleCrowd(port, each, dests int) *idleCrowd {
 	c := &idleCrowd{t: w.t, client: w.Client, each: each, servers: make(map[string]*lab.Process)}
 	for i := range dests {
 		addr := fmt.Sprintf("192.0.2.%d:%d", i+1, port)
-		server, err := w.Server.Start(program("idlers", addr))
+		server, err := w.Server.Start(otherHosts("idlers", addr))
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -161,7 +162,7 @@ func (w *network) idleCrowd(port, each, dests int) *idleCrowd {
 // open returns when all connections are, and each has been answered.
 func (c *idleCrowd) open() {
 	for addr := range c.servers {
-		cmd := program("idlers", addr, fmt.Sprint(c.each))
+		cmd := otherHosts("idlers", addr, fmt.Sprint(c.each))
 		r, end, err := os.Pipe()
 		if err != nil {
 			c.t.Error(err)
