@@ -19,8 +19,8 @@
 // has given up, which it says in no other way, and the handler's context ends. So it
 // does when a SYN with another initial sequence number comes on the same 4-tuple.
 //
-// Flows that come in a crowd take turns, to begin and to be answered: by Config.Group, and within it by source. That is what
-// keeps a flood of them from everybody else's packets; see turns.go.
+// Flows that come in a crowd take turns, to begin, to be answered, and whenever they ask for one (Flow.Turn): by Config.Group,
+// and within it by source. That is what keeps a flood of them from everybody else's packets; see turns.go.
 //
 // Flows that move as many bytes as they can do so in rounds, between which those who wait for a packet have their turn
 // (Stack.Yield); see rounds.go.

@@ -200,7 +200,7 @@ func (f *Flow) opened() {
 // has confirmed it. It takes as long as the application's kernel needs, at most
 // ten seconds. The caller owns the Conn.
 func (f *Flow) Accept() (Conn, error) {
-	f.stack.turns.answer(f)
+	f.Turn()
 	if !f.answer(answering) {
 		return nil, ErrGone
 	}
@@ -351,6 +351,10 @@ func (s *Stack) send(pkt *stack.PacketBuffer) {
 	_, _ = s.link.Endpoint().WritePackets(pkts)
 	pkts.DecRef()
 }
+
+// Turn returns when it is the flow's turn to do something that takes some 10 µs or more: at once, unless many flows have something
+// to do. The flow must not be done.
+func (f *Flow) Turn() { f.stack.turns.wait(f) }
 
 // Detach says that the handler will return before it is done with the flow: the Stack
 // waits for Done then. It is called on the handler's goroutine.

@@ -82,8 +82,11 @@ type inbound struct {
 
 func (in *inbound) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
 	if seg, ok := peek(proto, pkt); ok {
-		if seg.flags&(header.TCPFlagSyn|header.TCPFlagFin|header.TCPFlagRst) != 0 && !in.stack.admit(proto, seg) {
-			return
+		if seg.flags&(header.TCPFlagSyn|header.TCPFlagFin|header.TCPFlagRst) != 0 {
+			in.stack.turns.pace()
+			if !in.stack.admit(proto, seg) {
+				return
+			}
 		}
 		if seg.flags&(header.TCPFlagPsh|header.TCPFlagFin) != 0 {
 			if f := in.stack.known(seg.id); f != nil {

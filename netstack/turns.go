@@ -13,13 +13,14 @@ import (
 	"pinproxy/netstack/link"
 )
 
-// To begin a flow, up to where its dial waits for the network, takes some 100 µs of a processor, and to answer it as
-// long. While any goroutine can run, Go asks the network for news every 10 ms only. So when thousands of flows begin or are
-// answered at once, everybody's packets wait for that again and again, and a new flow behind all that came before it.
+// To begin a flow, up to where its dial waits for the network, takes some 100 µs of a processor, to answer it as
+// long, and to wake or end it half of that. While any goroutine can run, Go asks the network for news every 10 ms only. So when
+// thousands of flows begin, are answered or end at once, everybody's packets wait for that again and again, and a new flow
+// behind all that came before it.
 //
 // So flows that come in a crowd take turns: one is let on, and then all who have news have theirs (link.Yielder). That is no
 // rest: all of the processor is used, and a flow that comes alone does not notice. Turns go round by group,
-// and within it by source: who has one flow waits for one of each of the others. One that is to be answered goes before
+// and within it by source: who has one flow waits for one of each of the others. One that has begun goes before
 // those of its line that are to begin, so that what has begun gets done. When a line is long, further SYNs are dropped
 // before gVisor sees them, as a listener does that has no room for them: the application's kernel sends another.
 const (
@@ -32,13 +33,13 @@ const (
 	lately     = 10 * time.Millisecond
 	// maxWaiting flows of a line wait to begin, for about half a second.
 	maxWaiting = 4096
-	// The goroutine that reads the device yields after so many SYNs, if they took so long: in a flood of them it always
-	// finds more.
+	// The goroutine that reads the device yields after so many packets that begin or end flows, if they took so long: in a flood
+	// of them it always finds more.
 	yieldAfter = 8
 	yieldEvery = time.Millisecond
 )
 
-// turns has flows begin, and be answered, one after another where there are many.
+// turns has flows begin, be answered, wake and end one after another where there are many.
 type turns struct {
 	of    func(dst netip.AddrPort) any // its group
 	start func(*Flow) bool             // false: the flow has been given up
@@ -61,7 +62,8 @@ type turns struct {
 	first  bool     // the last turn was one of a group that went first
 	waits  int      // to begin, in all lines
 
-	syns  int       // since the reader yielded
+	// Of the goroutine that reads the device.
+	paced int       // packets since it yielded
 	rests time.Time // when that was
 }
 
@@ -82,9 +84,9 @@ type group struct {
 
 // line is flows that wait for their turn.
 type line struct {
-	src    netip.Addr
-	answer []chan struct{} // to be closed; goes first
-	begin  []*Flow
+	src   netip.Addr
+	begun []chan struct{} // to be closed: flows that have begun, which go first
+	begin []*Flow
 }
 
 func newTurns(s *Stack) *turns {
@@ -128,33 +130,34 @@ func (t *turns) line(id stack.TransportEndpointID) lineKey {
 	return lineKey{t.of(netip.AddrPortFrom(addr(id.LocalAddress), id.LocalPort)), src}
 }
 
-// full says whether a SYN is to be dropped. It is called by the goroutine that reads the device, and may let others on.
+// pace is called by the goroutine that reads the device, for each packet that begins or ends a flow. It lets others on in between.
+func (t *turns) pace() {
+	if !t.crowded.Load() {
+		return
+	}
+	if t.paced++; t.paced >= yieldAfter {
+		if now := time.Now(); now.Sub(t.rests) > yieldEvery {
+			t.paced, t.rests = 0, now
+			t.reader.Yield()
+		}
+	}
+}
+
+// full says whether a SYN is to be dropped.
 func (t *turns) full(id stack.TransportEndpointID) bool {
 	if !t.crowded.Load() {
 		return false
 	}
-	full, yield := t.look(t.line(id))
-	if yield {
-		t.reader.Yield()
-	}
-	return full
-}
-
-func (t *turns) look(key lineKey) (full, yield bool) {
+	key := t.line(id)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.syns++; t.syns >= yieldAfter {
-		if now := time.Now(); now.Sub(t.rests) > yieldEvery {
-			t.syns, t.rests, yield = 0, now, true
-		}
-	}
 	g := t.groups[key.group]
 	if g == nil || g.lines[key.src] == nil {
-		return false, yield
+		return false
 	}
 	// Half of what is left, so that many long lines leave room for another one (dynamic thresholds: Choudhury and
 	// Hahne, 1998).
-	return len(g.lines[key.src].begin) >= min(maxWaiting, (t.most-t.waits)/2), yield
+	return len(g.lines[key.src].begin) >= min(maxWaiting, (t.most-t.waits)/2)
 }
 
 // begin has f started in its turn. True: that is now, and the caller starts it.
@@ -170,14 +173,14 @@ func (t *turns) begin(f *Flow) bool {
 	return false
 }
 
-// answer returns when it is the turn of f to be answered.
-func (t *turns) answer(f *Flow) {
-	if turn := t.answering(f); turn != nil {
+// wait returns when it is the turn of f, which has begun.
+func (t *turns) wait(f *Flow) {
+	if turn := t.waiting(f); turn != nil {
 		<-turn
 	}
 }
 
-func (t *turns) answering(f *Flow) <-chan struct{} {
+func (t *turns) waiting(f *Flow) <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.aloneLocked(f.line, time.Now()) {
@@ -185,7 +188,7 @@ func (t *turns) answering(f *Flow) <-chan struct{} {
 	}
 	turn := make(chan struct{})
 	l := t.lineLocked(f.line)
-	l.answer = append(l.answer, turn)
+	l.begun = append(l.begun, turn)
 	return turn
 }
 
@@ -276,13 +279,13 @@ func (t *turns) next() (f *Flow, turn chan struct{}) {
 func (g *group) next() (f *Flow, turn chan struct{}) {
 	l := g.ring[0]
 	g.ring = g.ring[1:]
-	if len(l.answer) > 0 {
-		turn, l.answer = l.answer[0], l.answer[1:]
+	if len(l.begun) > 0 {
+		turn, l.begun = l.begun[0], l.begun[1:]
 	} else {
 		f, l.begin[0] = l.begin[0], nil
 		l.begin = l.begin[1:]
 	}
-	if len(l.answer)+len(l.begin) > 0 {
+	if len(l.begun)+len(l.begin) > 0 {
 		g.ring = append(g.ring, l)
 	} else {
 		delete(g.lines, l.src)

@@ -36,13 +36,13 @@ func (t *turns) come(src string, port uint16) *Flow {
 	return f
 }
 
-// given is the order of the next n turns; "answer" for a flow that is to be answered.
+// given is the order of the next n turns; "begun" for a flow that has begun.
 func (t *turns) given(n int) (order []string) {
 	for range n {
 		f, turn := t.next()
 		switch {
 		case turn != nil:
-			order = append(order, "answer")
+			order = append(order, "begun")
 		case f != nil:
 			order = append(order, fmt.Sprintf("%s/%d", f.dst.Addr(), f.dst.Port()))
 		}
@@ -76,11 +76,11 @@ func TestTurns(t *testing.T) {
 			ts.come("2001:db8::2", 1)
 			ts.come("2001:db8:0:1::1", 1)
 		}, []string{"2001:db8::1/1", "2001:db8:0:1::1/1", "2001:db8::2/1"}},
-		{"answers first", func(ts *turns) {
+		{"what has begun first", func(ts *turns) {
 			f := ts.come(a, 1)
 			ts.come(a, 1)
-			ts.answering(f)
-		}, []string{"answer", a + "/1", a + "/1"}},
+			ts.waiting(f)
+		}, []string{"begun", a + "/1", a + "/1"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			ts := crowd(100)
@@ -119,7 +119,7 @@ func TestTurnsFull(t *testing.T) {
 	ts := crowd(most)
 	fill := func(src string) (n int) {
 		for ; n < most; n++ {
-			if full, _ := ts.look(ts.line(idOf(src, 1))); full {
+			if ts.full(idOf(src, 1)) {
 				return n
 			}
 			ts.come(src, 1)
@@ -135,8 +135,39 @@ func TestTurnsFull(t *testing.T) {
 		t.Errorf("two long lines leave room for %d of a third", third)
 	}
 	ts.given(most)
-	if full, _ := ts.look(ts.line(idOf("198.51.100.1", 1))); full {
+	if ts.full(idOf("198.51.100.1", 1)) {
 		t.Error("full when all have had their turns")
+	}
+}
+
+// The reader lets others on after a few packets, if there is a crowd and they took long.
+func TestTurnsPace(t *testing.T) {
+	ts := crowd(1000)
+	if err := ts.open(); err != nil {
+		t.Fatal(err)
+	}
+	defer ts.close()
+	for _, test := range []struct {
+		name    string
+		crowded bool
+		last    time.Duration // ago
+		packets int
+		yields  bool
+	}{
+		{"after a few", true, time.Minute, yieldAfter, true},
+		{"too few", true, time.Minute, yieldAfter - 1, false},
+		{"too soon", true, -time.Minute, yieldAfter, false},
+		{"no crowd", false, time.Minute, yieldAfter, false},
+	} {
+		ts.crowded.Store(test.crowded)
+		last := time.Now().Add(-test.last)
+		ts.paced, ts.rests = 0, last
+		for range test.packets {
+			ts.pace()
+		}
+		if yielded := ts.rests != last; yielded != test.yields {
+			t.Errorf("%s: yielded: %v", test.name, yielded)
+		}
 	}
 }
 

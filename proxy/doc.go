@@ -22,7 +22,8 @@
 // a sleeping flow is listed, counted as idle, reclaimed, drained and reset as any other, and
 // whoever ends it wakes it first. Where an end can't be watched (other systems than Linux,
 // connections that are looked into) the goroutine stays. When many flows have fallen
-// asleep or ended, Config.Quiet is told that there is memory to return.
+// asleep or ended, Config.Quiet is told that there is memory to return. Flows that wake or end all at once, as when their server
+// is restarted, take turns (Flow.Turn).
 //
 // On the way up nothing is copied in between: the upstream's socket is written from the buffers in which netstack keeps what
 // the application has sent, and what the socket does not take stays there (lender, borrower). On the way down a chunk is read

@@ -180,8 +180,9 @@ type testFlow struct {
 	src, dst netip.AddrPort
 	accept   func() (app, ours Conn, err error)
 	giveUp   context.CancelFunc
-	done     chan struct{} // it is over
-	detached chan struct{} // closed by Done
+	done     chan struct{}          // it is over
+	detached chan struct{}          // closed by Done
+	turn     atomic.Pointer[func()] // what Turn does
 
 	answers chan string
 	app     Conn // the application's end, once accepted
@@ -202,6 +203,12 @@ func (f *testFlow) Reject(errno syscall.Errno) { f.answers <- errno.Error() }
 func (f *testFlow) Drop()                      { f.answers <- "drop" }
 func (f *testFlow) Detach()                    { f.detached = make(chan struct{}) }
 func (f *testFlow) Done()                      { close(f.detached) }
+
+func (f *testFlow) Turn() {
+	if turn := f.turn.Load(); turn != nil {
+		(*turn)()
+	}
+}
 
 // handle returns when the flow is over.
 func (h *harness) handle(ctx context.Context, f *testFlow) {

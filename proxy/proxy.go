@@ -40,6 +40,8 @@ type Flow interface {
 	// Detach says that the flow goes on after Handle has returned, until Done.
 	Detach()
 	Done()
+	// Turn returns when it is the flow's turn to wake or to end, where many do at once.
+	Turn()
 }
 
 // Names says which rule is for a flow. *rules.Names is one.

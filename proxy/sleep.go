@@ -107,6 +107,7 @@ func (d *direction) Wake() {
 
 // wakeUp carries on.
 func (d *direction) wakeUp() {
+	d.flow.flow.Turn()
 	d.flow.mu.Lock()
 	woken := d.rouseLocked()
 	d.flow.mu.Unlock()

@@ -91,6 +91,51 @@ func TestSleepAndWake(t *testing.T) {
 	endsAs(t, h, f, "closed")
 }
 
+// A flow waits for its turn to wake, before it does anything, and for that of each of its ends.
+func TestSleepWaitsForTurns(t *testing.T) {
+	leaks(t)
+	h, s := pinnedServer(t)
+	f, up := connected(t, h, s)
+	l := h.opened(t)
+	l.sleeps(t)
+	asked, given := make(chan struct{}), make(chan struct{})
+	turn := func() {
+		asked <- struct{}{}
+		<-given
+	}
+	f.turn.Store(&turn)
+	write(t, f.app, "x")
+	receive(t, asked, "it asks for a turn")
+	if way, _ := l.state(); way != asleep {
+		t.Error("it has not waited for its turn")
+	}
+	given <- struct{}{}
+	wantRead(t, up, "x")
+	turns := make(chan int)
+	over := make(chan struct{})
+	go func() { // gives all further ones
+		n := 0
+		defer func() { turns <- n }()
+		for {
+			select {
+			case <-asked:
+				n++
+				given <- struct{}{}
+			case <-over:
+				return
+			}
+		}
+	}()
+	_ = f.app.CloseWrite()
+	wantEnd(t, up, nil)
+	_ = up.Close()
+	endsAs(t, h, f, "closed")
+	close(over)
+	if n := <-turns; n < 2 {
+		t.Errorf("the ends have had %d turns", n)
+	}
+}
+
 // A byte that comes at the very moment of falling asleep is carried.
 func TestSleepMissesNothing(t *testing.T) {
 	leaks(t)

@@ -412,3 +412,4 @@ func (deadFlow) Reject(syscall.Errno)        {}
 func (deadFlow) Drop()                       {}
 func (deadFlow) Detach()                     {}
 func (deadFlow) Done()                       {}
+func (deadFlow) Turn()                       {}
