@@ -62,8 +62,7 @@ type turns struct {
 	first  bool     // the last turn was one of a group that went first
 	waits  int      // to begin, in all lines
 
-	// Of the goroutine that reads the device.
-	paced int       // packets since it yielded
+	paced int       // packets that begin or end a flow since the reader yielded
 	rests time.Time // when that was
 }
 
@@ -132,15 +131,20 @@ func (t *turns) line(id stack.TransportEndpointID) lineKey {
 
 // pace is called by the goroutine that reads the device, for each packet that begins or ends a flow. It lets others on in between.
 func (t *turns) pace() {
-	if !t.crowded.Load() {
-		return
+	if t.crowded.Load() && t.rest(time.Now()) {
+		t.reader.Yield()
 	}
-	if t.paced++; t.paced >= yieldAfter {
-		if now := time.Now(); now.Sub(t.rests) > yieldEvery {
-			t.paced, t.rests = 0, now
-			t.reader.Yield()
-		}
+}
+
+// rest says whether it is time to let others on.
+func (t *turns) rest(now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.paced++; t.paced < yieldAfter || now.Sub(t.rests) <= yieldEvery {
+		return false
 	}
+	t.paced, t.rests = 0, now
+	return true
 }
 
 // full says whether a SYN is to be dropped.
