@@ -310,6 +310,14 @@ func (l *live) ended() (reason string) {
 	return l.reason
 }
 
+// turn waits for the flow's turn to wake or to end. There is none if we end it: then somebody waits for that, who stops us or wants the
+// port.
+func (l *live) turn() {
+	if l.ended() == "" {
+		l.flow.Turn()
+	}
+}
+
 // inOrder says whether we have ended the flow, and by FINs.
 func (l *live) inOrder() bool {
 	l.mu.Lock()

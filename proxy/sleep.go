@@ -107,7 +107,7 @@ func (d *direction) Wake() {
 
 // wakeUp carries on.
 func (d *direction) wakeUp() {
-	d.flow.flow.Turn()
+	d.flow.turn()
 	d.flow.mu.Lock()
 	woken := d.rouseLocked()
 	d.flow.mu.Unlock()

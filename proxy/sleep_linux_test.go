@@ -136,6 +136,20 @@ func TestSleepWaitsForTurns(t *testing.T) {
 	}
 }
 
+// A flow that we end takes no turn for it: who stops pinproxy, or waits for the port, would wait for all others.
+func TestEndedByUsTakesNoTurn(t *testing.T) {
+	leaks(t)
+	h, s := pinnedServer(t)
+	f, up := connected(t, h, s)
+	l := h.opened(t)
+	turn := func() { t.Error("it has asked for a turn") }
+	f.turn.Store(&turn)
+	l.end("reclaimed")
+	wantEnd(t, up, nil)
+	_, _ = f.app.Close(), up.Close()
+	endsAs(t, h, f, "reclaimed")
+}
+
 // A byte that comes at the very moment of falling asleep is carried.
 func TestSleepMissesNothing(t *testing.T) {
 	leaks(t)

@@ -64,7 +64,7 @@ func (d *direction) carry() {
 	if d.pump() {
 		return // asleep
 	}
-	d.flow.flow.Turn()
+	d.flow.turn()
 	switch {
 	case d.writeErr != nil:
 	case errors.Is(d.readErr, os.ErrDeadlineExceeded): // we end the flow
