@@ -107,11 +107,11 @@ func (d *direction) Wake() {
 
 // wakeUp carries on.
 func (d *direction) wakeUp() {
-	d.flow.turn()
 	d.flow.mu.Lock()
 	woken := d.rouseLocked()
 	d.flow.mu.Unlock()
 	if woken {
+		d.flow.turn() // not before: who is not woken may find the flow done
 		d.carry()
 	}
 }
