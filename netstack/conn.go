@@ -37,7 +37,7 @@ const resetDrain = time.Second
 type conn struct {
 	flow *Flow
 	ep   tcpip.Endpoint
-	wq   waiter.Queue
+	wq   *waiter.Queue
 
 	readable, writable   waiter.Entry
 	readReady, sendReady chan struct{} // with room for one: whatever who reads, or writes, may wait for has happened
@@ -53,28 +53,24 @@ type conn struct {
 	closed    atomic.Bool
 }
 
-func newConn(f *Flow) *conn {
-	c := &conn{flow: f}
+// newConn returns the conn of an endpoint whose handshake is done.
+func newConn(f *Flow, ep tcpip.Endpoint, queue *waiter.Queue) *conn {
+	c := &conn{flow: f, ep: ep, wq: queue}
 	c.readable, c.readReady = waiter.NewChannelEntry(waiter.ReadableEvents)
 	c.writable, c.sendReady = waiter.NewChannelEntry(waiter.WritableEvents)
 	c.hangUp = waiter.NewFunctionEntry(waiter.EventHUp|waiter.EventErr, func(waiter.EventMask) { c.settle() })
-	return c
-}
-
-// open makes the conn one of ep, whose handshake is done.
-func (c *conn) open(ep tcpip.Endpoint) {
-	c.ep = ep
-	if c.flow.remote {
+	if f.remote {
 		keepAlive(ep)
 	}
-	if n := c.flow.stack.sendBuffer.Load(); n > 0 {
+	if n := f.stack.sendBuffer.Load(); n > 0 {
 		ep.SocketOptions().SetSendBufferSize(n, true) // also says that it is not to grow by itself
 	}
-	c.flow.opened()
+	f.synAck, f.shaking = nil, nil // not needed any more
 	c.wq.EventRegister(&c.readable)
 	c.wq.EventRegister(&c.writable)
 	c.wq.EventRegister(&c.hangUp)
 	c.settle() // it may have ended already
+	return c
 }
 
 // settle forgets the flow once gVisor is done with its endpoint, not before: as

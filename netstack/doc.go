@@ -10,11 +10,10 @@
 //	                                                      ├─ Reject: RST or ICMP
 //	                                                      └─ Drop:   silence
 //
-// A SYN is parked, not answered: the packet itself is kept, netstack's forwarder
-// does not know of it yet. The handler dials upstream first and then says what
-// the application is to see. Only Accept gives the SYN to gVisor's forwarder and
-// has the handshake done, so the forwarder's slots are taken for microseconds
-// and a slow upstream costs nobody else a connection. While a SYN is parked its
+// A SYN is parked, not answered: the packet itself is kept, and gVisor does not know of it yet. The handler dials upstream
+// first and then says what the application is to see. Only Accept shows the SYN to a listening endpoint of gVisor, which no
+// packet reaches otherwise, and that does the handshake. Nothing waits for its end: a half-open connection
+// costs an endpoint, and no goroutine; see handshake.go. While a SYN is parked its
 // retransmissions are ignored, but counted: when they stop coming, the application
 // has given up, which it says in no other way, and the handler's context ends. So it
 // does when a SYN with another initial sequence number comes on the same 4-tuple.
@@ -26,8 +25,8 @@
 // (Stack.Yield); see rounds.go.
 //
 // The gate sits between the device and gVisor and looks at the flags of each TCP
-// packet. It repairs what a forwarder, which has no listening endpoint, does
-// wrong: an application that reuses its own source port sends a SYN on a 4-tuple
+// packet. It repairs what goes wrong where no listening endpoint is in gVisor's demultiplexer: an application that
+// reuses its own source port sends a SYN on a 4-tuple
 // whose old endpoint netstack still keeps (TIME_WAIT for 60 s, or a FIN or RST that is
 // queued but not yet processed). gVisor drops that SYN, or answers it with a
 // reset. The gate knows that the application has ended the old connection,
@@ -52,8 +51,8 @@
 //
 //	         SYN              Accept               handshake done
 //	(none) ──────▶ parked ────────────▶ answering ────────────────▶ open ──▶ (none)
-//	                 │ Reject, Drop,                │ RST, silence           when gVisor's endpoint
-//	                 │ another SYN                  ▼                        has closed
+//	                 │ Reject, Drop,                │ RST, silence,          when gVisor's endpoint
+//	                 │ another SYN                  ▼ another SYN            has closed
 //	                 └───────────────────────▶ (none)
 //
 // # Failures
@@ -69,6 +68,7 @@
 //	application's RST                       Read and Write fail with ECONNRESET
 //	more than MaxParked SYNs parked         silence; counted
 //	a long line of SYNs waits to begin      silence to further ones; counted
+//	MaxParked handshakes are under way      silence; Accept fails with ENOBUFS
 //	Datagram.Unreachable, Echo.Unreachable  ICMP port, host, net unreachable or prohibited
 //	UDP, no Config.Datagrams                ICMP port unreachable
 //	echo request, no Config.Echoes          ICMP administratively prohibited

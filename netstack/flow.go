@@ -2,9 +2,7 @@ package netstack
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
-	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -12,13 +10,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
-	"gvisor.dev/gvisor/pkg/waiter"
 )
-
-// handshakeTimeout bounds the time between our SYN-ACK and the application's
-// ACK. A local kernel answers within microseconds, a host behind this one within
-// a round trip; silence means it is gone.
-const handshakeTimeout = 10 * time.Second
 
 // ErrGone says that the application has given the connection up, or the flow
 // has been answered already.
@@ -28,7 +20,7 @@ type phase uint8
 
 const (
 	parked    phase = iota // SYN held, nothing said
-	answering              // SYN-ACK on its way
+	answering              // handshake under way
 	open                   // gVisor has an endpoint
 	answered               // rejected, dropped or given up
 )
@@ -43,22 +35,16 @@ type Flow struct {
 	src, dst netip.AddrPort
 	isn      uint32
 	line     lineKey
-	giveUp   func() // ends the handler's context; nil: it has not begun
-	detached bool   // it goes on when its handler has returned
+	giveUp   func() // ends the handler's context; nil: it has not begun, or the flow is not parked any more
 
 	remote bool // the application is on another host
-
-	request chan *tcp.ForwarderRequest // nil: it does not come
-	synAck  chan *stack.PacketBuffer   // our first, from gVisor to who writes it
 
 	synMu sync.Mutex
 	syn   *stack.PacketBuffer // nil once released
 
-	// forwarded is closed when gVisor's forwarder is done with the SYN. It
-	// ignores another on the same 4-tuple until then, so a flow that comes after
-	// one whose handshake is not over waits for it.
-	forwarded chan struct{}   // nil once open
-	after     <-chan struct{} // forwarded of the predecessor, or nil
+	// Of the handshake.
+	synAck chan *stack.PacketBuffer // our first, from gVisor to who writes it; nil: there is none
+	then   func(Conn, error)        // AcceptFunc's
 
 	reply reply
 
@@ -66,11 +52,10 @@ type Flow struct {
 	phase   phase
 	ended   bool          // the application's FIN or RST has been seen
 	retired bool          // the application has begun another connection on this 4-tuple
-	sent    bool          // the SYN-ACK has been taken from gVisor
+	shaking *tcp.Endpoint // gVisor's, once the SYN-ACK has been taken from it; nil once open
 	lastSYN time.Time     // while parked
 	pause   time.Duration // between the last two SYNs; 0 after one
-	asked   time.Time     // when the forwarder was given the SYN
-	queue   *waiter.Queue // by which the handshake is ended; nil once it is over
+	asked   time.Time     // when gVisor was shown the SYN
 }
 
 func newFlow(s *Stack, id stack.TransportEndpointID, isn uint32, syn *stack.PacketBuffer) *Flow {
@@ -81,11 +66,8 @@ func newFlow(s *Stack, id stack.TransportEndpointID, isn uint32, syn *stack.Pack
 		dst:     netip.AddrPortFrom(addr(id.LocalAddress), id.LocalPort),
 		isn:     isn,
 		syn:     syn.IncRef(),
-		request: make(chan *tcp.ForwarderRequest, 1),
 		synAck:  make(chan *stack.PacketBuffer, 1),
-
-		forwarded: make(chan struct{}),
-		lastSYN:   time.Now(),
+		lastSYN: time.Now(),
 	}
 }
 
@@ -111,6 +93,7 @@ func (f *Flow) answer(to phase) bool {
 		return false
 	}
 	f.phase = to
+	f.giveUp = nil // holds a context
 	delete(f.stack.parked, f)
 	return true
 }
@@ -162,187 +145,6 @@ func (s *Stack) sweep() {
 	s.lapse(handshakeTimeout)
 }
 
-// lapse ends the answers that have taken so long: those of which gVisor's forwarder has said nothing, as of a SYN that it drops
-// at its bound, and those that the application says nothing to. It is cheaper than a timer for each. gVisor's handshake
-// waits for its queue to be notified, looks whether the endpoint is connected, and gives up if it is not. A
-// notification before it waits is lost, so this is to be called again.
-func (s *Stack) lapse(limit time.Duration) {
-	now := time.Now()
-	var late []*waiter.Queue
-	s.mu.Lock()
-	for id, f := range s.expected {
-		if now.Sub(f.asked) > limit {
-			delete(s.expected, id)
-			f.request <- nil
-		}
-	}
-	for f := range s.answering {
-		if now.Sub(f.asked) > limit {
-			late = append(late, f.queue)
-		}
-	}
-	s.mu.Unlock()
-	for _, q := range late {
-		q.Notify(waiter.WritableEvents)
-	}
-}
-
-// opened also lets go of what is needed up to there.
-func (f *Flow) opened() {
-	f.stack.mu.Lock()
-	defer f.stack.mu.Unlock()
-	f.phase = open
-	f.stack.shakenLocked(f)
-	f.request, f.synAck, f.forwarded, f.after = nil, nil, nil, nil
-}
-
-// Accept answers the handshake and returns the connection, once the application
-// has confirmed it. It takes as long as the application's kernel needs, at most
-// ten seconds. The caller owns the Conn.
-func (f *Flow) Accept() (Conn, error) {
-	f.Turn()
-	if !f.answer(answering) {
-		return nil, ErrGone
-	}
-	c, err := f.handshake()
-	if err != nil {
-		f.stack.forget(f)
-		return nil, fmt.Errorf("answer %s: %w", f.src, err)
-	}
-	return c, nil
-}
-
-func (f *Flow) handshake() (Conn, error) {
-	c := newConn(f)
-	r, err := f.forward(&c.wq)
-	if err != nil {
-		close(f.forwarded)
-		return nil, err
-	}
-	ep, terr := r.CreateEndpoint(&c.wq)
-	r.Complete(false)
-	close(f.forwarded)
-	if terr != nil {
-		f.stack.shaken(f)
-		return nil, ErrGone // it reset the handshake, or fell silent
-	}
-	c.open(ep)
-	return c, nil
-}
-
-// forward gives the parked SYN to gVisor's forwarder and returns its request. With a queue there is to be a handshake, which
-// is under way until it is said to be over.
-func (f *Flow) forward(queue *waiter.Queue) (*tcp.ForwarderRequest, error) {
-	syn := f.takeSYN()
-	if syn == nil {
-		return nil, ErrGone
-	}
-	defer syn.DecRef()
-	if f.after != nil {
-		<-f.after
-	}
-	if f.stack.cfg.Path != nil {
-		if mtu := f.stack.cfg.Path(f.src.Addr()); mtu > 0 {
-			f.far(syn, mtu)
-		}
-	}
-	f.stack.expect(f, queue)
-	if !f.stack.fwd.Load().HandlePacket(f.id, syn) {
-		f.stack.unexpect(f)
-		return nil, fmt.Errorf("netstack refuses the SYN: %w", syscall.EINVAL) // a bad checksum
-	}
-	r := <-f.request
-	if r == nil {
-		f.stack.shaken(f)
-		if err := f.stack.context().Err(); err != nil {
-			return nil, err
-		}
-		return nil, fmt.Errorf("netstack drops the SYN: %w", os.ErrDeadlineExceeded)
-	}
-	return r, nil
-}
-
-// expect says whose the forwarder's next request for the 4-tuple of f is.
-func (s *Stack) expect(f *Flow, queue *waiter.Queue) {
-	now := time.Now()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f.asked = now
-	s.expected[f.id] = f
-	if queue != nil {
-		f.queue = queue
-		s.answering[f] = struct{}{}
-	}
-}
-
-// unexpect takes that back.
-func (s *Stack) unexpect(f *Flow) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.expected[f.id] == f {
-		delete(s.expected, f.id)
-	}
-	s.shakenLocked(f)
-}
-
-// shaken says that the handshake is over.
-func (s *Stack) shaken(f *Flow) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.shakenLocked(f)
-}
-
-func (s *Stack) shakenLocked(f *Flow) {
-	delete(s.answering, f)
-	f.queue = nil
-}
-
-// deliver is the forwarder's handler, on a goroutine of its own: it brings a
-// request to its flow, and the flow's SYN-ACK to the device.
-func (s *Stack) deliver(r *tcp.ForwarderRequest) {
-	s.mu.Lock()
-	f := s.expected[r.ID()]
-	delete(s.expected, r.ID())
-	if f != nil {
-		s.handlers.Add(1) // beside the one of f, which waits for the request
-		defer s.handlers.Done()
-	}
-	s.mu.Unlock()
-	if f == nil { // it has stopped waiting
-		r.Complete(true)
-		return
-	}
-	synAck, forwarded := f.synAck, f.forwarded // opened lets go of them
-	f.request <- r
-	select {
-	case pkt := <-synAck:
-		s.send(pkt)
-	case <-forwarded:
-		select {
-		case pkt := <-synAck:
-			s.send(pkt)
-		default: // rejected
-		}
-	}
-}
-
-// takeSYNACK keeps the first SYN-ACK of a flow for deliver, and reports whether
-// it did. gVisor writes it with the endpoint locked. The application's kernel
-// answers before the write has returned, and until the lock is free gVisor's
-// processor tries again and again to get it (processor.start): milliseconds, if the
-// scheduler has put the writer aside for the application.
-func (s *Stack) takeSYNACK(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f := s.flows[id]
-	if f == nil || f.phase != answering || f.sent {
-		return false
-	}
-	f.sent = true
-	f.synAck <- pkt.IncRef()
-	return true
-}
-
 // send writes a packet, whose reference it takes over, to the device. A failure is
 // a packet lost, which gVisor repeats.
 func (s *Stack) send(pkt *stack.PacketBuffer) {
@@ -356,9 +158,9 @@ func (s *Stack) send(pkt *stack.PacketBuffer) {
 // to do. The flow must not be done.
 func (f *Flow) Turn() { f.stack.turns.wait(f) }
 
-// Detach says that the handler will return before it is done with the flow: the Stack
-// waits for Done then. It is called on the handler's goroutine.
-func (f *Flow) Detach() { f.detached = true }
+// Detach says that the handler, or AcceptFunc's then, will return before it is done with the flow: the Stack
+// waits for Done then.
+func (f *Flow) Detach() { f.stack.handlers.Add(1) }
 
 // Done says that a flow that has been detached is over.
 func (f *Flow) Done() { f.stack.handlers.Done() }
@@ -370,13 +172,13 @@ func (f *Flow) Reject(errno syscall.Errno) {
 	if !f.answer(answered) {
 		return
 	}
-	if errno == syscall.ECONNREFUSED {
-		if r, err := f.forward(nil); err == nil {
-			r.Complete(true)
+	if syn := f.takeSYN(); syn != nil {
+		if errno == syscall.ECONNREFUSED {
+			f.stack.tcp.HandleUnknownDestinationPacket(f.id, syn)
+			syn.DecRef()
+		} else {
+			f.stack.insist(syn, errno)
 		}
-		close(f.forwarded)
-	} else if syn := f.takeSYN(); syn != nil {
-		f.stack.insist(syn, errno)
 	}
 	f.stack.forget(f)
 }

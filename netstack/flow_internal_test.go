@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"runtime"
+	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,9 +21,8 @@ import (
 	"pinproxy/netstack/netstacktest"
 )
 
-// A forwarder at its bound drops a SYN without a word. Neither Accept nor Serve may
-// wait for it for ever.
-func TestDroppedByTheForwarder(t *testing.T) {
+// Handshakes under way are bounded, too.
+func TestNoRoomForHandshake(t *testing.T) {
 	l, client, err := netstacktest.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -30,13 +32,14 @@ func TestDroppedByTheForwarder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.fwd.Store(tcp.NewForwarder(s.gv, 0, 0, s.deliver)) // room for no handshake at all
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	asked, accepted, served := make(chan struct{}), make(chan error, 1), make(chan error, 1)
+	accepted, served := make(chan error, 1), make(chan error, 1)
 	go func() {
 		served <- s.Serve(ctx, func(_ context.Context, f *Flow) {
-			close(asked)
+			s.mu.Lock()
+			s.cfg.MaxParked = 0
+			s.mu.Unlock()
 			_, err := f.Accept()
 			accepted <- err
 		})
@@ -45,74 +48,207 @@ func TestDroppedByTheForwarder(t *testing.T) {
 	dialed, giveUp := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer giveUp()
 	_, _ = client.Dial(dialed, netip.AddrPort{}, netip.MustParseAddrPort("203.0.113.5:443"))
-	<-asked
+	if err := <-accepted; !errors.Is(err, syscall.ENOBUFS) {
+		t.Errorf("Accept = %v, want %v", err, syscall.ENOBUFS)
+	}
 	cancel()
-	select {
-	case err := <-served:
-		if err != nil {
-			t.Errorf("Serve = %v", err)
-		}
-	case <-time.After(30 * time.Second):
-		t.Fatal("Serve did not end")
+	if err := <-served; err != nil {
+		t.Errorf("Serve = %v", err)
 	}
-	if err := <-accepted; !errors.Is(err, context.Canceled) {
-		t.Errorf("Accept = %v, want that it ended with Serve", err)
+	if len(s.answering) != 0 || len(s.flows) != 0 {
+		t.Errorf("%d handshakes under way and %d flows known after Serve", len(s.answering), len(s.flows))
 	}
-	if len(s.expected) != 0 || len(s.flows) != 0 {
-		t.Errorf("%d requests expected and %d flows known after Serve", len(s.expected), len(s.flows))
+}
+
+// shaky is a stack whose applications are this test, packet by packet. Its handler answers each flow.
+type shaky struct {
+	*Stack
+	device   *channel.Endpoint
+	accepted chan error
+	served   chan error
+	stop     func()
+}
+
+func newShaky(t *testing.T, offloads stack.LinkEndpointCapabilities) *shaky {
+	device := channel.New(1024, 1500, "")
+	device.LinkEPCapabilities = offloads
+	s, err := New(link.New("channel", device, nil), Config{})
+	if err != nil {
+		t.Fatal(err)
 	}
+	ctx, cancel := context.WithCancel(t.Context())
+	k := &shaky{s, device, make(chan error, 1024), make(chan error, 1), cancel}
+	go func() {
+		k.served <- s.Serve(ctx, func(_ context.Context, f *Flow) {
+			f.AcceptFunc(func(c Conn, err error) {
+				k.accepted <- err
+				if err == nil {
+					_ = c.SetLinger(0)
+					_ = c.Close()
+				}
+			})
+		})
+	}()
+	<-s.Ready()
+	t.Cleanup(func() { k.end(t) })
+	return k
+}
+
+// end stops the stack, which then knows of nothing any more. It may be called twice.
+func (k *shaky) end(t *testing.T) {
+	k.stop()
+	if err, ok := <-k.served; err != nil {
+		t.Errorf("Serve = %v", err)
+	} else if !ok {
+		return
+	}
+	close(k.served)
+	if len(k.answering) != 0 || len(k.shaking) != 0 || len(k.flows) != 0 {
+		t.Errorf("%d handshakes under way, %d endpoints of such and %d flows known after Serve", len(k.answering), len(k.shaking), len(k.flows))
+	}
+	k.device.Close()
+}
+
+// send sends a segment from a port of the application's host, with a wrong checksum.
+func (k *shaky) send(port uint16, flags header.TCPFlags, seq, ack uint32) {
+	b := make([]byte, header.IPv4MinimumSize+header.TCPMinimumSize)
+	ip := header.IPv4(b)
+	ip.Encode(&header.IPv4Fields{TotalLength: uint16(len(b)), TTL: 64, Protocol: uint8(tcp.ProtocolNumber), SrcAddr: tcpip.AddrFrom4([4]byte{192, 0, 2, 1}), DstAddr: tcpip.AddrFrom4([4]byte{203, 0, 113, 5})})
+	ip.SetChecksum(^ip.CalculateChecksum())
+	header.TCP(ip.Payload()).Encode(&header.TCPFields{SrcPort: port, DstPort: 443, DataOffset: header.TCPMinimumSize, Flags: flags, SeqNum: seq, AckNum: ack, WindowSize: 65535})
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
+	k.device.InjectInbound(header.IPv4ProtocolNumber, pkt)
+	pkt.DecRef()
+}
+
+// heard returns the next segment to the application's host.
+func (k *shaky) heard(t *testing.T, flags header.TCPFlags) header.TCP {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	pkt := k.device.ReadContext(ctx)
+	if pkt == nil {
+		t.Fatalf("no packet, want %v", flags)
+	}
+	defer pkt.DecRef()
+	h := header.TCP(slices.Clone(pkt.TransportHeader().Slice()))
+	if h.Flags() != flags {
+		t.Fatalf("flags are %v, want %v", h.Flags(), flags)
+	}
+	return h
 }
 
 // An application that never confirms the handshake: it is given up in time, and when the stack stops.
 func TestSilentInTheHandshake(t *testing.T) {
 	for _, stops := range []bool{false, true} {
-		device := channel.New(64, 1500, "")
-		device.LinkEPCapabilities = stack.CapabilityRXChecksumOffload
-		s, err := New(link.New("channel", device, nil), Config{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		accepted, served := make(chan error, 1), make(chan error, 1)
-		go func() {
-			served <- s.Serve(ctx, func(_ context.Context, f *Flow) {
-				_, err := f.Accept()
-				accepted <- err
-			})
-		}()
-		<-s.Ready()
-		b := make([]byte, header.IPv4MinimumSize+header.TCPMinimumSize)
-		ip := header.IPv4(b)
-		ip.Encode(&header.IPv4Fields{TotalLength: uint16(len(b)), TTL: 64, Protocol: uint8(tcp.ProtocolNumber), SrcAddr: tcpip.AddrFrom4([4]byte{192, 0, 2, 1}), DstAddr: tcpip.AddrFrom4([4]byte{203, 0, 113, 5})})
-		ip.SetChecksum(^ip.CalculateChecksum())
-		header.TCP(ip.Payload()).Encode(&header.TCPFields{SrcPort: 4711, DstPort: 443, DataOffset: header.TCPMinimumSize, Flags: header.TCPFlagSyn, WindowSize: 65535})
-		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
-		device.InjectInbound(header.IPv4ProtocolNumber, pkt)
-		pkt.DecRef()
-		device.ReadContext(t.Context()).DecRef() // the SYN-ACK
-		s.lapse(time.Hour)
+		k := newShaky(t, stack.CapabilityRXChecksumOffload)
+		k.send(4711, header.TCPFlagSyn, 0, 0)
+		k.heard(t, synAck)
+		k.lapse(time.Hour)
 		select {
-		case err := <-accepted:
+		case err := <-k.accepted:
 			t.Errorf("Accept = %v before its time", err)
 		case <-time.After(10 * time.Millisecond):
 		}
 		if stops {
-			cancel()
+			k.stop()
 		} else {
-			s.lapse(0)
+			k.lapse(0)
 		}
-		if err := <-accepted; !errors.Is(err, ErrGone) {
+		if err := <-k.accepted; !errors.Is(err, ErrGone) {
 			t.Errorf("stops: %v: Accept = %v, want %v", stops, err, ErrGone)
 		}
-		cancel()
-		if err := <-served; err != nil {
-			t.Errorf("Serve = %v", err)
+		if !stops { // else it may be thrown away with the device
+			k.heard(t, header.TCPFlagRst|header.TCPFlagAck)
 		}
-		if len(s.answering) != 0 || len(s.flows) != 0 {
-			t.Errorf("stops: %v: %d handshakes under way and %d flows known after Serve", stops, len(s.answering), len(s.flows))
-		}
-		device.Close()
+		k.end(t)
+	}
+}
+
+const synAck = header.TCPFlagSyn | header.TCPFlagAck
+
+// An application that resets in the handshake is heard at once, and so is one that has closed its socket, about which nothing is
+// said, and tries again from the same port.
+func TestGivenUpInTheHandshake(t *testing.T) {
+	k := newShaky(t, stack.CapabilityRXChecksumOffload)
+	k.send(4711, header.TCPFlagSyn, 1000, 0)
+	k.heard(t, synAck)
+	k.send(4711, header.TCPFlagRst, 1001, 0)
+	if err := <-k.accepted; !errors.Is(err, ErrGone) {
+		t.Errorf("reset: Accept = %v, want %v", err, ErrGone)
+	}
+	k.send(4711, header.TCPFlagSyn, 2000, 0)
+	first := k.heard(t, synAck)
+	k.send(4711, header.TCPFlagSyn, 3000, 0)
+	if err := <-k.accepted; !errors.Is(err, ErrGone) {
+		t.Errorf("another SYN: Accept = %v, want %v", err, ErrGone)
+	}
+	second := k.heard(t, synAck)
+	if got := second.AckNumber(); got != 3001 {
+		t.Errorf("what came after the second SYN acknowledges %d, want 3001", got)
+	}
+	k.send(4711, header.TCPFlagAck, 2001, first.SequenceNumber()+1) // late
+	k.send(4711, header.TCPFlagAck, 3001, second.SequenceNumber()+1)
+	if err := <-k.accepted; err != nil {
+		t.Errorf("Accept = %v", err)
+	}
+}
+
+// The handshake of a connection that the application has ended again before gVisor got to its ACK is not taken for that of
+// the next one from the same port.
+func TestShakenIsWhoseEndpointItIs(t *testing.T) {
+	k := newShaky(t, stack.CapabilityRXChecksumOffload)
+	k.send(4711, header.TCPFlagSyn, 1000, 0)
+	k.heard(t, synAck)
+	k.mu.Lock()
+	var old *tcp.Endpoint
+	for ep := range k.shaking {
+		old = ep
+	}
+	k.mu.Unlock()
+	k.send(4711, header.TCPFlagSyn, 2000, 0)
+	if err := <-k.accepted; !errors.Is(err, ErrGone) {
+		t.Errorf("Accept = %v, want %v", err, ErrGone)
+	}
+	second := k.heard(t, synAck)
+	k.shaken(old, nil)
+	select {
+	case err := <-k.accepted:
+		t.Errorf("Accept = %v by another connection's endpoint", err)
+	case <-time.After(10 * time.Millisecond):
+	}
+	k.send(4711, header.TCPFlagAck, 2001, second.SequenceNumber()+1)
+	if err := <-k.accepted; err != nil {
+		t.Errorf("Accept = %v", err)
+	}
+}
+
+// Nothing waits for an application's ACK: goroutines that wait for a flow are not many.
+func TestHandshakesHaveNoGoroutine(t *testing.T) {
+	k := newShaky(t, stack.CapabilityRXChecksumOffload)
+	before := runtime.NumGoroutine()
+	const flows = 4 * maxIdle
+	for i := range flows {
+		k.send(uint16(10000+i), header.TCPFlagSyn, 0, 0)
+		k.heard(t, synAck)
+	}
+	most := before + maxIdle + 8
+	for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > most && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	}
+	if n := runtime.NumGoroutine(); n > most {
+		t.Errorf("%d goroutines before %d handshakes, %d while they last", before, flows, n)
+	}
+	if n := len(k.gv.RegisteredEndpoints()); n != flows {
+		t.Errorf("%d endpoints are registered, want one for each of %d handshakes and no listener", n, flows)
+	}
+}
+
+// A SYN that was damaged on its way is no flow.
+func TestDamagedSYN(t *testing.T) {
+	k := newShaky(t, 0)
+	k.send(4711, header.TCPFlagSyn, 0, 0)
+	if n := k.Stats().Flows; n != 0 {
+		t.Errorf("%d flows", n)
 	}
 }
 

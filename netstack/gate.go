@@ -6,7 +6,6 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/ports"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
@@ -84,7 +83,7 @@ func (in *inbound) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *
 	if seg, ok := peek(proto, pkt); ok {
 		if seg.flags&(header.TCPFlagSyn|header.TCPFlagFin|header.TCPFlagRst) != 0 {
 			in.stack.turns.pace()
-			if !in.stack.admit(proto, seg) {
+			if !in.stack.admit(seg) {
 				return
 			}
 		}
@@ -158,7 +157,7 @@ func peek(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) (segment, 
 
 // admit notes what a SYN, FIN or RST means for the flow of its 4-tuple, and
 // reports whether the packet goes on to gVisor.
-func (s *Stack) admit(proto tcpip.NetworkProtocolNumber, seg segment) bool {
+func (s *Stack) admit(seg segment) bool {
 	s.mu.Lock()
 	f := s.flows[seg.id]
 	if f == nil {
@@ -171,7 +170,11 @@ func (s *Stack) admit(proto tcpip.NetworkProtocolNumber, seg segment) bool {
 	}
 	if seg.flags&header.TCPFlagSyn == 0 {
 		f.ended = f.phase != parked
+		refused := f.phase == answering && seg.flags&header.TCPFlagRst != 0 && seg.seq == f.isn+1
 		s.mu.Unlock()
+		if refused && s.relinquish(f) {
+			return false
+		}
 		if seg.flags&header.TCPFlagRst != 0 {
 			s.replies.drop(f)
 		}
@@ -193,11 +196,14 @@ func (s *Stack) admit(proto tcpip.NetworkProtocolNumber, seg segment) bool {
 		f.abandoned()
 		return true
 	case f.ended && seg.seq != f.isn:
-		// Stays in the table, for what comes after it may have to wait.
 		f.retired = true
 		s.mu.Unlock()
 		s.replies.drop(f)
-		s.unregister(proto, seg.id)
+		s.unregister(seg.id)
+		return true
+	case f.phase == answering && seg.seq != f.isn:
+		s.mu.Unlock()
+		s.relinquish(f) // likewise
 		return true
 	}
 	s.mu.Unlock()
@@ -207,8 +213,8 @@ func (s *Stack) admit(proto tcpip.NetworkProtocolNumber, seg segment) bool {
 // unregister takes the endpoint of a 4-tuple out of the demultiplexer. The
 // endpoint works off what is queued, and its own clean-up finds nothing left to
 // unregister.
-func (s *Stack) unregister(proto tcpip.NetworkProtocolNumber, id stack.TransportEndpointID) {
-	if ep := s.gv.FindTransportEndpoint(proto, tcp.ProtocolNumber, id, nicID); ep != nil {
-		s.gv.UnregisterTransportEndpoint([]tcpip.NetworkProtocolNumber{proto}, tcp.ProtocolNumber, id, ep, ports.Flags{}, 0)
+func (s *Stack) unregister(id stack.TransportEndpointID) {
+	if ep := s.endpoint(id); ep != nil {
+		s.gv.UnregisterTransportEndpoint([]tcpip.NetworkProtocolNumber{protocolOf(id.RemoteAddress)}, tcp.ProtocolNumber, id, ep, shared, 0)
 	}
 }

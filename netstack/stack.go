@@ -72,9 +72,10 @@ type Stack struct {
 	link *link.Link
 	cfg  Config
 
-	gv         *stack.Stack
-	fwd        atomic.Pointer[tcp.Forwarder]
-	sendBuffer atomic.Int64 // SetBuffer's
+	gv  *stack.Stack
+	tcp tcpProtocol
+
+	receiveBuffer, sendBuffer atomic.Int64 // SetBuffer's
 
 	ready chan struct{}
 
@@ -85,11 +86,14 @@ type Stack struct {
 	rounds         rounds
 	replies        replies
 
-	mu       sync.Mutex
-	flows    map[stack.TransportEndpointID]*Flow
-	expected map[stack.TransportEndpointID]*Flow // whose SYN the forwarder has
+	listenMu  sync.Mutex
+	listeners map[listenerKey]*listener
+
+	mu    sync.Mutex
+	flows map[stack.TransportEndpointID]*Flow
 
 	parked, answering map[*Flow]struct{}
+	shaking           map[*tcp.Endpoint]*Flow // of those that are answered, from the SYN-ACK on
 
 	serve   *service // nil before Serve
 	stopped bool     // no flow is parked any more
@@ -114,9 +118,10 @@ func New(l *link.Link, c Config) (*Stack, error) {
 		workers: workers{tasks: make(chan task)},
 		flows:   make(map[stack.TransportEndpointID]*Flow),
 
-		expected:  make(map[stack.TransportEndpointID]*Flow),
+		listeners: make(map[listenerKey]*listener),
 		parked:    make(map[*Flow]struct{}),
 		answering: make(map[*Flow]struct{}),
+		shaking:   make(map[*tcp.Endpoint]*Flow),
 		gv: stack.New(stack.Options{
 			NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 			TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
@@ -127,9 +132,8 @@ func New(l *link.Link, c Config) (*Stack, error) {
 	if err := s.tune(); err != nil {
 		return nil, err
 	}
-	// The forwarder sees a SYN only when it is to be answered. Its bound counts the
-	// handshakes under way, which end within handshakeTimeout.
-	s.fwd.Store(tcp.NewForwarder(s.gv, tcp.DefaultReceiveBufferSize, c.MaxParked, s.deliver))
+	s.tcp = s.gv.TransportProtocolInstance(tcp.ProtocolNumber).(tcpProtocol)
+	s.receiveBuffer.Store(tcp.DefaultReceiveBufferSize)
 	s.gv.SetTransportProtocolHandler(tcp.ProtocolNumber, s.handleTCP)
 	s.gv.SetTransportProtocolHandler(udp.ProtocolNumber, s.handleUDP)
 	s.gv.SetTransportProtocolHandler(icmp.ProtocolNumber4, s.handleICMP)
@@ -171,10 +175,10 @@ func (s *Stack) SetBuffer(receive, send int) {
 	}
 	sizes := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: size, Max: most}
 	_ = s.gv.SetTransportProtocolOption(tcp.ProtocolNumber, &sizes) // fails for less than the least only
-	// Its endpoints have a forwarder's size to receive, whatever the option says. What they may send is
+	// Endpoints have their listener's size to receive, whatever the option says. What they may send is
 	// bounded by conn.open: a bound for all, below what some have, has writers wait for ever (updateSndBufferUsage).
 	s.sendBuffer.Store(int64(send))
-	s.fwd.Store(tcp.NewForwarder(s.gv, size, s.cfg.MaxParked, s.deliver))
+	s.receiveBuffer.Store(int64(size))
 }
 
 // Serve reads the link and calls h, on a goroutine of its own, for each flow. It
@@ -278,6 +282,7 @@ func (s *Stack) destroy() {
 	s.replies.close()
 	s.link.Endpoint().Attach(nil)
 	s.gv.RemoveNIC(nicID)
+	s.closeListeners()
 	s.gv.Destroy()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -330,6 +335,10 @@ func (s *Stack) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 	if len(h) < header.TCPMinimumSize || h.Flags()&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
 		return false
 	}
+	if n := pkt.Network(); !pkt.RXChecksumValidated &&
+		!h.IsChecksumValid(n.SourceAddress(), n.DestinationAddress(), pkt.Data().Checksum(), uint16(pkt.Data().Size())) {
+		return false
+	}
 	if f := s.park(id, h.SequenceNumber(), pkt); f != nil && s.turns.begin(f) {
 		s.start(f)
 	}
@@ -344,8 +353,7 @@ func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.Packet
 	if s.serve == nil || s.stopped {
 		return nil
 	}
-	old := s.flows[id]
-	if old != nil && !old.retired {
+	if old := s.flows[id]; old != nil && !old.retired {
 		return nil // its endpoint is about to be registered
 	}
 	if len(s.parked) >= s.cfg.MaxParked {
@@ -355,9 +363,6 @@ func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.Packet
 	f := newFlow(s, id, isn, pkt)
 	f.line = key
 	f.number = s.total.Add(1)
-	if old != nil {
-		f.after = old.forwarded
-	}
 	s.flows[id] = f
 	s.parked[f] = struct{}{}
 	s.handlers.Add(1)
@@ -372,7 +377,7 @@ func (s *Stack) start(f *Flow) bool {
 		f.Done()
 		return false
 	}
-	s.workers.do(task{s, ctx, f})
+	s.workers.do(task{flow: f, ctx: ctx})
 	return true
 }
 
@@ -386,16 +391,23 @@ func (s *Stack) begin(f *Flow) (ctx context.Context) {
 	return ctx
 }
 
-// run is one flow, on a worker.
-func (s *Stack) run(ctx context.Context, f *Flow) {
-	s.serve.handle(ctx, f)
-	f.Drop() // a handler that forgot
-	f.giveUp()
-	if f.detached {
-		f.giveUp = nil // holds the context; it was for who gives up while parked
-	} else {
-		f.Done()
+// tcpProtocol is gVisor's, whose type has no name outside.
+type tcpProtocol interface {
+	stack.TransportProtocol
+	QueuePacket(stack.TransportEndpoint, stack.TransportEndpointID, *stack.PacketBuffer)
+}
+
+// protocolOf says of which family an address is.
+func protocolOf(a tcpip.Address) tcpip.NetworkProtocolNumber {
+	if a.Len() == header.IPv4AddressSize {
+		return header.IPv4ProtocolNumber
 	}
+	return header.IPv6ProtocolNumber
+}
+
+// endpoint is gVisor's of a 4-tuple, or nil.
+func (s *Stack) endpoint(id stack.TransportEndpointID) stack.TransportEndpoint {
+	return s.gv.FindTransportEndpoint(protocolOf(id.RemoteAddress), tcp.ProtocolNumber, id, nicID)
 }
 
 // known is the flow of a 4-tuple, or nil.

@@ -4,13 +4,16 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
 )
 
 // maxIdle is how many goroutines wait for a flow at a time.
 const maxIdle = 64
 
-// workers are the goroutines that run flows. One that has finished waits for
-// another flow, for its stack has grown by then: gVisor's calls are deep, and a new
+// workers are the goroutines that run tasks. One that has finished waits for
+// another, for its stack has grown by then: gVisor's calls are deep, and a new
 // goroutine copies its stack three times before the SYN-ACK has left.
 type workers struct {
 	tasks chan task // without a buffer: only who waits takes
@@ -18,11 +21,32 @@ type workers struct {
 	all   sync.WaitGroup
 }
 
-// task is one flow to be run.
+// task is a part of a flow's life: its handler, or what follows its handshake.
 type task struct {
-	stack *Stack
-	ctx   context.Context
-	flow  *Flow
+	flow *Flow
+	ctx  context.Context // the handler's
+
+	ep    *tcp.Endpoint // that of the handshake, if it goes on or there is something left of it
+	queue *waiter.Queue
+	err   error // how the handshake has failed
+}
+
+func (t task) run() {
+	switch f := t.flow; {
+	case t.ctx != nil:
+		giveUp := f.giveUp
+		f.stack.serve.handle(t.ctx, f)
+		f.Drop() // a handler that forgot
+		giveUp()
+		f.Done()
+	case t.err != nil:
+		if t.ep != nil {
+			t.ep.Abort()
+		}
+		f.resume(nil, t.err)
+	default:
+		f.resume(newConn(f, t.ep, t.queue), nil)
+	}
 }
 
 // do runs t on a worker that waits, or on a new one. It does not block.
@@ -36,9 +60,9 @@ func (w *workers) do(t task) {
 
 // work runs t and what comes after it, until too many wait or the stack stops.
 func (w *workers) work(t task) {
-	stopped := t.stack.context().Done()
+	stopped := t.flow.stack.context().Done()
 	for {
-		t.stack.run(t.ctx, t.flow)
+		t.run()
 		if w.idle.Add(1) > maxIdle {
 			w.idle.Add(-1)
 			return

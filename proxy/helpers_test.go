@@ -181,7 +181,7 @@ type testFlow struct {
 	accept   func() (app, ours Conn, err error)
 	giveUp   context.CancelFunc
 	done     chan struct{}          // it is over
-	detached chan struct{}          // closed by Done
+	goesOn   sync.WaitGroup         // from Detach to Done
 	turn     atomic.Pointer[func()] // what Turn does
 
 	answers chan string
@@ -192,17 +192,17 @@ func (f *testFlow) Number() uint64      { return f.number }
 func (f *testFlow) Src() netip.AddrPort { return f.src }
 func (f *testFlow) Dst() netip.AddrPort { return f.dst }
 
-func (f *testFlow) Accept() (Conn, error) {
+func (f *testFlow) AcceptFunc(then func(Conn, error)) {
 	app, ours, err := f.accept()
 	f.app = app
 	f.answers <- "accept"
-	return ours, err
+	f.goesOn.Go(func() { then(ours, err) })
 }
 
 func (f *testFlow) Reject(errno syscall.Errno) { f.answers <- errno.Error() }
 func (f *testFlow) Drop()                      { f.answers <- "drop" }
-func (f *testFlow) Detach()                    { f.detached = make(chan struct{}) }
-func (f *testFlow) Done()                      { close(f.detached) }
+func (f *testFlow) Detach()                    { f.goesOn.Add(1) }
+func (f *testFlow) Done()                      { f.goesOn.Done() }
 
 func (f *testFlow) Turn() {
 	if turn := f.turn.Load(); turn != nil {
@@ -213,9 +213,7 @@ func (f *testFlow) Turn() {
 // handle returns when the flow is over.
 func (h *harness) handle(ctx context.Context, f *testFlow) {
 	h.Handle(ctx, f)
-	if f.detached != nil {
-		<-f.detached
-	}
+	f.goesOn.Wait()
 }
 
 // open handles a flow to dst. The end of the test ends it, and checks that it was

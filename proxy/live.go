@@ -61,44 +61,45 @@ func newLive(p *Proxy, f Flow, cancel context.CancelFunc) *live {
 	return &live{proxy: p, id: f.Number(), flow: f, started: time.Now(), cancel: cancel, upstream: f.Dst()}
 }
 
-// connected is the life of the flow up to its being spliced, or to its end.
-func (l *live) connected(ctx context.Context) bool {
+// begin is the life of the flow up to its answer.
+func (l *live) begin(ctx context.Context) {
 	l.release = l.proxy.cfg.Names.Hold(l.flow.Dst().Addr())
 	l.decide()
-	up, app, held, err := l.answer(ctx)
-	if err != nil {
-		l.fail(l.diagnose(err))
-		l.release()
-		l.proxy.remove(l)
-		return false
-	}
-	if rule := l.decision.Rule; rule != nil && rule.Pin().Ports().Contains(l.local.Port()) {
-		l.tally.serve(l.local.Port())
-	}
-	l.open(app, up, held)
-	return true
-}
-
-// answer connects and says to the application how it went.
-func (l *live) answer(ctx context.Context) (up, app Conn, held leased, err error) {
-	rule, src := l.decision.Rule, l.flow.Src().Addr()
-	if !l.proxy.crowd.enter(rule, src) {
+	if !l.proxy.crowd.enter(l.decision.Rule, l.flow.Src().Addr()) {
 		l.flow.Drop() // as a listener does whose queue is full: the application tries again
-		return nil, nil, leased{}, errCrowd
+		l.lose(errCrowd)
+		return
 	}
-	defer l.proxy.crowd.leave(rule, src)
-	up, held, err = l.connect(ctx)
+	up, held, err := l.connect(ctx)
 	if err != nil {
 		l.refuse(err)
-		return nil, nil, leased{}, err
+		l.leaveCrowd()
+		l.lose(err)
+		return
 	}
-	app, err = l.flow.Accept()
-	if err != nil {
-		closeByReset(up)
-		held.Release(0)
-		return nil, nil, leased{}, &goneError{err}
-	}
-	return up, app, held, nil
+	l.flow.AcceptFunc(func(app Conn, err error) {
+		l.leaveCrowd()
+		if err != nil {
+			closeByReset(up)
+			held.Release(0)
+			l.lose(&goneError{err})
+			return
+		}
+		if rule := l.decision.Rule; rule != nil && rule.Pin().Ports().Contains(l.local.Port()) {
+			l.tally.serve(l.local.Port())
+		}
+		l.open(app, up, held)
+		l.splice()
+	})
+}
+
+func (l *live) leaveCrowd() { l.proxy.crowd.leave(l.decision.Rule, l.flow.Src().Addr()) }
+
+// lose is the end of a flow that is not spliced.
+func (l *live) lose(err error) {
+	l.fail(l.diagnose(err))
+	l.release()
+	l.proxy.remove(l)
 }
 
 func (l *live) decide() {
@@ -136,7 +137,7 @@ func (l *live) goOn(cancel context.CancelFunc) bool {
 	return true
 }
 
-// open makes the flow a spliced one, which goes on when its handler has returned.
+// open makes the flow a spliced one, which goes on by itself.
 func (l *live) open(app, up Conn, held leased) {
 	l.flow.Detach()
 	l.moved()
@@ -176,9 +177,11 @@ func (l *live) refuse(err error) {
 		l.flow.Reject(syscall.ECONNREFUSED)
 	case errors.Is(err, syscall.ECONNRESET):
 		// The upstream answered and reset at once, before we looked.
-		if app, err := l.flow.Accept(); err == nil {
-			closeByReset(app)
-		}
+		l.flow.AcceptFunc(func(app Conn, err error) {
+			if err == nil {
+				closeByReset(app)
+			}
+		})
 	case errors.Is(err, syscall.ENETUNREACH):
 		l.flow.Reject(syscall.ENETUNREACH)
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM): // a local firewall

@@ -25,19 +25,19 @@ type Conn = interface {
 }
 
 // Flow is an application's connection that is not answered yet. It is answered
-// once, by Accept, Reject or Drop.
+// once, by AcceptFunc, Reject or Drop.
 type Flow interface {
 	Number() uint64      // which one it is; those that wait are served in this order
 	Src() netip.AddrPort // the application
 	Dst() netip.AddrPort // where it connects to
-	// Accept completes the application's handshake. The caller owns the Conn.
-	Accept() (Conn, error)
+	// AcceptFunc completes the application's handshake. then is called afterwards, on whatever goroutine; it owns the Conn.
+	AcceptFunc(then func(Conn, error))
 	// Reject fails the application's connect(): with ECONNREFUSED, EHOSTUNREACH,
 	// ENETUNREACH, or EACCES for what is administratively prohibited.
 	Reject(errno syscall.Errno)
 	// Drop leaves it without an answer.
 	Drop()
-	// Detach says that the flow goes on after Handle has returned, until Done.
+	// Detach says that the flow goes on after Handle, or AcceptFunc's then, has returned, until Done.
 	Detach()
 	Done()
 	// Turn returns when it is the flow's turn to wake or to end, where many do at once.
@@ -167,7 +167,7 @@ func New(c Config) *Proxy {
 }
 
 // Handle carries one flow from its decision on. It returns when the flow has failed, or
-// needs the goroutine no longer: a flow is detached once it is open. ctx
+// needs the goroutine no longer, which is once it is answered. ctx
 // ends when the application gives up before it is answered, or everything
 // stops; open flows are not ended by it, but by their ends or by Drain.
 func (p *Proxy) Handle(ctx context.Context, f Flow) {
@@ -178,11 +178,8 @@ func (p *Proxy) Handle(ctx context.Context, f Flow) {
 		f.Drop()
 		return
 	}
-	open := l.connected(given)
+	l.begin(given)
 	given.cancel()
-	if open {
-		l.splice()
-	}
 }
 
 func (p *Proxy) add(l *live) bool {

@@ -404,12 +404,13 @@ func TestEvents(t *testing.T) {
 // deadFlow is one whose program has gone.
 type deadFlow struct{}
 
-func (deadFlow) Number() uint64              { return 1 }
-func (deadFlow) Src() netip.AddrPort         { return netip.MustParseAddrPort("192.0.0.8:40000") }
-func (deadFlow) Dst() netip.AddrPort         { return netip.MustParseAddrPort("203.0.113.2:443") }
-func (deadFlow) Accept() (proxy.Conn, error) { return nil, net.ErrClosed }
-func (deadFlow) Reject(syscall.Errno)        {}
-func (deadFlow) Drop()                       {}
-func (deadFlow) Detach()                     {}
-func (deadFlow) Done()                       {}
-func (deadFlow) Turn()                       {}
+func (deadFlow) Number() uint64      { return 1 }
+func (deadFlow) Src() netip.AddrPort { return netip.MustParseAddrPort("192.0.0.8:40000") }
+
+func (deadFlow) Dst() netip.AddrPort                     { return netip.MustParseAddrPort("203.0.113.2:443") }
+func (deadFlow) AcceptFunc(then func(proxy.Conn, error)) { then(nil, net.ErrClosed) }
+func (deadFlow) Reject(syscall.Errno)                    {}
+func (deadFlow) Drop()                                   {}
+func (deadFlow) Detach()                                 {}
+func (deadFlow) Done()                                   {}
+func (deadFlow) Turn()                                   {}
