@@ -90,7 +90,7 @@ func (l *live) busy(ctx context.Context, ways []rules.Busy, wait lease.Request, 
 			l.towards(l.flow.Dst())
 		case rules.Any:
 			l.say(slog.LevelWarn, "flow leaves unpinned, as busy=any allows", KindBusy,
-				append(l.who(), slog.String("rule", rule.String()), slog.String("cause", cause.Error())))
+				append(l.who(nil), slog.String("rule", rule.String()), slog.String("cause", cause.Error())))
 			c, err := l.dial(ctx, netip.AddrPort{})
 			return c, leased{}, err
 		case rules.Fail:

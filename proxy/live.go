@@ -210,7 +210,7 @@ func (l *live) fail(err error) {
 	case hint == "" && !unavailable(err):
 		level = slog.LevelInfo // the network's doing, and the application is told
 	}
-	attrs := append(l.attrs(), slog.String("err", err.Error()))
+	attrs := append(l.attrs(nil), slog.String("err", err.Error()))
 	if hint != "" {
 		attrs = append(attrs, slog.String("hint", hint))
 	}
@@ -221,16 +221,22 @@ func (l *live) fail(err error) {
 func (l *live) log(end string) {
 	l.tally.ended.Add(1)
 	l.proxy.ended.Add(1)
-	attrs := append(l.attrs(),
+	ctx, log := context.Background(), l.proxy.cfg.Log
+	if !log.Enabled(ctx, slog.LevelInfo) {
+		return
+	}
+	var room [10]slog.Attr
+	attrs := append(l.attrs(room[:0]),
 		slog.Uint64("up", l.up.bytes.Load()),
 		slog.Uint64("down", l.down.bytes.Load()),
 		slog.String("end", end))
-	l.proxy.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "flow", attrs...)
+	line := slog.NewRecord(time.Now(), slog.LevelInfo, "flow", 0) // LogAttrs would find out where in the source it is called
+	line.AddAttrs(attrs...)
+	_ = log.Handler().Handle(ctx, line)
 }
 
-// who says which flow it is.
-func (l *live) who() []slog.Attr {
-	attrs := make([]slog.Attr, 0, 12)
+// who adds which flow it is.
+func (l *live) who(attrs []slog.Attr) []slog.Attr {
 	attrs = append(attrs, slog.Uint64("id", l.id), slog.String("src", l.flow.Src().String()), slog.String("dst", l.flow.Dst().String()))
 	if l.decision.Name != "" {
 		attrs = append(attrs, slog.String("name", l.decision.Name))
@@ -238,12 +244,12 @@ func (l *live) who() []slog.Attr {
 	return attrs
 }
 
-// attrs is what the log says of a flow that has ended.
-func (l *live) attrs() []slog.Attr {
+// attrs adds what the log says of a flow that has ended.
+func (l *live) attrs(attrs []slog.Attr) []slog.Attr {
 	l.mu.Lock()
 	local := l.local
 	l.mu.Unlock()
-	attrs := l.who()
+	attrs = l.who(attrs)
 	if l.upstream != l.flow.Dst() {
 		attrs = append(attrs, slog.String("upstream", l.upstream.String()))
 	}

@@ -83,14 +83,14 @@ func (w *wait) queued(busy *lease.BusyError) {
 	l := w.flow
 	l.enter(Waiting, busy)
 	l.say(slog.LevelInfo, "flow waits for its source port", KindBusy,
-		append(l.who(), slog.String("rule", w.rule.String()), slog.Duration("for", w.left().Round(time.Millisecond)), slog.String("cause", busy.Error())))
+		append(l.who(nil), slog.String("rule", w.rule.String()), slog.Duration("for", w.left().Round(time.Millisecond)), slog.String("cause", busy.Error())))
 	if w.reclaim {
 		return
 	}
 	w.timer = time.AfterFunc(idleHint, func() {
 		if l.behindIdle(w.rule) {
 			l.say(slog.LevelInfo, "flow waits behind an idle one", KindBusy,
-				append(l.who(), slog.String("rule", w.rule.String()), slog.String("hint", "busy=reclaim ends the idle flow for the one that waits")))
+				append(l.who(nil), slog.String("rule", w.rule.String()), slog.String("hint", "busy=reclaim ends the idle flow for the one that waits")))
 		}
 	})
 }
@@ -147,7 +147,7 @@ func (w *wait) tell() {
 		return
 	}
 	w.told = time.Now()
-	attrs := append(w.flow.who(), slog.String("rule", w.rule.String()), slog.String("local", w.port.String()),
+	attrs := append(w.flow.who(nil), slog.String("rule", w.rule.String()), slog.String("local", w.port.String()),
 		slog.Duration("for", w.left().Round(time.Millisecond)), slog.String("cause", w.obstacle.Cause))
 	if w.obstacle.Left > 0 {
 		attrs = append(attrs, slog.Duration("left", w.obstacle.Left.Round(time.Second)))

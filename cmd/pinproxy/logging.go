@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 )
 
 // newLog returns the log, which goes where errors go. To the journal it gives no time, which the journal has, and the
@@ -15,15 +16,10 @@ func newLog(w io.Writer, o options) *slog.Logger {
 }
 
 func newLogFor(w io.Writer, o options, journal bool) *slog.Logger {
-	ho := &slog.HandlerOptions{Level: o.logLevel, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
-		switch {
-		case journal && len(groups) == 0 && a.Key == slog.TimeKey:
-			return slog.Attr{}
-		case o.logJSON && a.Value.Kind() == slog.KindDuration:
-			return slog.Float64(a.Key, float64(a.Value.Duration().Microseconds())/1e6) // as in all other JSON of ours, not nanoseconds
-		}
-		return a
-	}}
+	ho := &slog.HandlerOptions{Level: o.logLevel}
+	if o.logJSON {
+		ho.ReplaceAttr = durationInSeconds // text does without: it is asked for each attribute of each line
+	}
 	var lines *prefixed
 	if journal {
 		lines = &prefixed{w: w}
@@ -37,6 +33,14 @@ func newLogFor(w io.Writer, o options, journal bool) *slog.Logger {
 		h = &journalHandler{h, lines}
 	}
 	return slog.New(h)
+}
+
+// durationInSeconds has durations read as in all other JSON of ours, not in nanoseconds.
+func durationInSeconds(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		return slog.Float64(a.Key, float64(a.Value.Duration().Microseconds())/1e6)
+	}
+	return a
 }
 
 // prefixed puts a record's priority in front of its line.
@@ -64,6 +68,7 @@ func (h *journalHandler) Handle(ctx context.Context, r slog.Record) error {
 	h.lines.mu.Lock()
 	defer h.lines.mu.Unlock()
 	h.lines.prefix = priority(r.Level)
+	r.Time = time.Time{} // a handler leaves out the zero time
 	return h.Handler.Handle(ctx, r)
 }
 
