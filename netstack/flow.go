@@ -162,6 +162,9 @@ func (f *Flow) Turn() { f.stack.turns.wait(f) }
 // waits for Done then.
 func (f *Flow) Detach() { f.stack.handlers.Add(1) }
 
+// Go runs work on a goroutine of its own, whose stack has mostly grown already. Serve waits for it. The flow must not be done.
+func (f *Flow) Go(work func()) { f.stack.workers.do(task{flow: f, work: work}) }
+
 // Done says that a flow that has been detached is over.
 func (f *Flow) Done() { f.stack.handlers.Done() }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"pinproxy/netstack"
+	"pinproxy/netstack/netstacktest"
 )
 
 // watched is a netstack.Conn that can be watched.
@@ -133,5 +134,44 @@ func TestDetach(t *testing.T) {
 	<-watching
 	if over.Load() {
 		t.Error("the flow has ended with its handler")
+	}
+}
+
+// What Flow.Go runs may go on for a moment after the flow is done. Serve waits for it.
+func TestGo(t *testing.T) {
+	l, client, err := netstacktest.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	s, err := netstack.New(l, netstack.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var over atomic.Bool
+	dialed, served := make(chan struct{}), make(chan error, 1)
+	go func() {
+		served <- s.Serve(ctx, func(_ context.Context, f *netstack.Flow) {
+			c, err := f.Accept()
+			if err != nil {
+				return
+			}
+			f.Detach()
+			f.Go(func() {
+				<-dialed
+				_ = c.Close()
+				f.Done()
+				cancel()
+				time.Sleep(100 * time.Millisecond) // by then Serve has nothing else to wait for
+				over.Store(true)
+			})
+		})
+	}()
+	<-s.Ready()
+	mustDial(t, client, server4)
+	close(dialed)
+	if err := <-served; err != nil || !over.Load() {
+		t.Errorf("Serve = %v before the work is over", err)
 	}
 }

@@ -21,10 +21,11 @@ type workers struct {
 	all   sync.WaitGroup
 }
 
-// task is a part of a flow's life: its handler, or what follows its handshake.
+// task is a part of a flow's life: its handler, what that wants to be run besides (Flow.Go), or what follows its handshake.
 type task struct {
 	flow *Flow
 	ctx  context.Context // the handler's
+	work func()
 
 	ep    *tcp.Endpoint // that of the handshake, if it goes on or there is something left of it
 	queue *waiter.Queue
@@ -39,6 +40,8 @@ func (t task) run() {
 		f.Drop() // a handler that forgot
 		giveUp()
 		f.Done()
+	case t.work != nil:
+		t.work()
 	case t.err != nil:
 		if t.ep != nil {
 			t.ep.Abort()

@@ -202,6 +202,7 @@ func (f *testFlow) AcceptFunc(then func(Conn, error)) {
 func (f *testFlow) Reject(errno syscall.Errno) { f.answers <- errno.Error() }
 func (f *testFlow) Drop()                      { f.answers <- "drop" }
 func (f *testFlow) Detach()                    { f.goesOn.Add(1) }
+func (f *testFlow) Go(work func())             { go work() }
 func (f *testFlow) Done()                      { f.goesOn.Done() }
 
 func (f *testFlow) Turn() {

@@ -40,6 +40,8 @@ type Flow interface {
 	// Detach says that the flow goes on after Handle, or AcceptFunc's then, has returned, until Done.
 	Detach()
 	Done()
+	// Go runs work as a go statement would, at less cost.
+	Go(work func())
 	// Turn returns when it is the flow's turn to wake or to end, where many do at once.
 	Turn()
 }

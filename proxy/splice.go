@@ -51,7 +51,7 @@ type direction struct {
 // splice has the bytes carried both ways until both directions have ended. It may
 // return before.
 func (l *live) splice() {
-	go l.up.carry()
+	l.flow.Go(l.up.carry)
 	runtime.Gosched() // what the application says goes first: the upstream mostly has nothing to say before
 	l.down.carry()
 }

@@ -412,5 +412,6 @@ func (deadFlow) AcceptFunc(then func(proxy.Conn, error)) { then(nil, net.ErrClos
 func (deadFlow) Reject(syscall.Errno)                    {}
 func (deadFlow) Drop()                                   {}
 func (deadFlow) Detach()                                 {}
+func (deadFlow) Go(work func())                          { go work() }
 func (deadFlow) Done()                                   {}
 func (deadFlow) Turn()                                   {}
