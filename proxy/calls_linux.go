@@ -28,15 +28,16 @@ func now(n, _ uintptr, errno syscall.Errno) (int, error) {
 	return int(n), nil
 }
 
+// connectNow fails as a rule: it is under way then.
+func connectNow(fd uintptr, a sockaddrInet) syscall.Errno {
+	_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&a.raw)), uintptr(a.size))
+	return errno
+}
+
 // bindNow, and those that follow, fail with an os.SyscallError.
 func bindNow(fd uintptr, a sockaddrInet) error {
 	_, _, errno := unix.RawSyscall(unix.SYS_BIND, fd, uintptr(unsafe.Pointer(&a.raw)), uintptr(a.size))
 	return failure("bind", errno)
-}
-
-func connectNow(fd uintptr, a sockaddrInet) error {
-	_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&a.raw)), uintptr(a.size))
-	return failure("connect", errno)
 }
 
 func shutdownNow(fd uintptr, how int) error {

@@ -159,7 +159,8 @@ func (l *live) dial(ctx context.Context, pin netip.AddrPort) (Conn, error) {
 	if pin == l.upstream {
 		return nil, &pinError{err: errSelf}
 	}
-	defer l.proxy.dials.add(pin.Port(), l.upstream)()
+	l.proxy.dials.add(pin.Port(), l.upstream)
+	defer l.proxy.dials.remove(pin.Port(), l.upstream)
 	begun := time.Now()
 	timeout := &lazy{Context: ctx, deadline: begun.Add(l.proxy.cfg.DialTimeout)}
 	defer timeout.cancel()

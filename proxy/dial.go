@@ -51,7 +51,7 @@ func (s Sockets) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error
 			c, err = s.connect(ctx, pin, dst, nil)
 		}
 	}
-	if fromCall(err, "bind") && errors.Is(err, syscall.EADDRINUSE) {
+	if errors.Is(err, syscall.EADDRINUSE) && fromCall(err, "bind") {
 		if shared, serr := s.connectInRange(ctx, pin, dst); serr == nil || !errors.Is(serr, errors.ErrUnsupported) && !errors.Is(serr, syscall.EADDRNOTAVAIL) {
 			c, err = shared, serr
 		}

@@ -20,25 +20,30 @@ type dialKey struct {
 	dst  netip.AddrPort
 }
 
-// add notes a dial from port, until done is called. Port 0 is any port, which can't
+// add notes a dial from port, until it is removed. Port 0 is any port, which can't
 // be told.
-func (d *dials) add(port uint16, dst netip.AddrPort) (done func()) {
+func (d *dials) add(port uint16, dst netip.AddrPort) {
 	if port == 0 {
-		return func() {}
+		return
 	}
-	key := dialKey{port, dst}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.now == nil {
 		d.now = make(map[dialKey]int)
 	}
-	d.now[key]++
-	return func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if d.now[key]--; d.now[key] == 0 {
-			delete(d.now, key)
-		}
+	d.now[dialKey{port, dst}]++
+}
+
+// remove takes that back.
+func (d *dials) remove(port uint16, dst netip.AddrPort) {
+	if port == 0 {
+		return
+	}
+	key := dialKey{port, dst}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.now[key]--; d.now[key] == 0 {
+		delete(d.now, key)
 	}
 }
 

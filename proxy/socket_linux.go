@@ -103,8 +103,8 @@ func (s Sockets) begin(fd uintptr, pin netip.AddrPort, to sockaddrInet, prepare 
 			return false, err
 		}
 	}
-	if err := connectNow(fd, to); !underWay(err) {
-		return err == nil, err
+	if errno := connectNow(fd, to); !underWay(errno) {
+		return errno == 0, failure("connect", errno)
 	}
 	// Other flows first: what they dial is then answered together. With many connections at a time the program makes a
 	// tenth fewer a second without this.
@@ -113,20 +113,20 @@ func (s Sockets) begin(fd uintptr, pin netip.AddrPort, to sockaddrInet, prepare 
 }
 
 // underWay says whether connect has not come to an end.
-func underWay(err error) bool {
-	return errors.Is(err, unix.EINPROGRESS) || errors.Is(err, unix.EALREADY) || errors.Is(err, unix.EINTR)
+func underWay(errno syscall.Errno) bool {
+	return errno == unix.EINPROGRESS || errno == unix.EALREADY || errno == unix.EINTR
 }
 
 // connectedNow asks how a connect that is under way stands, by repeating it: its end is told once, be it an error
 // (__inet_stream_connect).
 func connectedNow(fd uintptr, to sockaddrInet) (bool, error) {
-	switch err := connectNow(fd, to); {
-	case underWay(err):
+	switch errno := connectNow(fd, to); {
+	case underWay(errno):
 		return false, nil
-	case err == nil, errors.Is(err, unix.EISCONN):
+	case errno == 0, errno == unix.EISCONN:
 		return true, nil
 	default:
-		return false, err
+		return false, failure("connect", errno)
 	}
 }
 
@@ -233,7 +233,7 @@ func (s *socket) SetWriteDeadline(t time.Time) error {
 }
 
 // SyscallConn implements syscall.Conn.
-func (s *socket) SyscallConn() (syscall.RawConn, error) { return s.raw, nil }
+func (s *socket) SyscallConn() (syscall.RawConn, error) { return &s.raw, nil }
 
 // failed is err, which may be nil, as a *net.TCPConn has it.
 func (s *socket) failed(op string, err error) error {
@@ -259,13 +259,13 @@ func (s *socket) failed(op string, err error) error {
 type rawSocket struct{ raw syscall.RawConn }
 
 // Control implements syscall.RawConn.
-func (r rawSocket) Control(f func(fd uintptr)) error { return ofNet(r.raw.Control(f)) }
+func (r *rawSocket) Control(f func(fd uintptr)) error { return ofNet(r.raw.Control(f)) }
 
 // Read implements syscall.RawConn.
-func (r rawSocket) Read(f func(fd uintptr) bool) error { return ofNet(r.raw.Read(f)) }
+func (r *rawSocket) Read(f func(fd uintptr) bool) error { return ofNet(r.raw.Read(f)) }
 
 // Write implements syscall.RawConn.
-func (r rawSocket) Write(f func(fd uintptr) bool) error { return ofNet(r.raw.Write(f)) }
+func (r *rawSocket) Write(f func(fd uintptr) bool) error { return ofNet(r.raw.Write(f)) }
 
 // ofNet: closed is all that is left besides the deadline, and it has no name of its own (poll.ErrFileClosing).
 func ofNet(err error) error {
