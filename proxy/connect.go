@@ -178,6 +178,7 @@ func (l *live) dial(ctx context.Context, pin netip.AddrPort) (Conn, error) {
 	}
 	l.mu.Lock()
 	l.local = local
+	l.keeper, _ = c.(keeper)
 	l.mu.Unlock()
 	return l.proxy.cfg.Wrap(l.upstream, c), nil
 }

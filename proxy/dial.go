@@ -15,7 +15,7 @@ import (
 // keepAlive probes idle upstream connections. An application's own probes end at
 // our netstack, so without these a peer that died would hold its pin for ever,
 // and a stateful firewall would forget a connection that the application
-// believes it keeps alive.
+// believes it keeps alive. On Linux that begins when the flow is first idle: see keeper.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 8}
 
 // Sockets is the Dialer of this system's kernel. It has no state.

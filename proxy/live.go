@@ -43,7 +43,8 @@ type live struct {
 	reason   string         // why we ended it, if we did
 	ordered  bool           // and if we did so in order: a read that is past its deadline ends the stream
 
-	bounded bool // the kernel keeps little of what the upstream sends
+	keeper  keeper // the upstream's, until it is told to keep alive
+	bounded bool   // the kernel keeps little of what the upstream sends
 
 	gone time.Time // when a look, of which there are few, found that local's address had left the host; guarded by mu
 

@@ -40,9 +40,10 @@ type rest struct {
 	last, peak, told int // at the last look; the highest, and what it was, since quiet was called
 }
 
-// begin makes a flow known that has been opened.
+// begin makes a flow known that has been opened. l.mu is held.
 func (r *rest) begin(l *live) {
 	if !l.canSleep() {
+		l.keepLocked() // it is not looked at
 		return
 	}
 	l.up.seen, l.down.seen = math.MaxUint64, math.MaxUint64 // young, not idle

@@ -64,11 +64,12 @@ func (d *direction) canSleep() bool {
 	return ok
 }
 
-// tire asks a direction to fall asleep: its read ends by a deadline.
+// tire asks a direction in which nothing has moved to fall asleep: its read ends by a deadline.
 func (d *direction) tire() {
 	l := d.flow
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.keepLocked()
 	if d.state == awake && !d.sleepless && d.canSleep() && l.reason == "" && l.writing.Load() == 0 {
 		_ = d.src.SetReadDeadline(l.started) // long past
 	}

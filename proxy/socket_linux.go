@@ -26,15 +26,9 @@ type socket struct {
 
 var _ kernelConn = (*socket)(nil)
 
-// flowOptions are those of every connection to an upstream: keepAlive, and no waiting until small packets have become
-// large ones, which the application's own kernel has done if it was to be done.
-var flowOptions = [...]option{
-	{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
-	{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
-	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepAlive.Idle / time.Second)},
-	{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(keepAlive.Interval / time.Second)},
-	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAlive.Count},
-}
+// noDelay does without waiting until small packets have become large ones, which the application's own kernel has done
+// if it was to be done.
+var noDelay = option{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}
 
 // connect makes a TCP connection from pin, the zero value for any source, to dst. prepare, if there is one, is given the
 // socket before it is bound.
@@ -88,10 +82,8 @@ func (s Sockets) begin(fd uintptr, pin netip.AddrPort, to sockaddrInet, prepare 
 	if err := s.setOptions(fd); err != nil {
 		return false, fmt.Errorf("mark the socket: %w", err)
 	}
-	for _, o := range flowOptions {
-		if err := setsockoptNow(fd, o); err != nil {
-			return false, err
-		}
+	if err := setsockoptNow(fd, noDelay); err != nil {
+		return false, err
 	}
 	if prepare != nil {
 		if err := prepare(fd); err != nil {

@@ -188,7 +188,7 @@ func outcome(t *testing.T, dial connectFunc, do func(c kernelConn, peer *net.TCP
 	return ""
 }
 
-// The kernel has been told all that it is to know of the connection.
+// The kernel has been told all that it is to know of the connection from the beginning. TestKeepAlive has the rest.
 func TestSocketOptions(t *testing.T) {
 	for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
 		l, err := net.Listen("tcp", addr)
@@ -214,7 +214,7 @@ func TestSocketOptions(t *testing.T) {
 		if got := addrPort(c.RemoteAddr()); got != dst {
 			t.Errorf("to %s, want %s", got, dst)
 		}
-		for _, o := range append(flowOptions[:], option{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1}) {
+		for _, o := range []option{noDelay, {unix.SOL_SOCKET, unix.SO_REUSEADDR, 1}} {
 			err := c.(*socket).control("get", func(fd uintptr) error {
 				got, err := unix.GetsockoptInt(int(fd), o.level, o.name)
 				if got != o.value {
