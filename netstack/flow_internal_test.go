@@ -70,6 +70,20 @@ type shaky struct {
 }
 
 func newShaky(t *testing.T, offloads stack.LinkEndpointCapabilities) *shaky {
+	accepted := make(chan error, 1024)
+	k := newShakyWith(t, offloads, func(c Conn, err error) {
+		accepted <- err
+		if err == nil {
+			_ = c.SetLinger(0)
+			_ = c.Close()
+		}
+	})
+	k.accepted = accepted
+	return k
+}
+
+// newShakyWith has then called for each flow.
+func newShakyWith(t *testing.T, offloads stack.LinkEndpointCapabilities, then func(Conn, error)) *shaky {
 	device := channel.New(1024, 1500, "")
 	device.LinkEPCapabilities = offloads
 	s, err := New(link.New("channel", device, nil), Config{})
@@ -77,17 +91,9 @@ func newShaky(t *testing.T, offloads stack.LinkEndpointCapabilities) *shaky {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	k := &shaky{s, device, make(chan error, 1024), make(chan error, 1), cancel}
+	k := &shaky{Stack: s, device: device, served: make(chan error, 1), stop: cancel}
 	go func() {
-		k.served <- s.Serve(ctx, func(_ context.Context, f *Flow) {
-			f.AcceptFunc(func(c Conn, err error) {
-				k.accepted <- err
-				if err == nil {
-					_ = c.SetLinger(0)
-					_ = c.Close()
-				}
-			})
-		})
+		k.served <- s.Serve(ctx, func(_ context.Context, f *Flow) { f.AcceptFunc(then) })
 	}()
 	<-s.Ready()
 	t.Cleanup(func() { k.end(t) })

@@ -41,7 +41,8 @@ func (g *gate) Attach(d stack.NetworkDispatcher) {
 		g.LinkEndpoint.Attach(nil)
 		return
 	}
-	g.LinkEndpoint.Attach(&inbound{NetworkDispatcher: d, stack: g.stack})
+	checked := g.LinkEndpoint.Capabilities()&stack.CapabilityRXChecksumOffload != 0
+	g.LinkEndpoint.Attach(&inbound{NetworkDispatcher: d, stack: g.stack, checked: checked})
 }
 
 // WritePackets lets all pass but a flow's first SYN-ACK, and what a reply may stand for. Those come alone.
@@ -76,7 +77,8 @@ func (s *Stack) keep(pkt *stack.PacketBuffer) bool {
 // inbound looks at each packet on its way from the device to gVisor.
 type inbound struct {
 	stack.NetworkDispatcher
-	stack *Stack
+	stack   *Stack
+	checked bool // the link looks at checksums
 }
 
 func (in *inbound) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
@@ -92,6 +94,9 @@ func (in *inbound) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *
 				in.stack.replies.came(f, seg)
 			}
 		}
+		if in.direct(proto, seg, pkt) {
+			return
+		}
 	}
 	in.NetworkDispatcher.DeliverNetworkPacket(proto, pkt)
 }
@@ -102,6 +107,9 @@ type segment struct {
 	flags header.TCPFlags
 	seq   uint32
 	size  int // bytes of data
+
+	ip, tcp int  // bytes of headers
+	plain   bool // nothing about it is unusual: no fragment, no IP options, as long as it says, with a whole TCP header
 }
 
 // peek reads the TCP header of a packet that gVisor has not parsed yet. It
@@ -115,19 +123,21 @@ func peek(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) (segment, 
 	b := slices[0] // headers are in one piece on every link there is
 	var src, dst tcpip.Address
 	var tcpHeader []byte
-	var size int // with the TCP header
+	var n, size int // bytes of the IP header, and of what it says comes after it
+	plain := true
 	switch proto {
 	case header.IPv4ProtocolNumber:
 		if len(b) < header.IPv4MinimumSize {
 			return segment{}, false
 		}
 		ip := header.IPv4(b)
-		n := int(ip.HeaderLength())
+		n = int(ip.HeaderLength())
 		if ip.Protocol() != uint8(tcp.ProtocolNumber) || ip.FragmentOffset() != 0 || n < header.IPv4MinimumSize || len(b) < n+header.TCPMinimumSize {
 			return segment{}, false
 		}
 		src, dst, tcpHeader = ip.SourceAddress(), ip.DestinationAddress(), b[n:]
 		size = int(ip.TotalLength()) - n
+		plain = n == header.IPv4MinimumSize && !ip.More()
 	case header.IPv6ProtocolNumber:
 		if len(b) < header.IPv6MinimumSize+header.TCPMinimumSize {
 			return segment{}, false
@@ -136,12 +146,14 @@ func peek(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) (segment, 
 		if ip.NextHeader() != uint8(tcp.ProtocolNumber) {
 			return segment{}, false
 		}
-		src, dst, tcpHeader = ip.SourceAddress(), ip.DestinationAddress(), b[header.IPv6MinimumSize:]
+		n = header.IPv6MinimumSize
+		src, dst, tcpHeader = ip.SourceAddress(), ip.DestinationAddress(), b[n:]
 		size = int(ip.PayloadLength())
 	default:
 		return segment{}, false
 	}
 	flags := header.TCPFlags(tcpHeader[header.TCPFlagsOffset])
+	offset := int(header.TCP(tcpHeader).DataOffset())
 	return segment{
 		id: stack.TransportEndpointID{
 			LocalAddress:  dst,
@@ -151,7 +163,11 @@ func peek(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) (segment, 
 		},
 		flags: flags,
 		seq:   binary.BigEndian.Uint32(tcpHeader[header.TCPSeqNumOffset:]),
-		size:  size - int(header.TCP(tcpHeader).DataOffset()),
+		size:  size - offset,
+
+		ip:    n,
+		tcp:   offset,
+		plain: plain && n+size == pkt.Size() && header.TCPMinimumSize <= offset && offset <= size && offset <= len(tcpHeader),
 	}, true
 }
 
