@@ -15,35 +15,34 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// Conn is a stream with two directions that close one by one. It is an alias of
-// an unnamed type, so that other packages can have the same one.
+// Conn is a stream whose two directions close separately. It is an alias of an unnamed type, so that other packages
+// can define the same one.
 //
-// SetLinger(0) makes Close send a reset, after what was written has been taken
-// by the other side, one second at most.
+// SetLinger(0) makes Close send a reset once the other side has taken what was written, or after one second.
 type Conn = interface {
 	net.Conn
 	CloseWrite() error
 	SetLinger(sec int) error
 }
 
-// resetDrain is how long a reset waits for written bytes to be acknowledged.
-// Over a plain connection they would have been on their way before it, too.
+// resetDrain is how long a reset waits for written bytes to be acknowledged. Over a plain connection, too, they would
+// have left before it.
 const resetDrain = time.Second
 
 // conn is the application's end of a flow: a gVisor endpoint as a net.Conn.
 //
-// One goroutine may read while another writes. Errors are the kernel's errnos
-// in a net.OpError, as of a *net.TCPConn.
+// One goroutine may read while another writes. Errors are the kernel's errnos in a net.OpError, as with a
+// *net.TCPConn.
 type conn struct {
 	flow *Flow
 	ep   tcpip.Endpoint
 	wq   *waiter.Queue
 
 	readable, writable   waiter.Entry
-	readReady, sendReady chan struct{} // with room for one: whatever who reads, or writes, may wait for has happened
+	readReady, sendReady chan struct{} // have room for one; signalled on whatever a reader, or a writer, may wait for
 	hangUp               waiter.Entry
 
-	watched waiter.Entry // while somebody is to be woken
+	watched waiter.Entry // registered while there is a watcher
 	watcher interface{ Wake() }
 
 	readDeadline, writeDeadline deadline
@@ -63,9 +62,9 @@ func newConn(f *Flow, ep tcpip.Endpoint, queue *waiter.Queue) *conn {
 		keepAlive(ep)
 	}
 	if n := f.stack.sendBuffer.Load(); n > 0 {
-		ep.SocketOptions().SetSendBufferSize(n, true) // also says that it is not to grow by itself
+		ep.SocketOptions().SetSendBufferSize(n, true) // true also stops it from growing by itself
 	}
-	f.synAck, f.shaking = nil, nil // not needed any more
+	f.synAck, f.shaking = nil, nil // no longer needed
 	c.wq.EventRegister(&c.readable)
 	c.wq.EventRegister(&c.writable)
 	c.wq.EventRegister(&c.hangUp)
@@ -73,8 +72,8 @@ func newConn(f *Flow, ep tcpip.Endpoint, queue *waiter.Queue) *conn {
 	return c
 }
 
-// settle forgets the flow once gVisor is done with its endpoint, not before: as
-// long as the endpoint is registered, the gate must know of it.
+// settle forgets the flow once gVisor is done with its endpoint. It must not do so earlier: as long as the endpoint
+// is registered, the gate must know of it.
 func (c *conn) settle() {
 	switch tcp.EndpointState(c.ep.State()) {
 	case tcp.StateClose, tcp.StateError:
@@ -82,8 +81,8 @@ func (c *conn) settle() {
 	}
 }
 
-// WaitRead blocks until Read would not: bytes, the end of the stream, or an
-// error. It lets a caller do without a buffer while nothing moves.
+// WaitRead blocks until Read would not block: there are bytes, the end of the stream, or an error. A caller needs no
+// buffer while nothing moves.
 func (c *conn) WaitRead() error {
 	for {
 		switch {
@@ -98,9 +97,9 @@ func (c *conn) WaitRead() error {
 	}
 }
 
-// Watch has w woken once WaitRead would return, before Watch returns if it would now.
-// Wake must not block, as gVisor's locks are held. It may be called more than once. Unwatch
-// takes it back; Wake may be under way then. One watches at a time, and not after Close.
+// Watch arranges for w.Wake to be called once WaitRead would return. If it would return now, Wake is called before
+// Watch returns. Wake must not block, because gVisor's locks are held; it may be called more than once. Unwatch ends
+// this, but Wake may be running at that moment. Only one watcher is allowed at a time, and none after Close.
 func (c *conn) Watch(w interface{ Wake() }) bool {
 	const events = waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr
 	c.watcher = w
@@ -112,7 +111,7 @@ func (c *conn) Watch(w interface{ Wake() }) bool {
 	return true
 }
 
-// Unwatch takes Watch back.
+// Unwatch undoes Watch.
 func (c *conn) Unwatch() {
 	c.wq.EventUnregister(&c.watched)
 	c.watcher = nil
@@ -143,7 +142,7 @@ func (c *conn) Read(b []byte) (int, error) {
 	}
 }
 
-// receive has gVisor write to w what can be read now. It returns no bytes and no error when nothing can be.
+// receive makes gVisor write to w what can be read now. When nothing can be read, it returns no bytes and no error.
 func (c *conn) receive(w io.Writer, how tcpip.ReadOptions) (int, error) {
 	res, terr := c.ep.Read(w, how)
 	switch terr.(type) {
@@ -158,8 +157,7 @@ func (c *conn) receive(w io.Writer, how tcpip.ReadOptions) (int, error) {
 		if c.closed.Load() {
 			return 0, c.fail("read", net.ErrClosed)
 		}
-		// gVisor tells of a reset once. If Write was told, Read is shown the
-		// end of the stream.
+		// gVisor reports a reset only once. If Write got the report, Read sees the end of the stream.
 		if tcp.EndpointState(c.ep.State()) == tcp.StateError {
 			return 0, c.fail("read", syscall.ECONNRESET)
 		}
@@ -172,7 +170,7 @@ func (c *conn) receive(w io.Writer, how tcpip.ReadOptions) (int, error) {
 	}
 }
 
-// Write implements net.Conn: it returns when netstack has taken all of b.
+// Write implements net.Conn. It returns when netstack has taken all of b.
 func (c *conn) Write(b []byte) (int, error) {
 	var payload bytes.Reader
 	done := 0
@@ -189,7 +187,7 @@ func (c *conn) Write(b []byte) (int, error) {
 		switch terr.(type) {
 		case nil:
 		case *tcpip.ErrWouldBlock:
-			<-c.sendReady // and the look at what has happened
+			<-c.sendReady // then check again what has happened
 		default:
 			return done, c.fail("write", errnoOf(terr))
 		}
@@ -197,7 +195,7 @@ func (c *conn) Write(b []byte) (int, error) {
 	return done, nil
 }
 
-// CloseWrite sends a FIN behind what was written; reading goes on.
+// CloseWrite sends a FIN after what was written. Reading goes on.
 func (c *conn) CloseWrite() error {
 	if terr := c.ep.Shutdown(tcpip.ShutdownWrite); terr != nil {
 		return c.fail("close write", errnoOf(terr))
@@ -205,8 +203,8 @@ func (c *conn) CloseWrite() error {
 	return nil
 }
 
-// SetLinger chooses how Close ends the connection: 0, by a reset; negative, in
-// order, which is the default. Other values count as negative.
+// SetLinger chooses how Close ends the connection: with a reset if sec is 0, in order if it is negative, which is the
+// default. Other values count as negative.
 func (c *conn) SetLinger(sec int) error {
 	c.reset.Store(sec == 0)
 	return nil
@@ -218,7 +216,7 @@ func (c *conn) Close() error {
 		if c.reset.Load() {
 			c.drain()
 		}
-		c.closed.Store(true) // before the endpoint ends: a reader is to see that we did it
+		c.closed.Store(true) // before the endpoint ends, so that a reader sees that we closed it
 		signal(c.readReady)
 		signal(c.sendReady)
 		if c.reset.Load() {
@@ -230,17 +228,16 @@ func (c *conn) Close() error {
 	return nil
 }
 
-// drain waits until the application has acknowledged what was written, for a
-// reset overtakes it otherwise: netstack throws its send queue away.
+// drain waits until the application has acknowledged what was written. Otherwise the reset would overtake it, because
+// netstack throws its send queue away.
 func (c *conn) drain() {
 	switch tcp.EndpointState(c.ep.State()) {
 	case tcp.StateEstablished, tcp.StateCloseWait:
 	default:
 		return
 	}
-	// gVisor does not tell how much is unacknowledged, but with a send buffer of
-	// one byte it is writable when nothing is. Writable events come at half a
-	// buffer, which is never, so there is nothing better to wait for than time.
+	// gVisor does not report how much is unacknowledged. But with a send buffer of one byte, the endpoint is writable
+	// only when nothing is. It signals writability at half a buffer, which is never, so polling is the only way.
 	c.ep.SocketOptions().SetSendBufferSize(1, true)
 	timeout := time.NewTimer(resetDrain)
 	defer timeout.Stop()
@@ -253,7 +250,7 @@ func (c *conn) drain() {
 	}
 }
 
-// LocalAddr is the flow's dst: this end plays the upstream.
+// LocalAddr is the flow's dst, because this end plays the upstream.
 func (c *conn) LocalAddr() net.Addr { return net.TCPAddrFromAddrPort(c.flow.dst) }
 
 // RemoteAddr is the flow's src.

@@ -11,16 +11,14 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 )
 
-// Datagram is one UDP datagram of an application, put together again if it came
-// in fragments.
+// Datagram is one UDP datagram of an application, reassembled if it came in fragments.
 //
-// It belongs to whoever Config.Datagrams handed it to. Reply, Unreachable and ICMP
-// may be called any number of times and from any goroutine, also after Release and after the
-// stack has stopped.
+// It belongs to Config.Datagrams, which it was handed to. Reply, Unreachable and ICMP may be called any number of
+// times and from any goroutine, even after Release and after the stack has stopped.
 type Datagram struct{ packet }
 
-// handleUDP gets every datagram, as there are no UDP endpoints. (gVisor's
-// udp.Forwarder leaks a packet buffer per datagram: google/gvisor#13242.)
+// handleUDP receives every datagram, because there are no UDP endpoints. (gVisor's udp.Forwarder leaks a packet
+// buffer per datagram: google/gvisor#13242.)
 func (s *Stack) handleUDP(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	if s.cfg.Datagrams == nil {
 		return false
@@ -32,7 +30,7 @@ func (s *Stack) handleUDP(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 	d.init(s, pkt, netip.AddrPortFrom(addr(id.RemoteAddress), id.RemotePort), netip.AddrPortFrom(addr(id.LocalAddress), id.LocalPort))
 	pkt.IncRef()
 	d.pkt = pkt
-	d.payload, _ = pkt.Data().PullUp(pkt.Data().Size()) // in one piece already unless it came in several
+	d.payload, _ = pkt.Data().PullUp(pkt.Data().Size()) // already in one piece unless it came in several
 	s.cfg.Datagrams(d)
 	return true
 }
@@ -44,8 +42,8 @@ func validUDP(h header.UDP, pkt *stack.PacketBuffer) bool {
 	return length && csum
 }
 
-// Reply sends b to the application as coming from where it had sent to. b may
-// have up to 65,507 bytes (IPv6: 65,527) and is fragmented as the MTU demands; it is not kept.
+// Reply sends b to the application, from the address that it had sent to. b may have up to 65,507 bytes (IPv6:
+// 65,527) and is fragmented as the MTU requires. It is not kept.
 func (d *Datagram) Reply(b []byte) error {
 	if err := d.reply(b); err != nil {
 		return fmt.Errorf("reply to %s: %w", d.src, err)

@@ -6,23 +6,21 @@ import (
 	"time"
 )
 
-// deadline is a point in time that can be moved while somebody waits for it. The
-// zero value never passes.
+// deadline is a point in time that can be moved while somebody waits for it. The zero value never passes.
 type deadline struct {
 	over atomic.Bool // it has passed
 
 	mu    sync.Mutex
-	timer *time.Timer // nil: none is to come
-	moves int         // how often it was moved
+	timer *time.Timer // nil: no deadline ahead
+	moves int         // how often it has been moved
 }
 
-// set moves the deadline; the zero time takes it away. Whoever waits for wake is woken once it
-// has passed.
+// set moves the deadline; the zero time removes it. Once it has passed, whoever waits for wake is woken.
 func (d *deadline) set(t time.Time, wake chan<- struct{}) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.timer != nil {
-		d.timer.Stop() // if it can't, it finds that it is late
+		d.timer.Stop() // if it is too late to stop it, pass notices that the deadline has moved
 		d.timer = nil
 	}
 	d.moves++
@@ -51,7 +49,7 @@ func (d *deadline) pass(move int, wake chan<- struct{}) {
 	signal(wake)
 }
 
-// signal wakes who waits for c, which has room for one, or will.
+// signal wakes whoever waits for c, now or later. c has room for one.
 func signal(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:

@@ -12,8 +12,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// Where ICMP's and ICMPv6's echo messages, which are alike, have their fields (RFC
-// 792, RFC 4443 section 4).
+// Offsets of the fields of ICMP and ICMPv6 echo messages, which are alike (RFC 792, RFC 4443 section 4).
 const (
 	echoChecksum = 2
 	echoID       = 4
@@ -21,25 +20,23 @@ const (
 	echoHeader   = 8
 )
 
-// Echo is an application's ICMP or ICMPv6 echo request, a ping. Its payload is
-// the whole message with identifier, sequence number and a checksum that holds no more; the port of Src
-// is the identifier, that of Dst is 0.
+// Echo is an application's ICMP or ICMPv6 echo request, a ping. Its payload is the whole message, with identifier,
+// sequence number and a checksum that is no longer valid. The port of Src is the identifier, that of Dst is 0.
 //
-// It belongs to whoever Config.Echoes handed it to. Reply, Unreachable and ICMP
-// may be called any number of times and from any goroutine, also after Release and after the
-// stack has stopped.
+// It belongs to Config.Echoes, which it was handed to. Reply, Unreachable and ICMP may be called any number of times
+// and from any goroutine, even after Release and after the stack has stopped.
 type Echo struct{ packet }
 
-// handleICMP gets what no endpoint wants of ICMP and ICMPv6. gVisor would answer
-// echo requests to every address there is, as all are ours: an echo request handled here is not
-// answered by it (DeliverTransportPacketWithDefaultHandlerResult).
+// handleICMP receives the ICMP and ICMPv6 messages that no endpoint wants. Every address is ours, so gVisor would
+// answer echo requests to all of them. It does not answer an echo request that is handled here
+// (DeliverTransportPacketWithDefaultHandlerResult).
 func (s *Stack) handleICMP(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	h := pkt.TransportHeader().Slice()
 	if len(h) < echoHeader || !isEchoRequest(pkt, h) {
 		return false
 	}
 	if pkt.NetworkProtocolNumber == header.IPv4ProtocolNumber && checksum.Checksum(h, pkt.Data().Checksum()) != 0xffff {
-		return true // gVisor checks ICMPv6's only
+		return true // gVisor checks only ICMPv6's
 	}
 	e := new(Echo)
 	e.init(s, pkt, netip.AddrPortFrom(addr(id.RemoteAddress), binary.BigEndian.Uint16(h[echoID:])), netip.AddrPortFrom(addr(id.LocalAddress), 0))
@@ -59,9 +56,9 @@ func isEchoRequest(pkt *stack.PacketBuffer, h []byte) bool {
 	return header.ICMPv6(h).Type() == header.ICMPv6EchoRequest
 }
 
-// Reply sends an echo reply, a whole message without its IP header, to the application as coming from where
-// the request was sent to. Identifier and checksum are set to what they have to be. b is not kept;
-// it may have up to 65,515 bytes (IPv6: 65,535).
+// Reply sends an echo reply to the application, from the address that the request was sent to. b is the whole message
+// without its IP header; its identifier and checksum are set as required. It may have up to 65,515 bytes (IPv6:
+// 65,535) and is not kept.
 func (e *Echo) Reply(b []byte) error {
 	if err := e.reply(b); err != nil {
 		return fmt.Errorf("reply to ping of %s: %w", e.src.Addr(), err)
@@ -102,8 +99,8 @@ func (e *Echo) reply(b []byte) error {
 	return errnoOf(writePacket(route, pkt.TransportProtocolNumber, pkt))
 }
 
-// ICMP passes on what was said about the request, or another one with the same identifier: the sequence
-// number in About tells which.
+// ICMP passes on an ICMP error about the request, or about another one with the same identifier. The sequence number
+// in About tells which.
 func (e *Echo) ICMP(i ICMPError) {
 	n := e.notice()
 	if at := int(e.quotedIP) + echoSeq; len(i.About) >= echoHeader && at+2 <= len(n.quoted) {

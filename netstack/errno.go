@@ -7,9 +7,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 )
 
-// errnoOf says in the kernel's terms what gVisor says in its own, so that
-// errors.Is(err, syscall.ECONNRESET) holds as for a kernel socket. gonet's own
-// errors can't be told apart.
+// errnoOf translates gVisor's errors into the kernel's, so that errors.Is(err, syscall.ECONNRESET) holds as for a
+// kernel socket. gonet's own errors can't be told apart.
 func errnoOf(err tcpip.Error) error {
 	switch err.(type) {
 	case nil:

@@ -12,22 +12,20 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-// ErrGone says that the application has given the connection up, or the flow
-// has been answered already.
+// ErrGone means that the application has given the connection up, or that the flow has already been answered.
 var ErrGone = errors.New("the application has given up")
 
 type phase uint8
 
 const (
-	parked    phase = iota // SYN held, nothing said
+	parked    phase = iota // SYN held, nothing sent
 	answering              // handshake under way
 	open                   // gVisor has an endpoint
 	answered               // rejected, dropped or given up
 )
 
-// Flow is one SYN of an application, to be answered once: by Accept, Reject or
-// Drop. The first answer counts, later ones do nothing. Its methods may be
-// called from any goroutine.
+// Flow is one SYN of an application. It is answered once, by Accept, Reject or Drop: the first answer counts, later
+// ones do nothing. Its methods may be called from any goroutine.
 type Flow struct {
 	number   uint64
 	stack    *Stack
@@ -35,16 +33,16 @@ type Flow struct {
 	src, dst netip.AddrPort
 	isn      uint32
 	line     lineKey
-	giveUp   func() // ends the handler's context; nil: it has not begun, or the flow is not parked any more
+	giveUp   func() // ends the handler's context; nil if it has not begun, or the flow is no longer parked
 
 	remote bool // the application is on another host
 
 	synMu sync.Mutex
 	syn   *stack.PacketBuffer // nil once released
 
-	// Of the handshake.
-	synAck chan *stack.PacketBuffer // our first, from gVisor to who writes it; nil: there is none
-	then   func(Conn, error)        // AcceptFunc's
+	// Used during the handshake.
+	synAck chan *stack.PacketBuffer // our first SYN-ACK, from gVisor to whoever writes it; nil if there is none
+	then   func(Conn, error)        // AcceptFunc's argument
 
 	reply reply
 
@@ -52,9 +50,9 @@ type Flow struct {
 	phase   phase
 	ended   bool          // the application's FIN or RST has been seen
 	retired bool          // the application has begun another connection on this 4-tuple
-	shaking *tcp.Endpoint // gVisor's, once the SYN-ACK has been taken from it; nil once open
+	shaking *tcp.Endpoint // gVisor's endpoint, once its SYN-ACK has been taken; nil once open
 	lastSYN time.Time     // while parked
-	pause   time.Duration // between the last two SYNs; 0 after one
+	pause   time.Duration // between the last two SYNs; 0 after only one
 	asked   time.Time     // when gVisor was shown the SYN
 }
 
@@ -76,7 +74,7 @@ func addr(a tcpip.Address) netip.Addr {
 	return ip
 }
 
-// Number counts the flows of a stack in the order their SYNs came, from 1.
+// Number is the position of the flow among the flows of its stack, in the order their SYNs arrived, from 1.
 func (f *Flow) Number() uint64 { return f.number }
 
 // Src is the application's address and port.
@@ -85,7 +83,7 @@ func (f *Flow) Src() netip.AddrPort { return f.src }
 // Dst is the address and port the application connects to.
 func (f *Flow) Dst() netip.AddrPort { return f.dst }
 
-// answer moves the flow out of the parked phase; false: somebody else did.
+// answer moves the flow out of the parked phase. It returns false if it had already left it.
 func (f *Flow) answer(to phase) bool {
 	f.stack.mu.Lock()
 	defer f.stack.mu.Unlock()
@@ -98,22 +96,21 @@ func (f *Flow) answer(to phase) bool {
 	return true
 }
 
-// An application that still waits sends its SYN again: 1 s after the first (RFC
-// 6298), or 3 s on older systems (RFC 1122), then after pauses that are the same or
-// twice as long.
+// An application that still waits sends its SYN again: 1 s after the first (RFC 6298), or 3 s on older systems (RFC
+// 1122), then after pauses that stay the same or double.
 const (
 	firstPause = 3500 * time.Millisecond
 	pauseSlack = 2 * time.Second
 )
 
-// silentLocked says whether a parked flow's application has given up: closing a
-// socket in SYN_SENT sends nothing, but its SYNs stop coming.
+// silentLocked reports whether a parked flow's application has given up. Closing a socket in SYN_SENT sends nothing,
+// but its SYNs stop.
 func (f *Flow) silentLocked(now time.Time) bool {
 	return now.Sub(f.lastSYN) > max(firstPause, 2*f.pause+pauseSlack)
 }
 
-// abandonLocked takes a parked flow, whose application has given up, out of the
-// table. Call abandoned once s.mu is not held any more.
+// abandonLocked removes a parked flow whose application has given up from the table. Call abandoned once s.mu is
+// released.
 func (s *Stack) abandonLocked(f *Flow) {
 	f.phase = answered
 	delete(s.parked, f)
@@ -145,8 +142,8 @@ func (s *Stack) sweep() {
 	s.lapse(handshakeTimeout)
 }
 
-// send writes a packet, whose reference it takes over, to the device. A failure is
-// a packet lost, which gVisor repeats.
+// send writes a packet to the device and takes over its reference. A failed write is a lost packet, which gVisor
+// retransmits.
 func (s *Stack) send(pkt *stack.PacketBuffer) {
 	var pkts stack.PacketBufferList
 	pkts.PushBack(pkt)
@@ -154,23 +151,24 @@ func (s *Stack) send(pkt *stack.PacketBuffer) {
 	pkts.DecRef()
 }
 
-// Turn returns when it is the flow's turn to do something that takes some 10 µs or more: at once, unless many flows have something
-// to do. The flow must not be done.
+// Turn waits until it is the flow's turn to do something that takes some 10 µs or more. It returns at once unless
+// many flows have something to do. The flow must not be done.
 func (f *Flow) Turn() { f.stack.turns.wait(f) }
 
-// Detach says that the handler, or AcceptFunc's then, will return before it is done with the flow: the Stack
-// waits for Done then.
+// Detach announces that the handler, or the function passed to AcceptFunc, will return before it is done with the
+// flow. The Stack then waits for Done.
 func (f *Flow) Detach() { f.stack.handlers.Add(1) }
 
-// Go runs work on a goroutine of its own, whose stack has mostly grown already. Serve waits for it. The flow must not be done.
+// Go runs work on a goroutine of its own, whose stack has usually grown already. Serve waits for it. The flow must
+// not be done.
 func (f *Flow) Go(work func()) { f.stack.workers.do(task{flow: f, work: work}) }
 
-// Done says that a flow that has been detached is over.
+// Done announces that a detached flow is over.
 func (f *Flow) Done() { f.stack.handlers.Done() }
 
-// Reject lets the application's connect() fail with errno: ECONNREFUSED,
-// EHOSTUNREACH, ENETUNREACH, or EACCES for what is administratively prohibited
-// (which an application reads as EHOSTUNREACH). Any other counts as EHOSTUNREACH.
+// Reject makes the application's connect() fail with errno: ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, or EACCES for
+// what is administratively prohibited (which the application sees as EHOSTUNREACH). Any other errno counts as
+// EHOSTUNREACH.
 func (f *Flow) Reject(errno syscall.Errno) {
 	if !f.answer(answered) {
 		return
@@ -186,8 +184,7 @@ func (f *Flow) Reject(errno syscall.Errno) {
 	f.stack.forget(f)
 }
 
-// Drop leaves the application without an answer. Its next SYN, if it still
-// wants, is a new flow.
+// Drop leaves the application without an answer. If it still wants to connect, its next SYN is a new flow.
 func (f *Flow) Drop() {
 	if !f.answer(answered) {
 		return

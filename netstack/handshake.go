@@ -14,14 +14,13 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// handshakeTimeout bounds the time between our SYN-ACK and the application's
-// ACK. A local kernel answers within microseconds, a host behind this one within
-// a round trip; silence means it is gone.
+// handshakeTimeout limits the time between our SYN-ACK and the application's ACK. A local kernel answers within
+// microseconds, a host behind this one within a round trip. Silence means it is gone.
 const handshakeTimeout = 10 * time.Second
 
-// listener is a gVisor endpoint in LISTEN that no packet reaches by itself: it is not in the demultiplexer. It is shown the SYNs
-// that are to be answered, of any destination, does the handshake, and has the application's ACK call us back. Nothing waits for
-// that meanwhile, where gVisor's Forwarder has a goroutine for each.
+// listener is a gVisor endpoint in LISTEN that no packet reaches by itself, because it is not in the demultiplexer.
+// It is shown the SYNs that are to be answered, for any destination, and does the handshake. The application's ACK
+// makes it call back. No goroutine waits for the ACK, whereas gVisor's Forwarder uses one for each.
 type listener struct {
 	*tcp.Endpoint
 	stack *Stack
@@ -29,17 +28,17 @@ type listener struct {
 	ready waiter.Entry
 }
 
-// listenerKey is what connections have from the listener they came from.
+// listenerKey holds the properties that connections inherit from their listener.
 type listenerKey struct {
 	proto   tcpip.NetworkProtocolNumber
 	receive int // bytes
 }
 
-// shared are the port flags of all endpoints (SO_REUSEADDR): a connection may begin on a 4-tuple whose last one is not
-// done with its clean-up yet. The gate knows when.
+// shared is the port flags of all endpoints (SO_REUSEADDR). They allow a connection to begin on a 4-tuple whose last
+// endpoint has not finished its clean-up. The gate knows when that is safe.
 var shared = ports.Flags{TupleOnly: true}
 
-// listenerOf returns the listener of such connections. There are few, as buffers have few sizes, so they stay.
+// listenerOf returns the listener for key. Buffers come in few sizes, so listeners are few and are kept.
 func (s *Stack) listenerOf(key listenerKey) (*listener, error) {
 	s.listenMu.Lock()
 	defer s.listenMu.Unlock()
@@ -66,15 +65,16 @@ func (s *Stack) listen(key listenerKey) (*listener, tcpip.Error) {
 	l.SocketOptions().SetReuseAddress(true)
 	l.SocketOptions().SetV6Only(true)
 	l.SocketOptions().SetReceiveBufferSize(int64(key.receive), false)
-	// Nor for the moment in which it is: gVisor takes nothing to a loopback address from a device.
+	// Nothing reaches it even while it is briefly in the demultiplexer: gVisor takes no packet to a loopback address
+	// from a device.
 	loopback := tcpip.FullAddress{Addr: header.IPv4Loopback}
 	if key.proto == header.IPv6ProtocolNumber {
 		loopback.Addr = header.IPv6Loopback
 	}
 	terr = l.Bind(loopback)
 	if terr == nil {
-		// What is under way is bounded by who calls AcceptFunc. At its own bound gVisor would answer by cookies, which can't say what
-		// the handshake is about, but for the MSS.
+		// The callers of AcceptFunc limit the handshakes under way. At a limit of its own, gVisor would answer with
+		// SYN cookies, which carry nothing of the handshake's options but the MSS.
 		terr = l.Listen(math.MaxInt32)
 	}
 	if terr != nil {
@@ -85,7 +85,7 @@ func (s *Stack) listen(key listenerKey) (*listener, tcpip.Error) {
 	return l, nil
 }
 
-// closeListeners is called when no handshake is under way any more.
+// closeListeners is called once no handshake is under way.
 func (s *Stack) closeListeners() {
 	s.listenMu.Lock()
 	defer s.listenMu.Unlock()
@@ -95,18 +95,19 @@ func (s *Stack) closeListeners() {
 	}
 }
 
-// NotifyEvent implements waiter.EventListener: handshakes are done. The new endpoint is locked, so its flow goes on elsewhere.
+// NotifyEvent implements waiter.EventListener: handshakes are done. The new endpoint is locked during the call, so
+// its flow goes on elsewhere.
 func (l *listener) NotifyEvent(waiter.EventMask) {
 	for {
 		ep, queue, terr := l.Accept(nil)
 		if terr != nil {
-			return // there is no more
+			return // no more
 		}
 		l.stack.shaken(ep.(*tcp.Endpoint), queue)
 	}
 }
 
-// shaken has the flow of an endpoint go on, whose handshake is done.
+// shaken lets the flow of an endpoint go on once the handshake is done.
 func (s *Stack) shaken(ep *tcp.Endpoint, queue *waiter.Queue) {
 	s.mu.Lock()
 	f := s.shaking[ep]
@@ -118,7 +119,7 @@ func (s *Stack) shaken(ep *tcp.Endpoint, queue *waiter.Queue) {
 	s.workers.all.Go(func() { reset(ep) }) // it has been given up
 }
 
-// leave ends the handshake of f, and reports whether one was under way. A flow that is not open then is forgotten.
+// leave ends the handshake of f and reports whether one was under way. Unless the flow becomes open, it is forgotten.
 func (s *Stack) leave(f *Flow, to phase) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -140,9 +141,10 @@ func (s *Stack) leave(f *Flow, to phase) bool {
 	return true
 }
 
-// AcceptFunc answers the handshake. Once the application has confirmed it, which takes as long as its kernel needs, then is
-// called with the connection, which it owns. If the application gives up, or says nothing for ten seconds, it is called with an
-// error. It is called on another goroutine, but for errors of our own, and maybe before AcceptFunc returns. The flow is not done before then has returned.
+// AcceptFunc answers the handshake. Once the application has confirmed it, which takes as long as its kernel needs,
+// then is called with the connection and owns it. If the application gives up, or is silent for ten seconds, then is
+// called with an error. The call comes on another goroutine, possibly before AcceptFunc returns; only errors of our
+// own are reported on the caller's goroutine. The flow is not done before then has returned.
 func (f *Flow) AcceptFunc(then func(Conn, error)) {
 	f.Turn()
 	if !f.answer(answering) {
@@ -158,15 +160,15 @@ func (f *Flow) AcceptFunc(then func(Conn, error)) {
 		}
 		return
 	}
-	// It is written here, not where gVisor writes it, which is with the endpoint locked. The application's kernel answers before the
-	// write has returned, and until the lock is free gVisor's processor would try again and again to get it
-	// (processor.start): milliseconds, if the scheduler has put the writer aside for the application.
+	// Write the SYN-ACK here, not where gVisor writes it with the endpoint locked. The application's kernel answers
+	// before the write returns, and until the lock is free gVisor's processor retries again and again
+	// (processor.start). That takes milliseconds if the scheduler has put the writer aside for the application.
 	if pkt := <-synAck; pkt != nil {
 		f.stack.send(pkt)
 	}
 }
 
-// shake shows gVisor the SYN. A SYN-ACK comes of it, or f leaves the handshake.
+// shake shows gVisor the SYN. Either a SYN-ACK results, or f leaves the handshake.
 func (f *Flow) shake() error {
 	syn := f.takeSYN()
 	if syn == nil {
@@ -189,7 +191,7 @@ func (f *Flow) shake() error {
 	return nil
 }
 
-// expect says that the handshake of f is under way, if there is room.
+// expect records that the handshake of f is under way. It reports false if there is no room.
 func (s *Stack) expect(f *Flow) bool {
 	now := time.Now()
 	s.mu.Lock()
@@ -202,7 +204,7 @@ func (s *Stack) expect(f *Flow) bool {
 	return true
 }
 
-// takeSYNACK keeps the first SYN-ACK of a flow for AcceptFunc, and reports whether it did.
+// takeSYNACK keeps the first SYN-ACK of a flow for AcceptFunc and reports whether it did.
 func (s *Stack) takeSYNACK(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -216,7 +218,7 @@ func (s *Stack) takeSYNACK(id stack.TransportEndpointID, pkt *stack.PacketBuffer
 	return true
 }
 
-// resume calls what AcceptFunc was given.
+// resume calls the function that AcceptFunc was given.
 func (f *Flow) resume(c Conn, err error) {
 	then := f.then
 	f.then = nil
@@ -227,7 +229,7 @@ func (f *Flow) resume(c Conn, err error) {
 	f.Done()
 }
 
-// lapse ends the handshakes that have taken so long. It is cheaper than a timer for each.
+// lapse ends the handshakes that have taken longer than limit. This is cheaper than a timer for each.
 func (s *Stack) lapse(limit time.Duration) {
 	now := time.Now()
 	var late []*Flow
@@ -249,8 +251,8 @@ func (s *Stack) lapse(limit time.Duration) {
 	}
 }
 
-// relinquish ends a handshake that the application has given up, and reports whether one was under way. It is called on the goroutine
-// that reads the device.
+// relinquish ends a handshake that the application has given up and reports whether one was under way. It is called
+// on the goroutine that reads the device.
 func (s *Stack) relinquish(f *Flow) bool {
 	if !s.leave(f, answered) {
 		return false
@@ -260,7 +262,7 @@ func (s *Stack) relinquish(f *Flow) bool {
 	return true
 }
 
-// Accept is AcceptFunc for who waits.
+// Accept is AcceptFunc for callers that wait.
 func (f *Flow) Accept() (Conn, error) {
 	type result struct {
 		Conn

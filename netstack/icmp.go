@@ -12,13 +12,12 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// again is when an answer to a SYN by ICMP is repeated. The kernel drops one that
-// comes while the application is still inside connect() and holds the socket
-// (tcp_v4_err, LINUX_MIB_LOCKDROPPEDICMPS), and would try again after a second. A
-// socket that took the first one is gone, and nobody minds the others.
+// again is when an ICMP answer to a SYN is repeated. The kernel drops an answer that arrives while the application is
+// still inside connect() and holds the socket (tcp_v4_err, LINUX_MIB_LOCKDROPPEDICMPS), and would send its SYN again
+// only after a second. A socket that took the first answer is gone, and the repeats do no harm.
 var again = [...]time.Duration{5 * time.Millisecond, 50 * time.Millisecond, 250 * time.Millisecond}
 
-// insist answers syn by ICMP, more than once, and releases it.
+// insist answers syn by ICMP, several times, and releases it.
 func (s *Stack) insist(syn *stack.PacketBuffer, errno syscall.Errno) {
 	s.unreachable(syn, errno)
 	for _, after := range again {
@@ -31,13 +30,13 @@ func (s *Stack) insist(syn *stack.PacketBuffer, errno syscall.Errno) {
 	syn.DecRef()
 }
 
-// ICMPError is what a router or a host has said about a datagram of ours, by ICMP or
-// ICMPv6, whichever the datagram's family is.
+// ICMPError is what a router or host has said about a datagram of ours, by ICMP or ICMPv6 according to the datagram's
+// family.
 type ICMPError = struct {
 	From       netip.Addr // who said it; the zero value: the destination itself
 	Type, Code uint8
-	Info       uint32 // the next hop's MTU in bytes if the datagram was too big; where the problem is if there is one with a header
-	About      []byte // the beginning of the payload it was said about; may be empty
+	Info       uint32 // the next hop's MTU in bytes if the datagram was too big; the position of the problem if a header has one
+	About      []byte // the beginning of the datagram's payload; may be empty
 }
 
 // notice is an ICMP error on its way to the application.
@@ -47,12 +46,11 @@ type notice struct {
 	typ, code uint8
 	info      uint32
 	quoted    []byte        // the packet it is about, from its IP header on
-	target    tcpip.Address // where that packet was sent to
+	target    tcpip.Address // where that packet was sent
 }
 
-// unreachable tells the sender of pkt by ICMP that it can't be delivered. The
-// message comes from the destination, as if a router there had sent it. The
-// kernel's TCP checks the sequence number in the quoted header.
+// unreachable tells the sender of pkt by ICMP that it can't be delivered. The message comes from the destination, as
+// if a router there had sent it. The kernel's TCP checks the sequence number in the quoted header.
 func (s *Stack) unreachable(pkt *stack.PacketBuffer, errno syscall.Errno) {
 	net := pkt.Network()
 	n := notice{
@@ -60,14 +58,14 @@ func (s *Stack) unreachable(pkt *stack.PacketBuffer, errno syscall.Errno) {
 		quoted: quote(pkt), target: net.DestinationAddress(),
 	}
 	if errno == syscall.EACCES && n.proto == header.IPv6ProtocolNumber {
-		errno = syscall.EHOSTUNREACH // as of ICMP's prohibited; ICMPv6's reads EACCES
+		errno = syscall.EHOSTUNREACH // what ICMP's prohibited reads as; ICMPv6's reads as EACCES
 	}
 	n.typ, n.code = unreachableCode(n.proto, errno)
 	s.notify(n)
 }
 
-// unreachableCode is the ICMP type and code that the kernel makes errno of, for
-// the caller of connect() or send() (icmp_err_convert, icmpv6_err_convert).
+// unreachableCode returns the ICMP type and code that the kernel turns into errno for the caller of connect() or
+// send() (icmp_err_convert, icmpv6_err_convert).
 func unreachableCode(proto tcpip.NetworkProtocolNumber, errno syscall.Errno) (typ, code uint8) {
 	v4, v6 := header.ICMPv4HostUnreachable, header.ICMPv6AddressUnreachable
 	switch errno {
@@ -92,9 +90,8 @@ func quote(pkt *stack.PacketBuffer) []byte {
 	return append(append(b, ip...), transport...)
 }
 
-// notify sends n. Nothing can be done about a failure here: the sender will try
-// again. What was sent to many is never answered by an error (RFC 1122, section
-// 3.2.2; RFC 4443, section 2.4).
+// notify sends n. Nothing can be done about a failure here: the sender will try again. A packet that was sent to many
+// receivers is never answered with an error (RFC 1122, section 3.2.2; RFC 4443, section 2.4).
 func (s *Stack) notify(n notice) {
 	if header.IsV4MulticastAddress(n.target) || header.IsV6MulticastAddress(n.target) || n.target == header.IPv4Broadcast {
 		return

@@ -7,19 +7,20 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 )
 
-// Bytes that an application has sent lie in the buffers that its packets were read into. Lend has them written from
-// there, so that they are copied twice on their way through the process, by the kernel: out of pin0 and into the socket.
+// Bytes that an application has sent lie in the buffers that its packets were read into. Lend lets the caller write
+// them from there. They are then copied only twice on their way through the process, both times by the kernel: out of
+// pin0 and into the socket.
 const (
-	lentBytes  = 1 << 20 // at a time: with a quarter of that one flow is a sixth slower
-	lentPieces = 256     // at a time: a packet is one, a train of them many
+	lentBytes  = 1 << 20 // at a time; with a quarter of this, a single flow is a sixth slower
+	lentPieces = 256     // at a time; a packet is one piece, a train of packets many
 )
 
-// Lend calls take with the bytes that can be read now, or the first of them, and takes as many out of the
-// stream as take says that it has used. It does not wait: when nothing can be read, it returns no bytes and no error.
-// Errors are Read's; the read deadline is WaitRead's.
+// Lend calls take with the bytes that can be read now, or the first of them, and removes from the stream as many
+// bytes as take says it has used. It does not wait: when nothing can be read, it returns no bytes and no error. It
+// returns the same errors as Read. It ignores the read deadline; WaitRead observes it.
 //
-// The pieces are not to be kept, nor written to. The endpoint is locked meanwhile, so that neither a reset nor Close frees
-// them, so take must not block, and not use the Conn.
+// The pieces must not be kept or written to. The endpoint is locked meanwhile, so that neither a reset nor Close
+// frees them; take must therefore not block and not use the Conn.
 func (c *conn) Lend(take func(pieces [][]byte) int) (int, error) {
 	there, terr := c.ep.GetSockOptInt(tcpip.ReceiveQueueSizeOption)
 	if terr != nil {
@@ -31,7 +32,8 @@ func (c *conn) Lend(take func(pieces [][]byte) int) (int, error) {
 	if _, err := c.receive(l, tcpip.ReadOptions{Peek: true}); err != nil || l.taken == 0 {
 		return 0, err
 	}
-	// Nobody else reads, so what was taken is still in front, unless a reset has thrown all away: the next call tells.
+	// Nobody else reads, so what was taken is still at the front, unless a reset has thrown everything away. The next
+	// call reports that.
 	taken := l.taken
 	_, _ = c.receive((*used)(&l.taken), tcpip.ReadOptions{})
 	return taken, nil
@@ -42,13 +44,13 @@ type loan struct {
 	take   func(pieces [][]byte) int
 	pieces [][]byte
 	size   int // of pieces
-	want   int // how many bytes are waited for
+	want   int // how many bytes to wait for
 	taken  int
 }
 
 var loans = sync.Pool{New: func() any { return &loan{pieces: make([][]byte, 0, lentPieces)} }}
 
-// Write is shown the next piece, with the endpoint locked. The last one that is wanted is where all are lent.
+// Write receives the next piece, with the endpoint locked. At the last piece that is wanted, all of them are lent.
 func (l *loan) Write(b []byte) (int, error) {
 	l.pieces = append(l.pieces, b)
 	l.size += len(b)
@@ -66,7 +68,7 @@ func (l *loan) end() {
 	loans.Put(l)
 }
 
-// used takes so many bytes out of the stream.
+// used takes this many bytes out of the stream.
 type used int
 
 func (u *used) Write(b []byte) (int, error) {

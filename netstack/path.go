@@ -9,16 +9,16 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// An application on another host may be gone without a word: powered off, out of range. Its kernel's probes would
-// find our netstack alive, so it is for us to ask; otherwise its flow, and the source port, would be kept for ever. The
-// times are those of the upstream side (package proxy).
+// An application on another host may vanish without a word: powered off, or out of range. Its kernel's own probes
+// would only find our netstack alive, so it is up to us to ask. Otherwise the flow, and its source port, would be
+// kept forever. The times are those of the upstream side (package proxy).
 const (
 	keepAliveIdle     = tcpip.KeepaliveIdleOption(60 * time.Second)
 	keepAliveInterval = tcpip.KeepaliveIntervalOption(15 * time.Second)
 	keepAliveCount    = 8
 )
 
-// far prepares for an application on another host, mtu bytes at a time away.
+// far prepares f for an application on another host, reached with packets of up to mtu bytes.
 func (f *Flow) far(syn *stack.PacketBuffer, mtu int) {
 	f.remote = true
 	overhead := header.IPv4MinimumSize + header.TCPMinimumSize
@@ -30,9 +30,9 @@ func (f *Flow) far(syn *stack.PacketBuffer, mtu int) {
 	}
 }
 
-// clampMSS lowers the maximum segment size that a SYN announces to most. Netstack believes it, and sends no larger
-// segment; on what the device in between can carry it has no word, as it is told only of packets that are too big for
-// pin0. A SYN without the option means 536 (RFC 9293, section 3.7.1) or less than any link has.
+// clampMSS lowers the maximum segment size that a SYN announces to most, if it is larger. Netstack believes the SYN
+// and sends no larger segment. It learns nothing of what the device in between can carry: it is told only of packets
+// that are too big for pin0. A SYN without the option means 536 (RFC 9293, section 3.7.1), less than any link has.
 func clampMSS(syn *stack.PacketBuffer, most uint16) {
 	h := header.TCP(syn.TransportHeader().Slice())
 	if len(h) < header.TCPMinimumSize || int(h.DataOffset()) > len(h) || int(h.DataOffset()) < header.TCPMinimumSize {
@@ -59,7 +59,8 @@ func clampMSS(syn *stack.PacketBuffer, most uint16) {
 	}
 }
 
-// updated is a checksum after one of its words was changed (RFC 1624); odd: the word begins at an odd byte.
+// updated returns a checksum after one of its words has changed (RFC 1624). odd means that the word begins at an odd
+// byte.
 func updated(sum, old, now uint16, odd bool) uint16 {
 	if odd {
 		old, now = old<<8|old>>8, now<<8|now>>8
@@ -70,7 +71,7 @@ func updated(sum, old, now uint16, odd bool) uint16 {
 	return ^uint16(s)
 }
 
-// keepAlive has gVisor probe an application on another host.
+// keepAlive makes gVisor probe an application on another host.
 func keepAlive(ep tcpip.Endpoint) {
 	idle, interval := keepAliveIdle, keepAliveInterval
 	_ = ep.SetSockOpt(&idle)

@@ -10,47 +10,49 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// replies keeps acknowledgements back for what follows them. gVisor acknowledges at once: a request by one packet, and the
-// reply is the next, an application's FIN by one and ours is the next. Each packet to the device costs the application's
-// own TCP besides ours. The later one says all that the earlier one does, so if it comes within a moment, the earlier one is left out.
+// replies holds acknowledgements back for the packet that follows them. gVisor acknowledges at once: it sends one
+// packet to acknowledge a request and the reply as the next, or one to acknowledge an application's FIN and our FIN
+// as the next. Each packet to the device costs not only our processing but also that of the application's own TCP.
+// The later packet says all that the earlier one does, so if it follows within a moment, the earlier one is left out.
 //
-// Only what nobody should miss is kept back: the ACK, and nothing else, of a segment that ends a message (PSH) and is small, or of a
-// FIN. Not a second one of a flow: whichever segment of it leaves next takes the first one's place, so two segments are
-// acknowledged at once (RFC 5681, section 4.2). An application that has a small write behind another one waits for the ACK
-// of that (Nagle's algorithm): once a reply to a message was late, a flow has its acknowledgements at once for good.
+// Only an ACK that nobody should miss is held back: the pure ACK of a FIN, or of a small segment that ends a message
+// (PSH). A flow never has two of them held back: the segment that leaves next takes the place of the first, so two
+// segments are acknowledged at once (RFC 5681, section 4.2). An application with a small write queued behind another
+// one waits for the ACK of the first (Nagle's algorithm). So once a reply to a message has been late, the flow's
+// messages are acknowledged at once for good.
 type replies struct {
 	send func(*stack.PacketBuffer) // takes over the reference
 
 	mu     sync.Mutex
-	list   []*Flow // that have one kept back; and some that don't any more
-	kept   int     // how many there are; the timer runs unless it is 0
+	list   []*Flow // flows with an ACK held back, and some that no longer have one
+	kept   int     // number of ACKs held back; the timer runs unless it is 0
 	timer  *time.Timer
 	closed bool
 }
 
 // reply is a flow's part. replies.mu guards it.
 type reply struct {
-	due    uint32              // what the ACK says that may be kept back, if awaited
+	due    uint32              // acknowledgement number of the ACK that may be held back, if await
 	await  bool                // such a segment has come
-	fin    bool                // and it is the end
+	fin    bool                // and it is a FIN
 	prompt bool                // replies are late
 	ended  bool                // our FIN or RST has left: nothing follows
 	listed bool                // in replies.list
-	ticks  int                 // how many more it is kept
+	ticks  int                 // how many more ticks it is held back
 	kept   *stack.PacketBuffer // nil: none
 }
 
 const (
 	replyTick = time.Millisecond // timers are no finer
-	// messageTicks, less a part of one, is how long the ACK of a message is kept.
+	// messageTicks, less a fraction of a tick, is how long the ACK of a message is held back.
 	messageTicks = 2
-	// endTicks is that of a FIN, for which nobody waits, but for who closes with SO_LINGER.
+	// endTicks is the same for a FIN. Nobody waits for that ACK, except an application that closes with SO_LINGER.
 	endTicks = 10
 	// smallMessage is less than a full segment.
 	smallMessage = 1024
 )
 
-// came is told of a segment of f from the application.
+// came is called for each segment of f from the application.
 func (r *replies) came(f *Flow, seg segment) {
 	fin := seg.flags&header.TCPFlagFin != 0
 	if !fin && (seg.flags&header.TCPFlagPsh == 0 || seg.size == 0 || seg.size > smallMessage) {
@@ -59,7 +61,7 @@ func (r *replies) came(f *Flow, seg segment) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if f.reply.ended {
-		return // an application that is not the first to close waits for this ACK
+		return // an application that did not close first waits for this ACK
 	}
 	f.reply.due, f.reply.fin = seg.seq+uint32(seg.size), fin
 	if fin {
@@ -68,7 +70,7 @@ func (r *replies) came(f *Flow, seg segment) {
 	f.reply.await = fin || !f.reply.prompt
 }
 
-// leaves is told of a packet of f to the application, and reports whether it is kept back.
+// leaves is called for each packet of f to the application and reports whether it is held back.
 func (r *replies) leaves(f *Flow, pkt *stack.PacketBuffer, h header.TCP) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -102,7 +104,7 @@ func (r *replies) leaves(f *Flow, pkt *stack.PacketBuffer, h header.TCP) bool {
 	return true
 }
 
-// drop leaves out what is kept back of f: the application has ended the connection.
+// drop discards the ACK held back for f: the application has ended the connection.
 func (r *replies) drop(f *Flow) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -115,7 +117,7 @@ func (r *replies) dropLocked(p *reply) {
 	p.kept.DecRef()
 	p.kept, p.await = nil, false
 	if r.kept--; r.kept == 0 {
-		r.timer.Stop() // an idle process is not to be woken for nothing
+		r.timer.Stop() // don't wake an idle process for nothing
 		r.sortLocked()
 	}
 }
@@ -125,7 +127,7 @@ func onlyTimestamps(h header.TCP) bool {
 	return len(options) == 0 || len(options) == 12 && binary.BigEndian.Uint32(options) == 1<<24|1<<16|header.TCPOptionTS<<8|header.TCPOptionTSLength
 }
 
-// sortLocked takes those out of the list of which nothing is kept.
+// sortLocked removes the flows from the list that have nothing held back.
 func (r *replies) sortLocked() {
 	r.list = slices.DeleteFunc(r.list, func(f *Flow) bool {
 		f.reply.listed = f.reply.kept != nil
@@ -133,7 +135,7 @@ func (r *replies) sortLocked() {
 	})
 }
 
-// tick sends what has been kept for long.
+// tick sends the ACKs that have been held back long enough.
 func (r *replies) tick() {
 	for _, pkt := range r.late() {
 		r.send(pkt)
@@ -163,7 +165,7 @@ func (r *replies) late() (late []*stack.PacketBuffer) {
 	return late
 }
 
-// close lets go of all that is kept.
+// close releases everything that is held back.
 func (r *replies) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

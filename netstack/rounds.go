@@ -7,21 +7,22 @@ import (
 	"pinproxy/netstack/link"
 )
 
-// As long as any goroutine can run, Go does not ask the network for news, except every 10 ms (sysmon), and a few flows that
-// move as much as they can always can run. Whoever else waits for a packet then waits that long at each step of its way, four times
-// a round trip. So those who move many bytes call Stack.Yield again and again. In a round all of them wait, so that nobody can
-// run, Go asks the network, and those who have news have their turn before them (link.Yielder).
+// As long as any goroutine can run, Go asks the network for news only every 10 ms (sysmon), and a few flows that move
+// as much as they can are always able to run. Everybody else then waits that long for a packet at each step, four
+// times a round trip. So goroutines that move many bytes call Stack.Yield again and again. In a round all of them
+// wait. Nobody can run then, Go asks the network, and those who have news get their turn first (link.Yielder).
 
-// roundEvery is the time between two rounds. They cost a few microseconds, and that packets come in smaller bunches.
+// roundEvery is the time between two rounds. A round costs a few microseconds, and makes packets come in smaller
+// bunches.
 const roundEvery = 3 * time.Millisecond
 
-// rounds has those who are busy wait for the network together.
+// rounds makes the busy goroutines wait for the network together.
 type rounds struct {
 	yielder *link.Yielder // from open to close
 
 	mu    sync.Mutex
-	ended time.Time     // the last one
-	round chan struct{} // closed at the end of the one that is under way; nil: none is
+	ended time.Time     // when the last one ended
+	round chan struct{} // closed at the end of the round under way; nil if there is none
 }
 
 func (r *rounds) open() (err error) {
@@ -31,11 +32,12 @@ func (r *rounds) open() (err error) {
 
 func (r *rounds) close() { _ = r.yielder.Close() }
 
-// Yield lets on those whom the network has news for, if that is due. Whoever can go on for long without waiting is to call it
-// again and again, between two pieces of work of some 100 µs. It may be called from any goroutine, while Serve runs.
+// Yield lets the goroutines run that the network has news for, if a round is due. Code that can go on for long
+// without waiting calls it again and again, between pieces of work of some 100 µs. It may be called from any
+// goroutine while Serve runs.
 func (s *Stack) Yield() { s.rounds.join() }
 
-// join waits for the round that is under way, or is one if the last one was long ago.
+// join waits for the round under way. If there is none and the last one was long enough ago, it is a round itself.
 func (r *rounds) join() {
 	r.mu.Lock()
 	round := r.round

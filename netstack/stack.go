@@ -24,25 +24,25 @@ import (
 // nicID is the only network interface of the stack.
 const nicID tcpip.NICID = 1
 
-// DefaultMaxParked is how many SYNs may wait for an answer at a time. Each has a
-// goroutine, the handler's.
+// DefaultMaxParked is how many SYNs may wait for an answer at a time. Each one has a goroutine, the handler's.
 const DefaultMaxParked = 32768
 
 // Config of a Stack. The zero value is usable.
 type Config struct {
-	// Datagrams is called for every UDP datagram, on the goroutine that reads
-	// the device: it must not block. Nil: UDP is answered with ICMP port unreachable.
+	// Datagrams is called for every UDP datagram, on the goroutine that reads the device, so it must not block. Nil:
+	// UDP is answered with ICMP port unreachable.
 	Datagrams func(*Datagram)
-	// Echoes is called for every ICMP and ICMPv6 echo request, on that goroutine too.
-	// Nil: they are answered with ICMP administratively prohibited.
+	// Echoes is called for every ICMP and ICMPv6 echo request, on the same goroutine. Nil: they are answered with
+	// ICMP administratively prohibited.
 	Echoes func(*Echo)
-	// Path says how large packets to an application on another host may be, in
-	// bytes; 0: it is on this one. It is called once a flow, when it is accepted. Nil: all
-	// are on this one, and RACK is off, which lossy links need.
+	// Path returns the largest packet, in bytes, that can be sent to an application on another host; 0 means that the
+	// application is on this host. It is called once for each flow, when the flow is accepted. Nil: all applications
+	// are on this host, and RACK, which lossy links need, is off.
 	Path func(src netip.Addr) int
-	// Group says of a destination with which others it shares a turn, where there are so many connections that they
-	// begin one after another: the groups are served in turns. It is called on the goroutine that reads the device, for
-	// each SYN, and returns something comparable. Nil: all are one.
+	// Group returns the group that a destination belongs to, as a comparable value. When there are so many
+	// connections that they begin one after another, the groups are served in turn and the members of a group share
+	// its turn. Group is called for each SYN, on the goroutine that reads the device. Nil: all destinations are one
+	// group.
 	Group func(dst netip.AddrPort) any
 	// MaxParked bounds the flows that wait for an answer; 0: DefaultMaxParked.
 	MaxParked int
@@ -52,22 +52,20 @@ type Config struct {
 type Stats struct {
 	Flows   uint64 // SYNs that became flows
 	Parked  int    // flows that wait for an answer now
-	Open    int    // flows known now, parked ones included
-	Dropped uint64 // SYNs that there was no room for
+	Open    int    // flows known now, including parked ones
+	Dropped uint64 // SYNs dropped for lack of room
 
-	Endpoints int // connections that gVisor has now, those still being ended too
+	Endpoints int // connections that gVisor has now, including those still closing
 }
 
-// Handler decides on one flow. It must end it by Accept, Reject or Drop and may
-// go on for as long as the connection lives, or detach it (Flow.Detach). ctx ends when
-// the application gives the flow up before it was answered, the stack stops, or the
-// handler returns.
+// Handler decides on one flow. It must answer it with Accept, Reject or Drop. It may run for as long as the
+// connection lives, or detach the flow (Flow.Detach). ctx ends when the application gives the flow up before it is
+// answered, when the stack stops, or when the handler returns.
 type Handler func(ctx context.Context, f *Flow)
 
-// Stack is gVisor from birth to Destroy, on one link.
+// Stack is a gVisor stack, from creation to Destroy, on one link.
 //
-// New starts nothing. Serve runs it once; all other methods may be called from
-// any goroutine while it runs.
+// New starts nothing. Serve runs the stack once. All other methods may be called from any goroutine while it runs.
 type Stack struct {
 	link *link.Link
 	cfg  Config
@@ -75,7 +73,7 @@ type Stack struct {
 	gv  *stack.Stack
 	tcp tcpProtocol
 
-	receiveBuffer, sendBuffer atomic.Int64 // SetBuffer's
+	receiveBuffer, sendBuffer atomic.Int64 // set by SetBuffer
 
 	ready chan struct{}
 
@@ -93,7 +91,7 @@ type Stack struct {
 	flows map[stack.TransportEndpointID]*Flow
 
 	parked, answering map[*Flow]struct{}
-	shaking           map[*tcp.Endpoint]*Flow // of those that are answered, from the SYN-ACK on
+	shaking           map[*tcp.Endpoint]*Flow // flows in answering, from the SYN-ACK on
 
 	serve   *service // nil before Serve
 	stopped bool     // no flow is parked any more
@@ -105,8 +103,7 @@ type service struct {
 	handle Handler
 }
 
-// New prepares a stack on l. The link stays the caller's, to be closed after
-// Serve has returned.
+// New prepares a stack on l. The caller keeps ownership of the link and closes it after Serve has returned.
 func New(l *link.Link, c Config) (*Stack, error) {
 	if c.MaxParked == 0 {
 		c.MaxParked = DefaultMaxParked
@@ -143,10 +140,9 @@ func New(l *link.Link, c Config) (*Stack, error) {
 
 // tune sets the few options that differ from gVisor's defaults.
 func (s *Stack) tune() error {
-	// The other end of every connection is this machine's kernel or a host one
-	// hop away, over a link that neither reorders nor duplicates what it kept back:
-	// TIME_WAIT protects from nothing here and would hold each closed endpoint
-	// in memory for 60 s.
+	// The other end of every connection is this machine's kernel or a host one hop away, and the link neither
+	// reorders packets nor delivers late duplicates. TIME_WAIT would protect against nothing here and hold each
+	// closed endpoint in memory for 60 s.
 	timeWait := tcpip.TCPTimeWaitTimeoutOption(0)
 	if err := s.gv.SetTransportProtocolOption(tcp.ProtocolNumber, &timeWait); err != nil {
 		return fmt.Errorf("set netstack's TIME_WAIT: %s", err)
@@ -154,9 +150,9 @@ func (s *Stack) tune() error {
 	if s.cfg.Path != nil {
 		return nil
 	}
-	// What goes to this machine's kernel is lost only where that is short of memory. RACK's probe for a lost tail
-	// comes after two round trips; with hundreds of busy flows these are as uneven as the scheduler, and a sixth of all
-	// packets went twice.
+	// Packets to this machine's kernel are lost only when it is short of memory. RACK's tail loss probe fires after
+	// two round trips. With hundreds of busy flows, round trips are as uneven as the scheduler, and a sixth of all
+	// packets were sent twice.
 	recovery := tcpip.TCPRecovery(0)
 	if err := s.gv.SetTransportProtocolOption(tcp.ProtocolNumber, &recovery); err != nil {
 		return fmt.Errorf("set netstack's loss recovery: %s", err)
@@ -164,27 +160,28 @@ func (s *Stack) tune() error {
 	return nil
 }
 
-// SetBuffer says how many bytes are kept of a connection that is accepted from now on: until
-// they are read, and until the application has acknowledged them. It gets no more as long as it lives, for its window's
-// scale is chosen now. Those that are open keep what they have: an application has been told of it. 0 is how it
-// begins, as gVisor has it: a mebibyte, and up to four where a connection is fast.
+// SetBuffer sets the buffer sizes, in bytes, of connections that are accepted from now on: receive for data that has
+// not been read yet, send for data that the application has not acknowledged yet. A connection never gets larger
+// buffers later, because its window scale is chosen when it is accepted. Open connections keep their sizes, which
+// their applications have been told. 0, the initial value, means gVisor's default: 1 MiB, and up to 4 MiB for a fast
+// connection.
 func (s *Stack) SetBuffer(receive, send int) {
 	size, most := receive, receive
 	if receive == 0 {
 		size, most = tcp.DefaultReceiveBufferSize, tcp.MaxBufferSize
 	}
 	sizes := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: size, Max: most}
-	_ = s.gv.SetTransportProtocolOption(tcp.ProtocolNumber, &sizes) // fails for less than the least only
-	// Endpoints have their listener's size to receive, whatever the option says. What they may send is
-	// bounded by conn.open: a bound for all, below what some have, has writers wait for ever (updateSndBufferUsage).
+	_ = s.gv.SetTransportProtocolOption(tcp.ProtocolNumber, &sizes) // fails only for sizes below the minimum
+	// Endpoints take their receive size from their listener, whatever the option says. Their send size is set in
+	// newConn: if a limit for all endpoints fell below the size that some of them have, their writers would wait
+	// forever (updateSndBufferUsage).
 	s.sendBuffer.Store(int64(send))
 	s.receiveBuffer.Store(int64(size))
 }
 
-// Serve reads the link and calls h, on a goroutine of its own, for each flow. It
-// returns nil when ctx ends, after every handler has returned, every detached flow is
-// done and gVisor's goroutines are gone, or the link's error when the link fails. It can be called
-// once.
+// Serve reads the link and calls h for each flow, on a goroutine of its own. When ctx ends, it returns nil once every
+// handler has returned, every detached flow is done and gVisor's goroutines are gone. When the link fails, it returns
+// the link's error. It can be called once.
 func (s *Stack) Serve(ctx context.Context, h Handler) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -215,7 +212,7 @@ func (s *Stack) Serve(ctx context.Context, h Handler) error {
 	return err
 }
 
-// sweepEvery is how often parked flows are looked at for silence.
+// sweepEvery is how often parked flows are checked for silence.
 const sweepEvery = time.Second
 
 // watch returns when ctx ends or the link fails.
@@ -237,14 +234,12 @@ func (s *Stack) watch(ctx context.Context) error {
 // Ready is closed once Serve takes packets.
 func (s *Stack) Ready() <-chan struct{} { return s.ready }
 
-// attach makes the NIC. The default handlers are set by then, so no packet
-// meets a stack without them.
+// attach creates the NIC. The default handlers are already set by then, so no packet meets a stack without them.
 func (s *Stack) attach() error {
 	if err := s.gv.CreateNIC(nicID, &gate{LinkEndpoint: s.link.Endpoint(), stack: s}); err != nil {
 		return fmt.Errorf("attach netstack to %s: %s", s.link.Name(), err)
 	}
-	// Every address is ours: packets for any destination are taken, answers
-	// leave with any source.
+	// Every address is ours: accept packets for any destination, and send answers from any source.
 	if err := s.gv.SetPromiscuousMode(nicID, true); err != nil {
 		return fmt.Errorf("set netstack promiscuous: %s", err)
 	}
@@ -258,12 +253,13 @@ func (s *Stack) attach() error {
 	return nil
 }
 
-// stopTimeout is how long a handshake has when everything stops. Who is given up is not reset, so it is long enough for our own
-// reset to come first. A test that stops thousands of times makes it shorter.
+// stopTimeout is how long a handshake may take once the stack stops. A handshake that is given up is not necessarily
+// reset, so the time is long enough for destroy's own reset to come first. A test that stops thousands of stacks
+// shortens it.
 var stopTimeout = 50 * time.Millisecond
 
-// destroy ends everything that Serve began. The endpoints are reset while the
-// link still takes packets, so that applications learn of it.
+// destroy ends everything that Serve began. It resets the endpoints while the link still takes packets, so that
+// applications learn of it.
 func (s *Stack) destroy() {
 	ended := make(chan struct{})
 	go s.awaitHandlers(ended)
@@ -274,11 +270,11 @@ func (s *Stack) destroy() {
 		select {
 		case <-ended:
 			waiting = false
-		case <-time.After(stopTimeout / 5): // an endpoint may have come after we looked
+		case <-time.After(stopTimeout / 5): // an endpoint may have appeared after we looked
 			s.lapse(stopTimeout)
 		}
 	}
-	// The reader first: RemoveNIC waits for it under a lock that the packet it delivers may need.
+	// Stop the reader first: RemoveNIC waits for it under a lock that the packet being delivered may need.
 	s.replies.close()
 	s.link.Endpoint().Attach(nil)
 	s.gv.RemoveNIC(nicID)
@@ -292,8 +288,8 @@ func (s *Stack) destroy() {
 	clear(s.flows)
 }
 
-// reset ends an endpoint by a reset, one in SYN-RCVD too: the application may have
-// seen our SYN-ACK, and gVisor sends none for it unless asked to (closeLocked).
+// reset ends an endpoint with a reset, even in SYN-RCVD: the application may have seen our SYN-ACK, and gVisor sends
+// no reset in that state unless asked to (closeLocked).
 func reset(ep stack.TransportEndpoint) {
 	if e, ok := ep.(tcpip.Endpoint); ok {
 		e.SocketOptions().SetLinger(tcpip.LingerOption{Enabled: true})
@@ -301,7 +297,7 @@ func reset(ep stack.TransportEndpoint) {
 	ep.Abort()
 }
 
-// awaitHandlers closes ended when no handler runs and none will.
+// awaitHandlers closes ended when no handler runs and none will start.
 func (s *Stack) awaitHandlers(ended chan<- struct{}) {
 	s.mu.Lock()
 	s.stopped = true
@@ -321,15 +317,15 @@ func (s *Stack) Stats() Stats {
 	}
 }
 
-// context of Serve, which is running as long as there are flows.
+// context returns Serve's context. Serve runs as long as there are flows.
 func (s *Stack) context() context.Context {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.serve.ctx
 }
 
-// handleTCP gets the segments that belong to no endpoint. A SYN becomes a
-// parked flow; anything else is left to gVisor, which answers with a reset.
+// handleTCP receives the segments that belong to no endpoint. A SYN becomes a parked flow; anything else is left to
+// gVisor, which answers with a reset.
 func (s *Stack) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	h := header.TCP(pkt.TransportHeader().Slice())
 	if len(h) < header.TCPMinimumSize || h.Flags()&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
@@ -345,7 +341,7 @@ func (s *Stack) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 	return true
 }
 
-// park makes the flow known, and returns nil for a SYN that is to be ignored.
+// park registers a new flow. It returns nil if the SYN is to be ignored.
 func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.PacketBuffer) *Flow {
 	key := s.turns.line(id)
 	s.mu.Lock()
@@ -369,7 +365,7 @@ func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.Packet
 	return f
 }
 
-// start has f run by a worker. It reports false if the flow has been given up meanwhile.
+// start runs the handler of f on a worker. It reports false if the flow has been given up in the meantime.
 func (s *Stack) start(f *Flow) bool {
 	ctx := s.begin(f)
 	if ctx == nil {
@@ -381,7 +377,8 @@ func (s *Stack) start(f *Flow) bool {
 	return true
 }
 
-// begin returns the context of the handler of f, which giveUp ends; nil if it is not to be run any more.
+// begin returns the context for the handler of f, which giveUp ends. It returns nil if the handler must not run any
+// more.
 func (s *Stack) begin(f *Flow) (ctx context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -391,13 +388,13 @@ func (s *Stack) begin(f *Flow) (ctx context.Context) {
 	return ctx
 }
 
-// tcpProtocol is gVisor's, whose type has no name outside.
+// tcpProtocol is gVisor's TCP protocol, whose type is not exported.
 type tcpProtocol interface {
 	stack.TransportProtocol
 	QueuePacket(stack.TransportEndpoint, stack.TransportEndpointID, *stack.PacketBuffer)
 }
 
-// protocolOf says of which family an address is.
+// protocolOf returns the network protocol of an address.
 func protocolOf(a tcpip.Address) tcpip.NetworkProtocolNumber {
 	if a.Len() == header.IPv4AddressSize {
 		return header.IPv4ProtocolNumber
@@ -405,20 +402,20 @@ func protocolOf(a tcpip.Address) tcpip.NetworkProtocolNumber {
 	return header.IPv6ProtocolNumber
 }
 
-// endpoint is gVisor's of a 4-tuple, or nil.
+// endpoint returns gVisor's endpoint for a 4-tuple, or nil.
 func (s *Stack) endpoint(id stack.TransportEndpointID) stack.TransportEndpoint {
 	return s.gv.FindTransportEndpoint(protocolOf(id.RemoteAddress), tcp.ProtocolNumber, id, nicID)
 }
 
-// known is the flow of a 4-tuple, or nil.
+// known returns the flow of a 4-tuple, or nil.
 func (s *Stack) known(id stack.TransportEndpointID) *Flow {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.flows[id]
 }
 
-// forget takes f out of the table, unless another flow has its place already.
-// It reports whether f was there. s.mu must not be held.
+// forget takes f out of the table, unless another flow has taken its place. It reports whether f was there. s.mu must
+// not be held.
 func (s *Stack) forget(f *Flow) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -13,78 +13,81 @@ import (
 	"pinproxy/netstack/link"
 )
 
-// To begin a flow, up to where its dial waits for the network, takes some 100 µs of a processor, to answer it as
-// long, and to wake or end it half of that. While any goroutine can run, Go asks the network for news every 10 ms only. So when
-// thousands of flows begin, are answered or end at once, everybody's packets wait for that again and again, and a new flow
-// behind all that came before it.
+// Beginning a flow, up to the point where its dial waits for the network, takes some 100 µs of a processor. Answering
+// it takes as long, and waking or ending it half of that. While any goroutine can run, Go asks the network for news
+// only every 10 ms. So when thousands of flows begin, are answered or end at once, everybody's packets wait for that
+// again and again, and a new flow waits behind all that came before it.
 //
-// So flows that come in a crowd take turns: one is let on, and then all who have news have theirs (link.Yielder). That is no
-// rest: all of the processor is used, and a flow that comes alone does not notice. Turns go round by group,
-// and within it by source: who has one flow waits for one of each of the others. One that has begun goes before
-// those of its line that are to begin, so that what has begun gets done. When a line is long, further SYNs are dropped
-// before gVisor sees them, as a listener does that has no room for them: the application's kernel sends another.
+// So flows that arrive in a crowd take turns: one goes ahead, and then everybody who has news gets a turn
+// (link.Yielder). The processor is never idle in between, and a flow that comes alone does not notice. Turns go round
+// by group, and within a group by source: a source with one flow waits for one flow of each of the others. Within a
+// line, flows that have begun go before flows that have not, so that what has begun gets done. When a line is long,
+// further SYNs are dropped before gVisor sees them, as a listener drops those it has no room for: the application's
+// kernel sends another.
 const (
-	// More than so many turns within turnEvery are a crowd, for each processor that we use: fewBesides, if another line has
-	// had one within lately, and fewAlone, which only a burst has, if all are of the same line. With
-	// turns a crowd takes a quarter longer, for packets are not handled many at a time then: nobody's gain where there is nobody else.
+	// More turns than this within turnEvery, for each processor that we use, are a crowd: fewBesides if another line
+	// has had a turn within lately, and fewAlone, which only a burst exceeds, if all turns are of one line. With
+	// turns a crowd takes a quarter longer, because packets are then no longer handled many at a time. With nobody
+	// else there, nobody gains from it.
 	turnEvery  = time.Millisecond
 	fewAlone   = 64
 	fewBesides = 2
 	lately     = 10 * time.Millisecond
-	// maxWaiting flows of a line wait to begin, for about half a second.
+	// maxWaiting is how many flows of a line may wait to begin: about half a second of work.
 	maxWaiting = 4096
-	// The goroutine that reads the device yields after so many packets that begin or end flows, if they took so long: in a flood
-	// of them it always finds more.
+	// The goroutine that reads the device yields after this many packets that begin or end flows, if they took longer
+	// than yieldEvery. In a flood of them it always finds more.
 	yieldAfter = 8
 	yieldEvery = time.Millisecond
 )
 
-// turns has flows begin, be answered, wake and end one after another where there are many.
+// turns makes flows begin, be answered, wake and end one after another when there are many.
 type turns struct {
-	of    func(dst netip.AddrPort) any // its group
+	of    func(dst netip.AddrPort) any // returns the destination's group
 	start func(*Flow) bool             // false: the flow has been given up
 	spawn func(func())
 	procs int
-	most  int // that may wait to begin
+	most  int // how many flows may wait to begin
 
-	// Two, for a Yielder has one out after the other, and who gives turns all the time would keep the reader in.
+	// There are two because a Yielder lets one caller out after the other: the goroutine that gives turns uses it all
+	// the time and would keep the reader in.
 	giver, reader *link.Yielder // from open to close
 
 	crowded atomic.Bool // turns are being given; written under mu
 
 	mu     sync.Mutex
-	since  time.Time // of few
-	few    int       // that were let on at once
-	last   lineKey   // whose turn was the last one
-	mixed  time.Time // when it was another's
+	since  time.Time // when few was last reset
+	few    int       // turns since then
+	last   lineKey   // the line that had the last turn
+	mixed  time.Time // when last changed
 	groups map[any]*group
 	ring   []*group // all of groups, in the order of their next turns
 	first  bool     // the last turn was one of a group that went first
-	waits  int      // to begin, in all lines
+	waits  int      // flows that wait to begin, in all lines
 
 	paced int       // packets that begin or end a flow since the reader yielded
-	rests time.Time // when that was
+	rests time.Time // when the reader yielded last
 }
 
-// lineKey is who waits in one line: connections to the same group of destinations, from one host.
+// lineKey identifies a line: connections from one host to the same group of destinations.
 type lineKey struct {
 	group any
-	src   netip.Addr // IPv6: its /64 network, in which a host has as many addresses as it likes
+	src   netip.Addr // IPv6: its /64 network, in which a host can have any number of addresses
 }
 
-// group is lines that have turns among each other when the group has one: whoever sends from many addresses has no
-// more of others' turns.
+// group is a set of lines that take turns with each other when the group has a turn. A host that sends from many
+// addresses therefore gets no more of the others' turns.
 type group struct {
 	key   any
-	first bool // it goes before others this time
+	first bool // it goes before the others this time
 	lines map[netip.Addr]*line
 	ring  []*line // all of lines, in the order of their next turns
 }
 
-// line is flows that wait for their turn.
+// line is a queue of flows that wait for their turn.
 type line struct {
 	src   netip.Addr
-	begun []chan struct{} // to be closed: flows that have begun, which go first
+	begun []chan struct{} // flows that have begun, which go first; each channel is closed at the flow's turn
 	begin []*Flow
 }
 
@@ -103,7 +106,8 @@ func newTurns(s *Stack) *turns {
 	}
 }
 
-// open is called before the device is read, close when it is not any more and all turns have been given.
+// open is called before the device is read. close is called when the device is no longer read and all turns have been
+// given.
 func (t *turns) open() error {
 	giver, err := link.NewYielder()
 	if err != nil {
@@ -129,14 +133,15 @@ func (t *turns) line(id stack.TransportEndpointID) lineKey {
 	return lineKey{t.of(netip.AddrPortFrom(addr(id.LocalAddress), id.LocalPort)), src}
 }
 
-// pace is called by the goroutine that reads the device, for each packet that begins or ends a flow. It lets others on in between.
+// pace is called by the goroutine that reads the device, for each packet that begins or ends a flow. It lets others
+// run in between.
 func (t *turns) pace() {
 	if t.crowded.Load() && t.rest(time.Now()) {
 		t.reader.Yield()
 	}
 }
 
-// rest says whether it is time to let others on.
+// rest reports whether it is time to let others run.
 func (t *turns) rest(now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -147,7 +152,7 @@ func (t *turns) rest(now time.Time) bool {
 	return true
 }
 
-// full says whether a SYN is to be dropped.
+// full reports whether a SYN is to be dropped.
 func (t *turns) full(id stack.TransportEndpointID) bool {
 	if !t.crowded.Load() {
 		return false
@@ -164,7 +169,7 @@ func (t *turns) full(id stack.TransportEndpointID) bool {
 	return len(g.lines[key.src].begin) >= min(maxWaiting, (t.most-t.waits)/2)
 }
 
-// begin has f started in its turn. True: that is now, and the caller starts it.
+// begin arranges for f to be started in its turn. It returns true if that is now; the caller then starts f.
 func (t *turns) begin(f *Flow) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -177,7 +182,7 @@ func (t *turns) begin(f *Flow) bool {
 	return false
 }
 
-// wait returns when it is the turn of f, which has begun.
+// wait returns when it is the turn of f, a flow that has begun.
 func (t *turns) wait(f *Flow) {
 	if turn := t.waiting(f); turn != nil {
 		<-turn
@@ -196,7 +201,7 @@ func (t *turns) waiting(f *Flow) <-chan struct{} {
 	return turn
 }
 
-// aloneLocked says whether there is no crowd. If there is one, turns are given from now on.
+// aloneLocked reports whether there is no crowd. If there is one, it makes sure that turns are being given.
 func (t *turns) aloneLocked(key lineKey, now time.Time) bool {
 	if t.crowded.Load() {
 		return false
@@ -224,7 +229,7 @@ func (t *turns) lineLocked(key lineKey) *line {
 	if g == nil {
 		g = &group{key: key.group, lines: make(map[netip.Addr]*line)}
 		t.groups[key.group] = g
-		// Who comes anew goes first, but no two at a time: the others have every second turn at least.
+		// A new group goes first, but never two in a row: the others have at least every second turn.
 		if g.first = !t.first && (len(t.ring) == 0 || !t.ring[0].first); g.first {
 			t.ring = slices.Insert(t.ring, 0, g)
 		} else {
@@ -256,7 +261,7 @@ func (t *turns) give() {
 	}
 }
 
-// next takes whose turn it is out of its line; nil: nobody waits.
+// next takes the one whose turn it is out of its line. It returns nil, nil if nobody waits.
 func (t *turns) next() (f *Flow, turn chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -9,27 +9,28 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// maxIdle is how many goroutines wait for a flow at a time.
+// maxIdle is how many goroutines may wait for a flow at a time.
 const maxIdle = 64
 
-// workers are the goroutines that run tasks. One that has finished waits for
-// another, for its stack has grown by then: gVisor's calls are deep, and a new
-// goroutine copies its stack three times before the SYN-ACK has left.
+// workers are the goroutines that run tasks. One that has finished waits for another task, because its stack has
+// grown by then: gVisor's calls are deep, and a new goroutine copies its stack three times before the SYN-ACK has
+// left.
 type workers struct {
-	tasks chan task // without a buffer: only who waits takes
+	tasks chan task // unbuffered: only a waiting worker takes a task
 	idle  atomic.Int32
 	all   sync.WaitGroup
 }
 
-// task is a part of a flow's life: its handler, what that wants to be run besides (Flow.Go), or what follows its handshake.
+// task is a part of a flow's life: its handler, other work that the handler starts (Flow.Go), or what follows its
+// handshake.
 type task struct {
 	flow *Flow
 	ctx  context.Context // the handler's
 	work func()
 
-	ep    *tcp.Endpoint // that of the handshake, if it goes on or there is something left of it
+	ep    *tcp.Endpoint // the handshake's endpoint, if the flow goes on or the endpoint must be aborted
 	queue *waiter.Queue
-	err   error // how the handshake has failed
+	err   error // why the handshake failed
 }
 
 func (t task) run() {
@@ -37,7 +38,7 @@ func (t task) run() {
 	case t.ctx != nil:
 		giveUp := f.giveUp
 		f.stack.serve.handle(t.ctx, f)
-		f.Drop() // a handler that forgot
+		f.Drop() // in case the handler forgot to answer
 		giveUp()
 		f.Done()
 	case t.work != nil:
@@ -52,7 +53,7 @@ func (t task) run() {
 	}
 }
 
-// do runs t on a worker that waits, or on a new one. It does not block.
+// do runs t on a waiting worker or on a new one. It does not block.
 func (w *workers) do(t task) {
 	select {
 	case w.tasks <- t:
@@ -61,7 +62,7 @@ func (w *workers) do(t task) {
 	}
 }
 
-// work runs t and what comes after it, until too many wait or the stack stops.
+// work runs t and the tasks that follow, until too many workers wait or the stack stops.
 func (w *workers) work(t task) {
 	stopped := t.flow.stack.context().Done()
 	for {
@@ -70,7 +71,7 @@ func (w *workers) work(t task) {
 			w.idle.Add(-1)
 			return
 		}
-		t = task{} // hold nothing of it while waiting
+		t = task{} // keep no reference to it while waiting
 		select {
 		case t = <-w.tasks:
 			w.idle.Add(-1)
@@ -80,6 +81,6 @@ func (w *workers) work(t task) {
 	}
 }
 
-// wait returns when all have ended. It must not be called before the stack has stopped
-// and the device is not read any more.
+// wait returns when all workers have ended. It must not be called before the stack has stopped and the device is no
+// longer read.
 func (w *workers) wait() { w.all.Wait() }
