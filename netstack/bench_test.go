@@ -10,8 +10,8 @@ import (
 	"pinproxy/netstack/netstacktest"
 )
 
-// BenchmarkFlow is a flow from its SYN to its end, a message each way, both kernels in memory: the application's
-// part is in it.
+// BenchmarkFlow measures a flow from its SYN to its end, with a message each way and both kernels in memory. The
+// figure includes the application's part.
 func BenchmarkFlow(b *testing.B) {
 	l, client, err := netstacktest.Pipe()
 	if err != nil {

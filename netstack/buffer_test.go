@@ -13,8 +13,9 @@ import (
 	"pinproxy/netstack"
 )
 
-// What an application does not read is kept up to what was said: besides, its own kernel, here a netstack, too, takes a
-// mebibyte. So is what we do not read, and its kernel keeps a mebibyte, and up to four.
+// What an application does not read is kept up to the size that was set. On top of that, its own kernel, which is a
+// netstack here too, takes 1 MiB. The same holds for what we do not read; there the application's kernel keeps 1 MiB,
+// and up to 4 MiB.
 func TestBufferIsBounded(t *testing.T) {
 	const receive, send, theirs, most, slack = 256 << 10, 128 << 10, 1 << 20, 4 << 20, 128 << 10
 	taken, over := make(chan int, 1), make(chan struct{})
@@ -45,7 +46,7 @@ func TestBufferIsBounded(t *testing.T) {
 	}
 }
 
-// Buffers of any size carry all bytes, also of connections that come while it changes.
+// Buffers of any size carry all bytes, even on connections that begin while the size changes.
 func TestBuffersChange(t *testing.T) {
 	client, s := start(t, netstack.Config{}, echo)
 	want := make([]byte, 2<<20)
@@ -54,7 +55,7 @@ func TestBuffersChange(t *testing.T) {
 		for _, size := range []int{512 << 10, 128 << 10, 0, 256 << 10} {
 			conn := mustDial(t, client, dst)
 			go func() {
-				s.SetBuffer(2*size, size) // of the next
+				s.SetBuffer(2*size, size) // of the next connection
 				_, _ = conn.Write(want)
 				_ = conn.CloseWrite()
 			}()

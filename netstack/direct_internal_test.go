@@ -13,7 +13,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-// segmentIn is a segment to port 443 of a server, as the device hands it over. Its TCP checksum is wrong.
+// segmentIn returns a segment to port 443 of a server, as the device hands it over. Its TCP checksum is wrong.
 func segmentIn(v6 bool, flags header.TCPFlags, seq, ack uint32, data string) []byte {
 	t := make([]byte, header.TCPMinimumSize, header.TCPMinimumSize+len(data))
 	header.TCP(t).Encode(&header.TCPFields{SrcPort: 4711, DstPort: 443, DataOffset: header.TCPMinimumSize, Flags: flags, SeqNum: seq, AckNum: ack, WindowSize: 65535})
@@ -36,9 +36,9 @@ func segmentIn(v6 bool, flags header.TCPFlags, seq, ack uint32, data string) []b
 	return append(b, t...)
 }
 
-// Segments of a connection arrive whether they are plain or not, and only the plain ones go past gVisor's IP layer.
+// Segments of a connection arrive whether they are plain or not. Only the plain ones bypass gVisor's IP layer.
 func TestDirect(t *testing.T) {
-	patch := func(p []byte, length int) []byte { // of IPv4
+	patch := func(p []byte, length int) []byte { // IPv4 only
 		ip := header.IPv4(p)
 		ip.SetTotalLength(uint16(length))
 		ip.SetChecksum(0)
@@ -119,7 +119,7 @@ func TestDirect(t *testing.T) {
 			if passed := k.gv.Stats().IP.PacketsReceived.Value() == before; passed != test.plain {
 				t.Errorf("went past the IP layer: %v", passed)
 			}
-			if test.lost { // and comes once more, as it was not acknowledged
+			if test.lost { // it was not acknowledged, so it comes again
 				send(segmentIn(test.v6, header.TCPFlagAck, 1001, answer, "HELLO, HELLO"))
 			}
 			send(segmentIn(test.v6, header.TCPFlagAck|header.TCPFlagFin, 1001+uint32(len(hello)), answer, ""))

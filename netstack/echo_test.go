@@ -10,10 +10,10 @@ import (
 	"pinproxy/netstack/netstacktest"
 )
 
-// echoTypes are those of request and reply.
+// echoTypes are the ICMP types of request and reply.
 var echoTypes = map[string][2]byte{"ipv4": {8, 0}, "ipv6": {128, 129}}
 
-// request writes an echo request of size bytes of data.
+// request writes an echo request with size bytes of data.
 func request(t *testing.T, client *netstacktest.Client, name string, dst netip.Addr, size int) (message []byte, read func() []byte) {
 	t.Helper()
 	conn, err := client.DialPing(dst)
@@ -56,11 +56,11 @@ func TestEchoRequestIsHandedOn(t *testing.T) {
 				if err := e.Reply(reply); err == nil {
 					t.Error("a request went for a reply")
 				}
-				reply[0], reply[4], reply[5] = echoTypes[name][1], 0, 0 // with the identifier of another socket
+				reply[0], reply[4], reply[5] = echoTypes[name][1], 0, 0 // with another socket's identifier
 				if err := e.Reply(reply); err != nil {
 					t.Error(err)
 				}
-				// gVisor itself would have been first.
+				// gVisor's own answer would have come first.
 				if got := read(); got[0] != reply[0] || !bytes.Equal(got[6:], message[6:]) {
 					t.Errorf("%d bytes there, %d back", len(message), len(got))
 				}
@@ -69,7 +69,7 @@ func TestEchoRequestIsHandedOn(t *testing.T) {
 	}
 }
 
-// No host answers here, and netstack must not do it for one.
+// No host answers here, and netstack must not answer in its place.
 func TestEchoRequestForNobody(t *testing.T) {
 	for name, dst := range both {
 		t.Run(name, func(t *testing.T) {
@@ -80,7 +80,7 @@ func TestEchoRequestForNobody(t *testing.T) {
 	}
 }
 
-// What is no error, and what comes from an address of the other family.
+// Only errors are passed on, and a sender address of the other family is ignored.
 func TestICMPPassesErrorsOnly(t *testing.T) {
 	echoes := make(chan *netstack.Echo, 1)
 	client, _ := start(t, netstack.Config{Echoes: func(e *netstack.Echo) { echoes <- e }}, echo)

@@ -2,7 +2,7 @@ package netstack
 
 import "time"
 
-// StopAtOnce leaves handshakes hardly any time when a stack stops, and returns how to undo that.
+// StopAtOnce leaves handshakes hardly any time when a stack stops. It returns a function that undoes this.
 func StopAtOnce() (undo func()) {
 	before := stopTimeout
 	stopTimeout = time.Millisecond

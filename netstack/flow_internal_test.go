@@ -21,7 +21,7 @@ import (
 	"pinproxy/netstack/netstacktest"
 )
 
-// Handshakes under way are bounded, too.
+// The number of handshakes under way is limited, too.
 func TestNoRoomForHandshake(t *testing.T) {
 	l, client, err := netstacktest.Pipe()
 	if err != nil {
@@ -60,7 +60,7 @@ func TestNoRoomForHandshake(t *testing.T) {
 	}
 }
 
-// shaky is a stack whose applications are this test, packet by packet. Its handler answers each flow.
+// shaky is a stack whose applications are played by this test, packet by packet. Its handler answers each flow.
 type shaky struct {
 	*Stack
 	device   *channel.Endpoint
@@ -82,7 +82,7 @@ func newShaky(t *testing.T, offloads stack.LinkEndpointCapabilities) *shaky {
 	return k
 }
 
-// newShakyWith has then called for each flow.
+// newShakyWith returns a shaky stack that calls then for each flow.
 func newShakyWith(t *testing.T, offloads stack.LinkEndpointCapabilities, then func(Conn, error)) *shaky {
 	device := channel.New(1024, 1500, "")
 	device.LinkEPCapabilities = offloads
@@ -100,7 +100,7 @@ func newShakyWith(t *testing.T, offloads stack.LinkEndpointCapabilities, then fu
 	return k
 }
 
-// end stops the stack, which then knows of nothing any more. It may be called twice.
+// end stops the stack and checks that it has forgotten everything. It may be called twice.
 func (k *shaky) end(t *testing.T) {
 	k.stop()
 	if err, ok := <-k.served; err != nil {
@@ -144,7 +144,7 @@ func (k *shaky) heard(t *testing.T, flags header.TCPFlags) header.TCP {
 	return h
 }
 
-// An application that never confirms the handshake: it is given up in time, and when the stack stops.
+// An application that never confirms the handshake is given up in time, and when the stack stops.
 func TestSilentInTheHandshake(t *testing.T) {
 	for _, stops := range []bool{false, true} {
 		k := newShaky(t, stack.CapabilityRXChecksumOffload)
@@ -164,7 +164,7 @@ func TestSilentInTheHandshake(t *testing.T) {
 		if err := <-k.accepted; !errors.Is(err, ErrGone) {
 			t.Errorf("stops: %v: Accept = %v, want %v", stops, err, ErrGone)
 		}
-		if !stops { // else it may be thrown away with the device
+		if !stops { // otherwise it may be thrown away with the device
 			k.heard(t, header.TCPFlagRst|header.TCPFlagAck)
 		}
 		k.end(t)
@@ -173,8 +173,8 @@ func TestSilentInTheHandshake(t *testing.T) {
 
 const synAck = header.TCPFlagSyn | header.TCPFlagAck
 
-// An application that resets in the handshake is heard at once, and so is one that has closed its socket, about which nothing is
-// said, and tries again from the same port.
+// An application that resets during the handshake is noticed at once. So is one that closes its socket, which sends
+// nothing, and then tries again from the same port.
 func TestGivenUpInTheHandshake(t *testing.T) {
 	k := newShaky(t, stack.CapabilityRXChecksumOffload)
 	k.send(4711, header.TCPFlagSyn, 1000, 0)
@@ -200,8 +200,8 @@ func TestGivenUpInTheHandshake(t *testing.T) {
 	}
 }
 
-// The handshake of a connection that the application has ended again before gVisor got to its ACK is not taken for that of
-// the next one from the same port.
+// If the application ends a connection before gVisor gets to its ACK, its handshake is not taken for that of the next
+// connection from the same port.
 func TestShakenIsWhoseEndpointItIs(t *testing.T) {
 	k := newShaky(t, stack.CapabilityRXChecksumOffload)
 	k.send(4711, header.TCPFlagSyn, 1000, 0)
@@ -229,7 +229,7 @@ func TestShakenIsWhoseEndpointItIs(t *testing.T) {
 	}
 }
 
-// Nothing waits for an application's ACK: goroutines that wait for a flow are not many.
+// No goroutine waits for an application's ACK; only a limited number of idle ones wait for a flow.
 func TestHandshakesHaveNoGoroutine(t *testing.T) {
 	k := newShaky(t, stack.CapabilityRXChecksumOffload)
 	before := runtime.NumGoroutine()
@@ -249,7 +249,7 @@ func TestHandshakesHaveNoGoroutine(t *testing.T) {
 	}
 }
 
-// A SYN that was damaged on its way is no flow.
+// A SYN that was damaged on its way does not become a flow.
 func TestDamagedSYN(t *testing.T) {
 	k := newShaky(t, 0)
 	k.send(4711, header.TCPFlagSyn, 0, 0)

@@ -19,10 +19,10 @@ import (
 	"pinproxy/netstack/link"
 )
 
-// What comes out of the device is whatever programs, and hosts behind a gateway, write: nothing of it may end the
-// stack, keep a flow for ever, or stop a connection that is made properly.
+// The device delivers whatever programs, and hosts behind a gateway, write. None of it may end the stack, keep a flow
+// forever, or prevent a properly made connection.
 
-// device is a link whose other end is in the test's hands. Like a TUN with offloads it vouches for checksums.
+// device is a link whose other end the test controls. Like a TUN with offloads, it vouches for checksums.
 type device struct {
 	*channel.Endpoint
 }
@@ -33,7 +33,8 @@ func newDevice() *device {
 	return &device{Endpoint: ep}
 }
 
-// inject is a packet read from the device, taken as IPv4 or IPv6 by its first byte as package link does.
+// inject delivers a packet as if read from the device. Its first byte decides between IPv4 and IPv6, as in package
+// link.
 func (d *device) inject(b []byte) {
 	var proto tcpip.NetworkProtocolNumber
 	switch header.IPVersion(b) {
@@ -49,15 +50,15 @@ func (d *device) inject(b []byte) {
 	pkt.DecRef()
 }
 
-// What a fuzzed packet is made of. Without any of these bits it is taken as it stands.
+// The parts of a fuzzed packet. Without any of these bits, it is taken as it is.
 const (
 	fixIP    = 1 << iota // a valid IP header is put in front, with the packet's length
 	fixV6                // … IPv6
 	fixTCP               // … and a TCP header, whose flags, window and options are the packet's
-	fixShort             // … in which ports are few, so that packets meet in one flow
+	fixShort             // … with few different ports, so that packets meet in one flow
 )
 
-// packet makes one of a recipe and the fuzzer's bytes.
+// packet makes a packet from a recipe and the fuzzer's bytes.
 func packet(recipe byte, b []byte) []byte {
 	if recipe&fixIP == 0 {
 		return b
@@ -101,7 +102,7 @@ func packet(recipe byte, b []byte) []byte {
 	return p
 }
 
-// syn is a proper one, of IPv4.
+// syn returns a valid IPv4 SYN.
 func syn(src, dst netip.AddrPort) []byte {
 	b := make([]byte, header.TCPMinimumSize)
 	t := header.TCP(b)
@@ -129,7 +130,7 @@ func (d *device) answered(ctx context.Context, src netip.AddrPort) bool {
 	}
 }
 
-// diverse ends each flow in another way, by its port.
+// diverse ends each flow in a different way, depending on its port.
 func diverse(_ context.Context, f *netstack.Flow) {
 	switch f.Dst().Port() % 8 {
 	case 1:
@@ -162,7 +163,7 @@ func FuzzPackets(f *testing.F) {
 		header.TCP(b).Encode(&header.TCPFields{SrcPort: 1024, DstPort: 440, SeqNum: seq, AckNum: ack, DataOffset: header.TCPMinimumSize, Flags: flags, WindowSize: 1000})
 		return append(b, more...)
 	}
-	// Each seed is a list of packets: a recipe, a length, and so many bytes.
+	// Each seed is a list of packets: a recipe, a length, and that many bytes.
 	list := func(recipe byte, packets ...[]byte) (b []byte) {
 		for _, p := range packets {
 			b = append(append(b, recipe, byte(len(p))), p...)
@@ -206,7 +207,7 @@ func FuzzPackets(f *testing.F) {
 			d.inject(packet(recipe, append([]byte(nil), input[2:2+n]...)))
 			input = input[2+n:]
 		}
-		// A connection made properly is answered all the same.
+		// A properly made connection is still answered.
 		src := netip.MustParseAddrPort("192.0.2.99:50000")
 		soon, done := context.WithTimeout(ctx, 10*time.Second)
 		d.Drain()

@@ -24,7 +24,7 @@ type lending interface {
 	Lend(take func(pieces [][]byte) int) (int, error)
 }
 
-// lenders starts a stack and returns what makes a connection: the application's end and ours.
+// lenders starts a stack and returns a function that makes a connection: the application's end and ours.
 func lenders(t *testing.T) func() (*netstacktest.Conn, lending) {
 	conns := make(chan lending, 1)
 	client, _ := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
@@ -40,7 +40,7 @@ func lenders(t *testing.T) func() (*netstacktest.Conn, lending) {
 	return func() (*netstacktest.Conn, lending) { return mustDial(t, client, server4), <-conns }
 }
 
-// all takes what is lent.
+// all takes everything that is lent.
 func all(pieces [][]byte) (n int) {
 	for _, p := range pieces {
 		n += len(p)
@@ -48,7 +48,7 @@ func all(pieces [][]byte) (n int) {
 	return n
 }
 
-// Whatever part of them is taken at a time, all bytes come once and in order, and then the end of the stream.
+// Whatever part is taken at a time, all bytes come once and in order, followed by the end of the stream.
 func TestLend(t *testing.T) {
 	connect := lenders(t)
 	for name, part := range map[string]func(there int) int{
@@ -89,7 +89,7 @@ func TestLend(t *testing.T) {
 	}
 }
 
-// Without bytes nothing is lent, and what there is instead is told as to a reader.
+// Without bytes nothing is lent, and the caller learns the reason as a reader does.
 func TestLendWithoutBytes(t *testing.T) {
 	connect := lenders(t)
 	none := func([][]byte) int { t.Error("something was lent"); return 0 }
@@ -119,7 +119,8 @@ func TestLendWithoutBytes(t *testing.T) {
 	}
 }
 
-// A deadline that has passed ends the waiting also of who could read: else a fast flow could not be ended.
+// A deadline that has passed ends the wait even if there is something to read. Otherwise a fast flow could not be
+// ended.
 func TestDeadlineBesideBytes(t *testing.T) {
 	app, c := lenders(t)()
 	_, _ = app.Write([]byte("bytes"))
@@ -130,12 +131,12 @@ func TestDeadlineBesideBytes(t *testing.T) {
 	if err := c.WaitRead(); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("WaitRead = %v, want the deadline", err)
 	}
-	if n, err := c.Lend(all); n != 5 || err != nil { // what was there may still be carried
+	if n, err := c.Lend(all); n != 5 || err != nil { // what is there may still be carried
 		t.Errorf("Lend = %d, %v", n, err)
 	}
 }
 
-// While bytes are lent nothing frees them: neither Close nor a reset, which throw away what has come.
+// While bytes are lent, nothing frees them: neither Close nor a reset, although both throw received bytes away.
 func TestLentBytesStay(t *testing.T) {
 	connect := lenders(t)
 	for name, end := range map[string]func(app *netstacktest.Conn, c netstack.Conn){
@@ -143,7 +144,7 @@ func TestLentBytesStay(t *testing.T) {
 		"reset": func(app *netstacktest.Conn, _ netstack.Conn) { app.Abort() },
 	} {
 		app, c := connect()
-		other, others := connect() // whose bytes would come to lie there
+		other, others := connect() // if the lent bytes were freed, these would take their place
 		want := bytes.Repeat([]byte("lent"), 50_000)
 		_, _ = app.Write(want)
 		if err := c.WaitRead(); err != nil {

@@ -9,7 +9,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// synWith is a parsed SYN with options and the right checksum, over no pseudo-header.
+// synWith returns a parsed SYN with options and a checksum that is valid without a pseudo-header.
 func synWith(options []byte) (*stack.PacketBuffer, header.TCP) {
 	b := make([]byte, header.TCPMinimumSize+len(options))
 	h := header.TCP(b)

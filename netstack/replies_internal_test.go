@@ -13,7 +13,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-// outwards is a segment to the application.
+// outwards returns a segment to the application.
 func outwards(flags header.TCPFlags, ack uint32, data string, options ...byte) (*stack.PacketBuffer, header.TCP) {
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: header.TCPMinimumSize + len(options), Payload: buffer.MakeWithData([]byte(data))})
 	h := header.TCP(pkt.TransportHeader().Push(header.TCPMinimumSize + len(options)))
@@ -23,12 +23,12 @@ func outwards(flags header.TCPFlags, ack uint32, data string, options ...byte) (
 	return pkt, h
 }
 
-// world is replies, and what has left.
+// world is a replies and the packets that have left it.
 type world struct {
 	t *testing.T
 	replies
 	sentMu sync.Mutex
-	sent   []uint32 // acknowledgement numbers, of those that were late
+	sent   []uint32 // acknowledgement numbers of ACKs whose reply was late
 }
 
 func newWorld(t *testing.T) *world {
@@ -42,7 +42,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// tooLate is what has been sent by now for its reply being late.
+// tooLate returns the ACKs sent so far because their reply was late.
 func (w *world) tooLate() []uint32 {
 	synctest.Wait()
 	w.sentMu.Lock()
@@ -50,12 +50,12 @@ func (w *world) tooLate() []uint32 {
 	return slices.Clone(w.sent)
 }
 
-// says has the application send a segment.
+// says makes the application send a segment.
 func (w *world) says(f *Flow, seq uint32, size int, flags header.TCPFlags) {
 	w.came(f, segment{flags: flags | header.TCPFlagAck, seq: seq, size: size})
 }
 
-// expect has a segment to the application leave, or be kept back.
+// expect checks whether a segment to the application leaves or is held back.
 func (w *world) expect(f *Flow, what string, kept bool, flags header.TCPFlags, ack uint32, data string, options ...byte) {
 	w.t.Helper()
 	pkt, h := outwards(flags, ack, data, options...)

@@ -19,12 +19,12 @@ func openRounds(t testing.TB) *rounds {
 	return r
 }
 
-// While a few are busy all the time, one who waits for the network is let on within a round or two, not at the scheduler's ten
-// milliseconds.
+// While a few goroutines are busy all the time, one that waits for the network runs within a round or two, not only
+// after the scheduler's ten milliseconds.
 func TestRounds(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	r := openRounds(t)
-	in, out, err := os.Pipe() // which Go's poller waits for
+	in, out, err := os.Pipe() // Go's poller waits for it
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,10 +80,10 @@ func TestRounds(t *testing.T) {
 	t.Logf("%d times of %d it was late", late, times)
 }
 
-// All who come while a round is under way wait for its end, and there is none for a while then.
+// All who arrive while a round is under way wait for its end. After it, no round begins for a while.
 func TestRoundIsShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := &rounds{round: make(chan struct{})} // one that the test ends; another would need a yielder
+		r := &rounds{round: make(chan struct{})} // the test ends this round; another would need a yielder
 		var through atomic.Int32
 		for range 10 {
 			go func() {
@@ -109,7 +109,7 @@ func TestRoundIsShared(t *testing.T) {
 	})
 }
 
-func BenchmarkYieldBetween(b *testing.B) { // rounds
+func BenchmarkYieldBetween(b *testing.B) { // between rounds
 	r := openRounds(b)
 	for b.Loop() {
 		r.join()

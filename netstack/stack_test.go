@@ -24,8 +24,8 @@ var (
 	both    = map[string]netip.AddrPort{"ipv4": server4, "ipv6": server6}
 )
 
-// start runs a stack with h and returns the application at its other end. The
-// end of the test checks that no goroutine is left.
+// start runs a stack with h and returns the application at its other end. At the end of the test it checks that no
+// goroutine is left.
 func start(t *testing.T, c netstack.Config, h netstack.Handler) (*netstacktest.Client, *netstack.Stack) {
 	t.Helper()
 	before := runtime.NumGoroutine()
@@ -140,13 +140,13 @@ func TestRejectErrnos(t *testing.T) {
 	for name, dst := range both {
 		for _, tt := range tests {
 			if dst.Addr().Is6() && tt.want == syscall.EHOSTUNREACH {
-				continue // gVisor as a client does not know ICMPv6 address unreachable; the kernel is asked elsewhere
+				continue // as a client, gVisor does not know ICMPv6 address unreachable; another test asks the kernel
 			}
 			t.Run(name+"/"+tt.reject.Error(), func(t *testing.T) {
 				pauses := netstacktest.WatchPauses(t)
 				client, s := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
 					f.Reject(tt.reject)
-					f.Reject(tt.reject) // the second does nothing
+					f.Reject(tt.reject) // the second one does nothing
 					if _, err := f.Accept(); !errors.Is(err, netstack.ErrGone) {
 						t.Errorf("Accept after Reject = %v, want ErrGone", err)
 					}
@@ -230,8 +230,8 @@ func TestGivenUpFlowEnds(t *testing.T) {
 	<-ended
 }
 
-// A socket that is closed in SYN_SENT says nothing. Its SYNs stop coming, while those
-// of an application that still waits do not.
+// A socket that is closed in SYN_SENT sends nothing. Its SYNs stop, while those of an application that still waits go
+// on.
 func TestSilentApplicationHasGivenUp(t *testing.T) {
 	ended := make(chan netip.AddrPort, 2)
 	release := make(chan struct{})
@@ -333,7 +333,7 @@ func TestApplicationsResetIsSeen(t *testing.T) {
 		close(accepted)
 		_, err = io.ReadAll(c)
 		result <- err
-		// The error is told once, as by the kernel.
+		// The error is reported once, as by the kernel.
 		if _, err := c.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
 			t.Errorf("write after a reset = %v, want EPIPE", err)
 		}
@@ -348,8 +348,7 @@ func TestApplicationsResetIsSeen(t *testing.T) {
 	eventually(t, "the flow is forgotten", func() bool { return s.Stats().Open == 0 })
 }
 
-// Whichever direction gVisor tells of the reset, the reader must not take it for
-// the end of the stream.
+// Whichever direction gVisor reports the reset to, the reader must not take it for the end of the stream.
 func TestResetIsNoEndOfStream(t *testing.T) {
 	result := make(chan error)
 	client, _ := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
@@ -380,8 +379,8 @@ func TestResetIsNoEndOfStream(t *testing.T) {
 	}
 }
 
-// An application that binds its own source port comes back on the same 4-tuple
-// as soon as its kernel lets it, whoever closed first.
+// An application that binds its own source port comes back on the same 4-tuple as soon as its kernel permits,
+// whichever side closed first.
 func TestReusedSourcePort(t *testing.T) {
 	const rounds = 300
 	tests := []struct {
@@ -413,7 +412,7 @@ func TestReusedSourcePort(t *testing.T) {
 			})
 			local := netip.AddrPortFrom(netstacktest.Addr4, 4000)
 			for range rounds {
-				pauses.Longest() // up to now
+				pauses.Longest() // discard pauses so far
 				begin := time.Now()
 				conn, err := dial(t, client, local, server4)
 				if err != nil {
@@ -443,7 +442,7 @@ func TestMaxParked(t *testing.T) {
 	})
 }
 
-// Many at once: each has its turn, and those that still wait for it when the stack stops are ended.
+// With many flows at once, each gets its turn. Those that still wait when the stack stops are ended.
 func TestManyAtOnce(t *testing.T) {
 	const n = 300
 	var begun, ended, more atomic.Int64
@@ -474,7 +473,7 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	all.Wait()
-	// An application has its connection before the handshake's last segment has been looked at here.
+	// An application has its connection before we have looked at the handshake's last segment.
 	eventually(t, "all are answered", func() bool { return ended.Load() == n })
 	if got := s.Stats(); got.Dropped != 0 || got.Parked != 0 {
 		t.Errorf("stats = %+v, want nothing dropped or parked", got)
@@ -507,7 +506,7 @@ func TestDeadlines(t *testing.T) {
 			t.Errorf("read after the deadline was taken away: %v", err)
 		}
 		n := 0
-		for tries := 0; n == 0 && tries < 20; tries++ { // a busy machine may let the time pass before anything is sent
+		for tries := 0; n == 0 && tries < 20; tries++ { // on a busy machine the time may pass before anything is sent
 			_ = c.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
 			if n, err = c.Write(make([]byte, 64<<20)); !errors.As(err, &timeout) || !timeout.Timeout() {
 				t.Errorf("write to a full window = %d, %v; want a timeout", n, err)
@@ -546,7 +545,7 @@ func TestDatagrams(t *testing.T) {
 			}
 			defer conn.Close()
 			_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
-			for _, size := range []int{1, 700, 1472, 20000} { // fragments both ways for the last
+			for _, size := range []int{1, 700, 1472, 20000} { // the last one is fragmented both ways
 				want := make([]byte, size)
 				_, _ = rand.Read(want)
 				if _, err := conn.Write(want); err != nil {

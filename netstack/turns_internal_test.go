@@ -11,7 +11,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// crowd returns turns that are being given, by the test, and the lines of flows.
+// crowd returns a turns in a crowd. The test gives the turns.
 func crowd(most int) *turns {
 	t := &turns{
 		of:     func(dst netip.AddrPort) any { return dst.Port() },
@@ -31,12 +31,12 @@ func idOf(src string, port uint16) stack.TransportEndpointID {
 
 func (t *turns) come(src string, port uint16) *Flow {
 	f := &Flow{line: t.line(idOf(src, port))}
-	f.dst = netip.AddrPortFrom(netip.MustParseAddr(src), port) // by which the test knows it
+	f.dst = netip.AddrPortFrom(netip.MustParseAddr(src), port) // the test recognizes the flow by it
 	t.begin(f)
 	return f
 }
 
-// given is the order of the next n turns; "begun" for a flow that has begun.
+// given returns the order of the next n turns, with "begun" for a flow that has begun.
 func (t *turns) given(n int) (order []string) {
 	for range n {
 		f, turn := t.next()
@@ -95,7 +95,7 @@ func TestTurns(t *testing.T) {
 	}
 }
 
-// Who comes while others wait goes first, but those who wait have every second turn.
+// A group that arrives while others wait goes first, but those that wait have every second turn.
 func TestTurnsOfNewcomers(t *testing.T) {
 	const a, b = "198.51.100.1", "198.51.100.2"
 	ts := crowd(1000)
@@ -140,7 +140,7 @@ func TestTurnsFull(t *testing.T) {
 	}
 }
 
-// The reader lets others on after a few packets, if there is a crowd and they took long.
+// The reader lets others run after a few packets, if there is a crowd and the packets took long.
 func TestTurnsPace(t *testing.T) {
 	ts := crowd(1000)
 	if err := ts.open(); err != nil {
@@ -150,7 +150,7 @@ func TestTurnsPace(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		crowded bool
-		last    time.Duration // ago
+		last    time.Duration // how long ago
 		packets int
 		yields  bool
 	}{
@@ -178,7 +178,7 @@ func TestTurnsAlone(t *testing.T) {
 		name  string
 		lines []lineKey
 		every time.Duration
-		alone int // that do not wait
+		alone int // how many do not wait
 	}{
 		{"one line", slices.Repeat([]lineKey{a}, 80), time.Microsecond, fewAlone},
 		{"one line, slowly", slices.Repeat([]lineKey{a}, 80), turnEvery / 50, 80},

@@ -21,7 +21,7 @@ type watched interface {
 	Unwatch()
 }
 
-// bell is who is woken.
+// bell is a watcher that can be woken.
 type bell chan struct{}
 
 func (b bell) Wake() {
@@ -40,7 +40,7 @@ func (b bell) rings(t *testing.T, why string) {
 	}
 }
 
-// Whatever ends a wait for bytes wakes who watches, also if it came before.
+// Whatever ends a wait for bytes wakes the watcher, even if it happened before.
 func TestWatch(t *testing.T) {
 	conns := make(chan watched, 1)
 	client, _ := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
@@ -98,11 +98,10 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// A flow that is detached goes on without its handler. Serve resets it in the end, and
-// waits for it.
+// A detached flow goes on without its handler. In the end Serve resets it and waits for it.
 func TestDetach(t *testing.T) {
 	var over atomic.Bool
-	t.Cleanup(func() { // after that of start, in which Serve ends
+	t.Cleanup(func() { // runs after the cleanup of start, in which Serve ends
 		if !over.Load() {
 			t.Error("Serve has not waited")
 		}
@@ -137,7 +136,7 @@ func TestDetach(t *testing.T) {
 	}
 }
 
-// What Flow.Go runs may go on for a moment after the flow is done. Serve waits for it.
+// Work that Flow.Go runs may go on for a moment after the flow is done. Serve waits for it.
 func TestGo(t *testing.T) {
 	l, client, err := netstacktest.Pipe()
 	if err != nil {
