@@ -6,12 +6,12 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-// direct hands a plain segment of a connection straight to gVisor's TCP and reports whether it did.
+// direct hands a plain segment of a connection straight to gVisor's TCP. It reports whether it has done so.
 //
-// Half of what gVisor's IP layer costs a packet goes into questions that the gate has answered already (is it well formed, for
-// which endpoint is it), or that don't arise here: is the address one of the host's own, a broadcast or a multicast one, does a
-// packet filter let it through. A segment that belongs to an endpoint has the addresses of that endpoint's SYN, which did go through the IP
-// layer. Whatever is not plain still does.
+// Half of the time that gVisor's IP layer spends on a packet goes into questions that the gate has already answered
+// (is it well formed, which endpoint is it for) or that don't arise here (is the address one of the host's own, a
+// broadcast or a multicast one; does a packet filter let it through). A segment that belongs to an endpoint has the
+// same addresses as that endpoint's SYN, which did go through the IP layer. Whatever is not plain still does.
 func (in *inbound) direct(proto tcpip.NetworkProtocolNumber, seg segment, pkt *stack.PacketBuffer) bool {
 	if !seg.plain || !in.checked {
 		return false
@@ -21,11 +21,11 @@ func (in *inbound) direct(proto tcpip.NetworkProtocolNumber, seg segment, pkt *s
 	if ep == nil {
 		return false
 	}
-	// What ipv4.endpoint.HandlePacket, or ipv6's, would have said of it.
+	// What HandlePacket of ipv4.endpoint, or of ipv6's, would have set.
 	pkt.NICID, pkt.RXChecksumValidated = nicID, true
 	pkt.NetworkProtocolNumber, pkt.TransportProtocolNumber = proto, tcp.ProtocolNumber
 	if _, ok := pkt.NetworkHeader().Consume(seg.ip); !ok {
-		return true // not a plain one
+		return true // not plain after all
 	}
 	if _, ok := pkt.TransportHeader().Consume(seg.tcp); !ok {
 		return true

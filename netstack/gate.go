@@ -10,15 +10,13 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-// gate is the link endpoint with an eye on the packets that come in: see the
-// package's theory of operation for why.
+// gate is the link endpoint, wrapped to look at the packets that pass. The package's theory of operation says why.
 type gate struct {
 	stack.LinkEndpoint
 	stack *Stack
 }
 
-// The offloads of the endpoint inside must show through, for gVisor asks by a
-// type assertion.
+// The offloads of the inner endpoint must show through, because gVisor asks for them with a type assertion.
 var _ stack.GSOEndpoint = (*gate)(nil)
 
 func (g *gate) GSOMaxSize() uint32 {
@@ -45,7 +43,8 @@ func (g *gate) Attach(d stack.NetworkDispatcher) {
 	g.LinkEndpoint.Attach(&inbound{NetworkDispatcher: d, stack: g.stack, checked: checked})
 }
 
-// WritePackets lets all pass but a flow's first SYN-ACK, and what a reply may stand for. Those come alone.
+// WritePackets lets every packet pass except a flow's first SYN-ACK and an ACK that a reply may replace. Those come
+// alone.
 func (g *gate) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	if pkts.Len() == 1 && g.stack.keep(pkts.AsSlice()[0]) {
 		return 1, nil
@@ -53,7 +52,7 @@ func (g *gate) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	return g.LinkEndpoint.WritePackets(pkts)
 }
 
-// keep reports whether a packet is kept back.
+// keep reports whether a packet is held back.
 func (s *Stack) keep(pkt *stack.PacketBuffer) bool {
 	h := header.TCP(pkt.TransportHeader().Slice())
 	if pkt.TransportProtocolNumber != tcp.ProtocolNumber || len(h) < header.TCPMinimumSize {
@@ -78,7 +77,7 @@ func (s *Stack) keep(pkt *stack.PacketBuffer) bool {
 type inbound struct {
 	stack.NetworkDispatcher
 	stack   *Stack
-	checked bool // the link looks at checksums
+	checked bool // the link verifies checksums
 }
 
 func (in *inbound) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
@@ -109,21 +108,20 @@ type segment struct {
 	size  int // bytes of data
 
 	ip, tcp int  // bytes of headers
-	plain   bool // nothing about it is unusual: no fragment, no IP options, as long as it says, with a whole TCP header
+	plain   bool // nothing is unusual: not a fragment, no IP options, as long as it claims to be, a complete TCP header
 }
 
-// peek reads the TCP header of a packet that gVisor has not parsed yet. It
-// reports false for whatever else: other protocols, fragments beyond the first,
-// IPv6 extension headers, packets too short. Those go their way unseen.
+// peek reads the TCP header of a packet that gVisor has not parsed yet. It reports false for anything else: other
+// protocols, fragments beyond the first, IPv6 extension headers, and packets that are too short. Those pass unseen.
 func peek(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) (segment, bool) {
 	slices := pkt.AsSlices()
 	if len(slices) == 0 {
 		return segment{}, false
 	}
-	b := slices[0] // headers are in one piece on every link there is
+	b := slices[0] // on every existing link, the headers are in one piece
 	var src, dst tcpip.Address
 	var tcpHeader []byte
-	var n, size int // bytes of the IP header, and of what it says comes after it
+	var n, size int // bytes of the IP header, and of what follows it according to the header
 	plain := true
 	switch proto {
 	case header.IPv4ProtocolNumber:
@@ -171,8 +169,8 @@ func peek(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) (segment, 
 	}, true
 }
 
-// admit notes what a SYN, FIN or RST means for the flow of its 4-tuple, and
-// reports whether the packet goes on to gVisor.
+// admit records what a SYN, FIN or RST means for the flow of its 4-tuple. It reports whether the packet goes on to
+// gVisor.
 func (s *Stack) admit(seg segment) bool {
 	s.mu.Lock()
 	f := s.flows[seg.id]
@@ -226,9 +224,8 @@ func (s *Stack) admit(seg segment) bool {
 	return true
 }
 
-// unregister takes the endpoint of a 4-tuple out of the demultiplexer. The
-// endpoint works off what is queued, and its own clean-up finds nothing left to
-// unregister.
+// unregister takes the endpoint of a 4-tuple out of the demultiplexer. The endpoint finishes what is queued, and its
+// own clean-up then finds nothing to unregister.
 func (s *Stack) unregister(id stack.TransportEndpointID) {
 	if ep := s.endpoint(id); ep != nil {
 		s.gv.UnregisterTransportEndpoint([]tcpip.NetworkProtocolNumber{protocolOf(id.RemoteAddress)}, tcp.ProtocolNumber, id, ep, shared, 0)

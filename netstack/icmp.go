@@ -33,7 +33,7 @@ func (s *Stack) insist(syn *stack.PacketBuffer, errno syscall.Errno) {
 // ICMPError is what a router or host has said about a datagram of ours, by ICMP or ICMPv6 according to the datagram's
 // family.
 type ICMPError = struct {
-	From       netip.Addr // who said it; the zero value: the destination itself
+	From       netip.Addr // the sender of the error; the zero value means the destination itself
 	Type, Code uint8
 	Info       uint32 // the next hop's MTU in bytes if the datagram was too big; the position of the problem if a header has one
 	About      []byte // the beginning of the datagram's payload; may be empty

@@ -94,7 +94,7 @@ type Stack struct {
 	shaking           map[*tcp.Endpoint]*Flow // flows in answering, from the SYN-ACK on
 
 	serve   *service // nil before Serve
-	stopped bool     // no flow is parked any more
+	stopped bool     // no more flows are parked
 }
 
 // service is one run of Serve.

@@ -8,27 +8,26 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// acks keeps acknowledgements back while more packets of the same burst are to be read,
-// and lets one stand for those before it.
+// acks holds acknowledgements back while there are more packets of the same burst to read, and lets one stand for
+// those before it.
 //
-// gVisor answers each ACK by sending what it has made room for, however little, and the
-// kernel acknowledges that at once: what was small stays small. With eight flows a packet
-// to the device held 10 kB on average, of 64 that it could. The kernel's own TCP waits for more
-// (tcp_tso_should_defer); here it is the ACKs that come together.
+// gVisor answers each ACK by sending what it has made room for, however little. The kernel acknowledges that at once,
+// so small segments stay small. With eight flows, a packet to the device held 10 kB on average, of a possible 64. The
+// kernel's own TCP waits for more (tcp_tso_should_defer); here it is the ACKs that arrive together.
 //
-// To gVisor it is as if the earlier ones had been lost on the way, which TCP lives with
-// (RFC 3449, section 5.2.1). Only an ACK that says nothing else is left out, and only for one that
-// acknowledges more: a repeated one, one with SACK blocks or ECN's flags, and a probe all pass.
+// To gVisor the earlier ACKs seem lost on the way, which TCP can handle (RFC 3449, section 5.2.1). An ACK is left out
+// only if it says nothing else, and only for an ACK that acknowledges more. A repeated ACK, one with SACK blocks or
+// ECN's flags, and a probe all pass.
 type acks struct {
-	held  []*buffer.View // in the order in which they came
-	tries int            // since the first of them
+	held  []*buffer.View // in order of arrival
+	tries int            // packets seen since the first of them
 }
 
-// maxHeld bounds for how many packets an ACK is kept back.
+// maxHeld is the largest number of packets for which an ACK is held back.
 const maxHeld = 64
 
-// hold takes the packet over if it is an ACK that says nothing else. It reports false if
-// it is not, or if those that are held are to be delivered before there are more.
+// hold takes the packet over if it is an ACK that says nothing else. It reports false if it is not, or if the held
+// ones are to be delivered before more are held.
 func (a *acks) hold(packet []byte) bool {
 	if a.tries == maxHeld || !pureACK(packet) {
 		return false
@@ -51,7 +50,7 @@ func (a *acks) hold(packet []byte) bool {
 	return true
 }
 
-// take passes on what is held.
+// take delivers what is held.
 func (a *acks) take(deliver func(*buffer.View)) {
 	for i, v := range a.held {
 		a.held[i] = nil
@@ -60,12 +59,11 @@ func (a *acks) take(deliver func(*buffer.View)) {
 	a.held, a.tries = a.held[:0], 0
 }
 
-// timestamps is how Linux begins its options of 12 bytes: two NOPs, and kind and length of
-// the only one (tcp_options_write).
+// timestamps is how Linux begins its 12 bytes of options: two NOPs, then kind and length of the only option
+// (tcp_options_write).
 var timestamps = []byte{header.TCPOptionNOP, header.TCPOptionNOP, header.TCPOptionTS, header.TCPOptionTSLength}
 
-// pureACK says whether an IP packet is a TCP segment without data, options but
-// timestamps, or any flag but ACK.
+// pureACK reports whether an IP packet is a TCP segment with no data, no options but timestamps, and no flag but ACK.
 func pureACK(packet []byte) bool {
 	tcp, ok := segmentOf(packet)
 	if !ok || tcp[header.TCPFlagsOffset] != byte(header.TCPFlagAck) {
@@ -80,7 +78,7 @@ func pureACK(packet []byte) bool {
 	return false
 }
 
-// segmentOf is the TCP segment in an IP packet that is whole and has no options.
+// segmentOf returns the TCP segment in an IP packet that is whole and has no options.
 func segmentOf(packet []byte) (tcp []byte, ok bool) {
 	switch {
 	case len(packet) >= header.IPv4MinimumSize+header.TCPMinimumSize && packet[0] == 4<<4|header.IPv4MinimumSize/4:
@@ -94,25 +92,26 @@ func segmentOf(packet []byte) (tcp []byte, ok bool) {
 	return nil, false
 }
 
-// sameFlow compares the addresses and ports of two segments that pureACK likes.
+// sameFlow reports whether two segments that pureACK accepts have the same addresses and ports.
 func sameFlow(a, b []byte) bool {
 	if len(a) != len(b) || a[0]>>4 != b[0]>>4 {
 		return false
 	}
-	// The ports follow the addresses, without options between.
+	// The ports follow the addresses, with no options in between.
 	if header.IPVersion(a) == header.IPv4Version {
 		return bytes.Equal(a[12:24], b[12:24])
 	}
 	return bytes.Equal(a[8:44], b[8:44])
 }
 
-// acknowledgesMore says whether all that the earlier ACK of a flow says is in the later one.
+// acknowledgesMore reports whether the later ACK of a flow says everything that the earlier one says, and
+// acknowledges more.
 func acknowledgesMore(earlier, later []byte) bool {
 	a, _ := segmentOf(earlier)
 	b, _ := segmentOf(later)
 	const seq, ack = header.TCPSeqNumOffset, header.TCPAckNumOffset
 	if binary.BigEndian.Uint32(a[seq:]) != binary.BigEndian.Uint32(b[seq:]) {
-		return false // a probe (tcp_xmit_probe_skb), or after data
+		return false // a probe (tcp_xmit_probe_skb), or an ACK sent after data
 	}
 	return int32(binary.BigEndian.Uint32(b[ack:])-binary.BigEndian.Uint32(a[ack:])) > 0
 }

@@ -50,7 +50,7 @@ func (p tcpPacket) bytes() []byte {
 	return append(ip, tcp...)
 }
 
-// pass sends packets through acks as the reader does, as one burst, and returns which of them came out, in order.
+// pass sends packets through acks as one burst, as the reader does. It returns which of them came out, in order.
 func pass(packets [][]byte) (out []int) {
 	var a acks
 	number := func(b []byte) int {
@@ -140,7 +140,7 @@ func TestACKsOfABurst(t *testing.T) {
 	}
 }
 
-// However long the burst, none is kept back for more than maxHeld packets.
+// However long the burst, no ACK is held back for more than maxHeld packets.
 func TestACKsAreNotKeptForLong(t *testing.T) {
 	var a acks
 	for i := range maxHeld {
@@ -157,8 +157,8 @@ func TestACKsAreNotKeptForLong(t *testing.T) {
 	}
 }
 
-// Whatever the mixture, order stays within a flow, the greatest acknowledgement comes out before the burst ends,
-// and only ACKs that one after them outdoes are left out.
+// Whatever the mixture, the order within a flow stays, the highest acknowledgement comes out before the burst ends,
+// and an ACK is left out only if a later one acknowledges more.
 func TestACKsAtRandom(t *testing.T) {
 	for seed := range uint64(50) {
 		r := rand.New(rand.NewPCG(seed, 0))

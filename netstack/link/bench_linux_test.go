@@ -26,7 +26,7 @@ func (c *counter) DeliverNetworkPacket(_ tcpip.NetworkProtocolNumber, pkt *stack
 
 func (*counter) DeliverLinkPacket(tcpip.NetworkProtocolNumber, *stack.PacketBuffer) {}
 
-// largest is the MTU with which every size below is one packet.
+// largest is an MTU at which every size below fits in one packet.
 const largest = 65535
 
 func openForBench(b *testing.B, c link.Config) (*lab.Host, *link.Link) {
@@ -42,7 +42,8 @@ func openForBench(b *testing.B, c link.Config) (*lab.Host, *link.Link) {
 	return h, l
 }
 
-// BenchmarkRead is a packet's way from a socket through the device to netstack's door, the sender's call included.
+// BenchmarkRead measures a packet's way from a socket through the device to netstack's door, including the sender's
+// call.
 func BenchmarkRead(b *testing.B) {
 	for mode, c := range modes {
 		for _, size := range []int{64, 1400, 60_000} {
@@ -57,11 +58,11 @@ func BenchmarkRead(b *testing.B) {
 				}
 				defer conn.Close()
 				data := make([]byte, size)
-				const ahead = 32 // packets that the device may queue
+				const ahead = 32 // packets that may wait in the device's queue
 				packet := int64(size + header.UDPMinimumSize + header.IPv4MinimumSize)
 				arrived := got.bytes.Load()
 				sent := arrived
-				arrive := func(most int64) { // all but that
+				arrive := func(most int64) { // wait until at most that many bytes are missing
 					if sent-got.bytes.Load() <= most {
 						return
 					}
@@ -86,8 +87,8 @@ func BenchmarkRead(b *testing.B) {
 	}
 }
 
-// BenchmarkWrite is a packet's way from netstack through the device up to the kernel's routing, which drops it: it is
-// for another host. The largest is segmented by whoever reads it.
+// BenchmarkWrite measures a packet's way from netstack through the device up to the kernel's routing, which drops it
+// because it is for another host. Whoever reads the largest one segments it.
 func BenchmarkWrite(b *testing.B) {
 	for _, size := range []int{0, 1400, 64_000} {
 		b.Run(fmt.Sprintf("offload/bytes=%d", size), func(b *testing.B) {
@@ -112,7 +113,7 @@ func BenchmarkWrite(b *testing.B) {
 	}
 }
 
-// tcpPacket is a segment as netstack hands it over, with so much payload.
+// tcpPacket returns a segment as netstack hands it over, with size bytes of payload.
 func tcpPacket(size int) *stack.PacketBuffer {
 	const mss = 1460
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{

@@ -6,11 +6,12 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// intact says whether the checksum of the TCP segment or UDP datagram in an IP packet is right. Of what is neither, a
-// fragment, or behind IPv6 extension headers, it says so without a look.
+// intact reports whether the checksum of the TCP segment or UDP datagram in an IP packet is correct. It reports true
+// without checking for other protocols, for fragments, and behind IPv6 extension headers.
 //
-// The kernel says of most packets that nobody needs to look: they come from this machine, or the network card or its receive
-// offload has looked (virtio_net_hdr_from_skb). The rest was forwarded as it came, for a router is not to look.
+// The kernel marks most packets as not needing a check: they come from this machine, or the network card or its
+// receive offload has checked them (virtio_net_hdr_from_skb). The rest were forwarded as they came, because a router
+// is not to check.
 func intact(packet []byte) bool {
 	var (
 		src, dst tcpip.Address

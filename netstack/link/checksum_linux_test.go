@@ -9,7 +9,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// datagram is UDP in IPv4, with a right checksum.
+// datagram returns a UDP datagram in IPv4 with a correct checksum.
 func datagram() []byte {
 	src, dst := tcpip.AddrFrom4([4]byte{192, 0, 2, 1}), tcpip.AddrFrom4([4]byte{203, 0, 113, 5})
 	packet := make([]byte, header.IPv4MinimumSize+header.UDPMinimumSize+5)

@@ -7,15 +7,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FD is an open TUN device that nobody reads yet. Its descriptor may go to
-// another process, in another network namespace: the device stays where it was made.
+// FD is an open TUN device that nobody reads yet. Its descriptor may go to another process in another network
+// namespace; the device stays in the namespace where it was created.
 type FD struct {
 	FD      int    // closed on exec
-	Name    string // of the device
-	Offload bool   // made with segmentation and checksum offload
+	Name    string // the device's name
+	Offload bool   // created with segmentation and checksum offload
 }
 
-// MTU is what to set on the kernel's side, in bytes.
+// MTU is the MTU to set on the kernel's side, in bytes.
 func (f FD) MTU() int {
 	if f.Offload {
 		return offloadMTU
@@ -23,8 +23,7 @@ func (f FD) MTU() int {
 	return plainMTU
 }
 
-// OpenFD makes the device as [Open] does, for another process to read. The caller
-// closes the descriptor.
+// OpenFD creates the device as [Open] does, for another process to read. The caller closes the descriptor.
 func OpenFD(c Config) (FD, error) {
 	if c.Name == "" {
 		c.Name = Default
@@ -50,8 +49,8 @@ func OpenFD(c Config) (FD, error) {
 	return FD{fd, name, false}, err
 }
 
-// FromFD takes over a device that [OpenFD] has made, in whichever process: Close
-// closes the descriptor. On an error it stays the caller's.
+// FromFD takes over a device that [OpenFD] has created in any process. Close closes the descriptor. If FromFD fails,
+// the caller still owns the descriptor.
 func FromFD(f FD) (*Link, error) {
 	if f.Offload {
 		return newVnet(f.FD, f.Name)
@@ -59,9 +58,9 @@ func FromFD(f FD) (*Link, error) {
 	return newPlain(f.FD, f.Name)
 }
 
-// Leave has the device stay when its descriptor is closed, without a carrier, until somebody
-// deletes it or its network namespace ends. Without it closing the descriptor waits until the
-// device is deleted, which takes the kernel many milliseconds.
+// Leave makes the device persist, without a carrier, after its descriptor is closed, until somebody deletes it or its
+// network namespace ends. Without Leave, closing the descriptor waits until the device is deleted, which takes the
+// kernel many milliseconds.
 func (f FD) Leave() error {
 	if err := unix.IoctlSetInt(f.FD, unix.TUNSETPERSIST, 1); err != nil {
 		return fmt.Errorf("leave tun %q: %w", f.Name, err)

@@ -29,8 +29,7 @@ import (
 
 func TestMain(m *testing.M) { lab.Main(m) }
 
-// open makes a device on h: up, with addresses, and with routes to the
-// documentation prefixes.
+// open creates a device on h: up, with addresses, and with routes to the documentation prefixes.
 func open(t testing.TB, h *lab.Host, c link.Config) *link.Link {
 	t.Helper()
 	var l *link.Link
@@ -145,7 +144,7 @@ func TestKernelToNetstackAndBack(t *testing.T) {
 	}
 }
 
-// What the kernel makes of our answers to its SYN is what applications see.
+// Applications see what the kernel makes of our answers to its SYN.
 func TestRejectErrnos(t *testing.T) {
 	tests := []struct{ reject, want syscall.Errno }{
 		{syscall.ECONNREFUSED, syscall.ECONNREFUSED},
@@ -163,7 +162,7 @@ func TestRejectErrnos(t *testing.T) {
 				for _, tt := range tests {
 					ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 					answer.Store(uintptr(tt.reject))
-					pauses.Longest() // up to now
+					pauses.Longest() // discard pauses so far
 					start := time.Now()
 					_, err := h.Dial(ctx, "tcp", dst)
 					cancel()
@@ -233,7 +232,7 @@ func TestOpenErrors(t *testing.T) {
 	}
 }
 
-// The addresses an application sees as its own and the peer's.
+// A flow has the addresses that the application sees as its own and its peer's.
 func TestFlowAddresses(t *testing.T) {
 	h := lab.ForTest(t).Host("host")
 	flows := make(chan [2]netip.AddrPort, 1)
@@ -251,8 +250,8 @@ func TestFlowAddresses(t *testing.T) {
 	}
 }
 
-// A segment that is not what its sender sent, as one from a host behind this one may be: it is dropped, as any
-// host does, and what is right is not.
+// A segment that was damaged on its way, as one from a host behind this one may be, is dropped, as any host does. An
+// intact one is not.
 func TestDamagedSegment(t *testing.T) {
 	h := lab.ForTest(t).Host("host")
 	flows := make(chan uint64, 4)
@@ -278,13 +277,13 @@ func TestDamagedSegment(t *testing.T) {
 			t.Fatal(err)
 		}
 		right++
-		if got := <-flows; got != right { // the damaged one, which came before, has been counted
+		if got := <-flows; got != right { // the damaged one came first and would have been counted
 			t.Fatalf("a flow of the damaged segment to %s", dst)
 		}
 	}
 }
 
-// rawSocket is one by which whole IP packets are sent.
+// rawSocket returns a socket for sending whole IP packets.
 func rawSocket(to netip.Addr) (fd int, sa unix.Sockaddr, err error) {
 	if to.Is4() {
 		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
@@ -294,7 +293,7 @@ func rawSocket(to netip.Addr) (fd int, sa unix.Sockaddr, err error) {
 	return fd, &unix.SockaddrInet6{Addr: to.As16()}, err
 }
 
-// synFrom is a SYN with a byte of data.
+// synFrom returns a SYN with one byte of data.
 func synFrom(to netip.AddrPort, port uint16) []byte {
 	src := netip.MustParseAddr("192.0.2.1")
 	if to.Addr().Is6() {

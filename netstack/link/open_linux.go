@@ -16,8 +16,8 @@ import (
 
 const tunDevice = "/dev/net/tun"
 
-// Open makes the TUN device. It needs CAP_NET_ADMIN in the network namespace
-// and permission to open /dev/net/tun. The device is down and has no address.
+// Open creates the TUN device. It needs CAP_NET_ADMIN in the network namespace and permission to open /dev/net/tun.
+// The device is down and has no address.
 func Open(c Config) (*Link, error) {
 	if c.Name == "" {
 		c.Name = Default
@@ -34,8 +34,8 @@ func Open(c Config) (*Link, error) {
 	return openPlain(c.Name)
 }
 
-// checkName refuses what the kernel would (dev_valid_name), and what water would
-// cut short or the kernel fill in ("tun%d") without a word.
+// checkName refuses names that the kernel would refuse (dev_valid_name), and names that water would silently cut
+// short or the kernel silently fill in ("tun%d").
 func checkName(name string) error {
 	if len(name) >= unix.IFNAMSIZ || name == "." || name == ".." || strings.ContainsAny(name, "/:%") || strings.ContainsFunc(name, unicode.IsSpace) {
 		return fmt.Errorf("open tun %q: invalid device name: up to %d bytes without blank, slash, colon or percent sign", name, unix.IFNAMSIZ-1)
@@ -43,8 +43,8 @@ func checkName(name string) error {
 	return nil
 }
 
-// openVnet opens the device with IFF_VNET_HDR. An error that is
-// errors.ErrUnsupported means that the kernel has no offloads to give.
+// openVnet opens the device with IFF_VNET_HDR. An error that is errors.ErrUnsupported means that the kernel offers no
+// offloads.
 func openVnet(name string) (*Link, error) {
 	fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -66,7 +66,7 @@ func attachVnet(fd int, name string) (*Link, error) {
 	return newVnet(fd, name)
 }
 
-// setVnet makes fd, which is /dev/net/tun, a device with offloads, and returns its name.
+// setVnet turns fd, which is /dev/net/tun, into a device with offloads and returns the device's name.
 func setVnet(fd int, name string) (string, error) {
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
@@ -89,7 +89,7 @@ func setVnet(fd int, name string) (string, error) {
 	return ifr.Name(), nil
 }
 
-// newVnet takes over a device that setVnet has made.
+// newVnet takes over a device that setVnet has set up.
 func newVnet(fd int, name string) (*Link, error) {
 	l := &Link{name: name, mtu: offloadMTU, offload: true, failed: make(chan error, 1)}
 	ep, err := newVnetEndpoint(fd, offloadMTU, l.fail)
@@ -100,7 +100,7 @@ func newVnet(fd int, name string) (*Link, error) {
 	return l, nil
 }
 
-// openPlain opens the device by water, without a header.
+// openPlain opens the device with water, without a header.
 func openPlain(name string) (*Link, error) {
 	fd, name, err := makePlain(name)
 	if err != nil {
@@ -114,7 +114,7 @@ func openPlain(name string) (*Link, error) {
 	return l, nil
 }
 
-// makePlain makes a device without a header and returns its descriptor and name.
+// makePlain creates a device without a header and returns its descriptor and name.
 func makePlain(name string) (int, string, error) {
 	dev, err := water.New(water.Config{
 		DeviceType:             water.TUN,
@@ -129,8 +129,8 @@ func makePlain(name string) (int, string, error) {
 		}
 		return -1, "", fmt.Errorf("open tun %q: %w", name, err)
 	}
-	// water hands out an *os.File, whose finalizer closes the descriptor as
-	// soon as only its number is in use: keep a duplicate of our own.
+	// water returns an *os.File, whose finalizer closes the descriptor as soon as only its number is in use. So keep
+	// a duplicate of our own.
 	file, ok := dev.ReadWriteCloser.(*os.File)
 	if !ok {
 		return -1, "", fmt.Errorf("open tun %q: water returned a %T", name, dev.ReadWriteCloser)
@@ -143,11 +143,11 @@ func makePlain(name string) (int, string, error) {
 	return fd, dev.Name(), nil
 }
 
-// newPlain takes over a device that makePlain has made.
+// newPlain takes over a device that makePlain has created.
 func newPlain(fd int, name string) (*Link, error) {
 	l := &Link{name: name, mtu: plainMTU, failed: make(chan error, 1)}
-	// fdbased sets the descriptor non-blocking, does not own it, and tells of a
-	// dead read loop by ClosedFunc only.
+	// fdbased sets the descriptor non-blocking, does not own it, and reports a dead read loop only through
+	// ClosedFunc.
 	ep, err := fdbased.New(&fdbased.Options{
 		FDs: []int{fd},
 		MTU: plainMTU,
@@ -173,7 +173,7 @@ func openError(err error) error {
 	return fmt.Errorf("open %s: %w", tunDevice, err)
 }
 
-// setiffError explains why the device could not be made (tun_set_iff).
+// setiffError explains why the device could not be created (tun_set_iff).
 func setiffError(name string, err error) error {
 	switch {
 	case errors.Is(err, unix.EBUSY):

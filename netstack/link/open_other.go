@@ -8,7 +8,7 @@ import (
 	"runtime"
 )
 
-// Open is for Linux: capturing by policy routing is, too.
+// Open works only on Linux, and so does capturing by policy routing.
 func Open(Config) (*Link, error) {
 	return nil, fmt.Errorf("open tun: %s: %w", runtime.GOOS, errors.ErrUnsupported)
 }

@@ -8,22 +8,23 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// train makes one segment of those of a flow that were read one after the other and follow each other.
+// train joins consecutive segments of a flow, read one after the other, into one segment.
 //
-// How large the kernel makes its packets depends on the round trip (tcp_tso_autosize): 64 KiB where one was below half a millisecond,
-// and down to two of the MTU where all are long, as they are when a thousand flows wait for their turn. It then sends
-// many at a time, and a segment costs gVisor the same whatever its size. Those are put together that the
-// kernel's own receive offload would (tcp_gro_receive): nothing but the sequence number and PSH may differ.
+// How large the kernel makes its packets depends on the round trip (tcp_tso_autosize): 64 KiB if one was below half a
+// millisecond, and down to two MTUs if all are long, as they are when a thousand flows wait for their turn. The
+// kernel then sends many packets at a time, and a segment costs gVisor the same whatever its size. train joins the
+// segments that the kernel's own receive offload would join (tcp_gro_receive): they may differ only in the sequence
+// number and PSH.
 type train struct {
 	first  *buffer.View   // a packet; nil: there is none
 	more   []*buffer.View // data that follows
-	header int            // bytes of first that are IP and TCP header
-	size   int            // bytes of all
-	next   uint32         // sequence number
+	header int            // bytes of IP and TCP header in first
+	size   int            // bytes of the whole
+	next   uint32         // sequence number of the next segment
 }
 
-// begin takes over a packet if others may follow it, and it is not so large that a second one like it would have no room. There must
-// be none.
+// begin takes over a packet if others may follow it and it leaves room for a second one like it. The train must be
+// empty.
 func (t *train) begin(packet *buffer.View) bool {
 	tcp, n, ok := dataSegment(packet.AsSlice())
 	if !ok || packet.Size() > maxTrain/2 {
@@ -34,7 +35,7 @@ func (t *train) begin(packet *buffer.View) bool {
 	return true
 }
 
-// join takes over a packet that follows.
+// join takes over a packet if it continues the train.
 func (t *train) join(packet *buffer.View) bool {
 	if t.first == nil || t.size+packet.Size()-t.header > maxTrain {
 		return false
@@ -50,10 +51,10 @@ func (t *train) join(packet *buffer.View) bool {
 	return true
 }
 
-// maxTrain is what the length of an IPv4 packet can say.
+// maxTrain is the largest value of an IPv4 packet's length field.
 const maxTrain = 65535
 
-// take passes on what is there as one packet.
+// take delivers the train as one packet.
 func (t *train) take(deliver func(buffer.Buffer)) {
 	if t.first == nil {
 		return
@@ -66,7 +67,7 @@ func (t *train) take(deliver func(buffer.Buffer)) {
 	}
 	b := buffer.MakeWithView(buffer.NewViewWithData(resized(packet.AsSlice()[:t.header], t.size)))
 	packet.TrimFront(t.header)
-	_ = b.Append(packet) // fails for a piece that can't be written to only
+	_ = b.Append(packet) // fails only for a piece that can't be written to
 	for i, v := range t.more {
 		_ = b.Append(v)
 		t.more[i] = nil
@@ -75,7 +76,8 @@ func (t *train) take(deliver func(buffer.Buffer)) {
 	deliver(b)
 }
 
-// resized has the IP header say that the packet is of so many bytes. No TCP checksum is looked at.
+// resized sets the packet's length in its IP header to size. It leaves the TCP checksum alone, because nobody checks
+// it.
 func resized(headers []byte, size int) []byte {
 	if header.IPVersion(headers) == header.IPv6Version {
 		header.IPv6(headers).SetPayloadLength(uint16(size - header.IPv6MinimumSize))
@@ -88,7 +90,8 @@ func resized(headers []byte, size int) []byte {
 	return headers
 }
 
-// dataSegment is the TCP segment in an IP packet, if it has nothing but data to say, and the length of both headers.
+// dataSegment returns the TCP segment in an IP packet, if it carries nothing but data, and the length of both
+// headers.
 func dataSegment(packet []byte) (tcp header.TCP, n int, ok bool) {
 	segment, ok := segmentOf(packet)
 	if !ok {
@@ -100,16 +103,16 @@ func dataSegment(packet []byte) (tcp header.TCP, n int, ok bool) {
 	return tcp, n, tcp.Flags()|also == header.TCPFlagAck|also && tcp.DataOffset() >= header.TCPMinimumSize && n < len(packet)
 }
 
-// alike says whether the headers of two data segments of the same length say the same but for what it follows from that
-// they are two.
+// alike reports whether the headers of two data segments of the same length are the same, apart from the fields that
+// must differ between two segments.
 func alike(a, b []byte) bool {
 	at := header.IPv4MinimumSize
 	if header.IPVersion(a) == header.IPv6Version {
 		at = header.IPv6MinimumSize
-		if !bytes.Equal(a[:4], b[:4]) || !bytes.Equal(a[6:at], b[6:at]) { // all but the length
+		if !bytes.Equal(a[:4], b[:4]) || !bytes.Equal(a[6:at], b[6:at]) { // everything but the length
 			return false
 		}
-	} else if !bytes.Equal(a[:2], b[:2]) || !bytes.Equal(a[6:10], b[6:10]) || !bytes.Equal(a[12:at], b[12:at]) { // but length, identification and checksum
+	} else if !bytes.Equal(a[:2], b[:2]) || !bytes.Equal(a[6:10], b[6:10]) || !bytes.Equal(a[12:at], b[12:at]) { // everything but length, identification and checksum
 		return false
 	}
 	a, b = a[at:], b[at:]

@@ -11,7 +11,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// couple sends packets through a train as the reader does, and returns what came out.
+// couple sends packets through a train as the reader does and returns what came out.
 func couple(packets [][]byte) (out [][]byte) {
 	var t train
 	take := func() { t.take(func(b buffer.Buffer) { out = append(out, b.Flatten()); b.Release() }) }
@@ -87,7 +87,7 @@ func TestSegmentsThatFollow(t *testing.T) {
 	}
 }
 
-// However segments are put together, each flow's bytes are the same, at the same places.
+// However segments are put together, each flow's bytes stay the same and in the same places.
 func TestSegmentsAtRandom(t *testing.T) {
 	sources := []string{"192.0.2.1:1000", "192.0.2.1:1001", "192.0.2.2:1000"}
 	sent, got := make([][]byte, len(sources)), make([][]byte, len(sources))

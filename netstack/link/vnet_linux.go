@@ -19,8 +19,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// struct virtio_net_hdr (include/uapi/linux/virtio_net.h), in the byte order of
-// the host, which is what a TUN uses unless told otherwise (TUNSETVNETLE).
+// struct virtio_net_hdr (include/uapi/linux/virtio_net.h), in the byte order of the host, which a TUN uses unless
+// told otherwise (TUNSETVNETLE).
 const (
 	vnetHeaderSize = 10
 
@@ -29,21 +29,21 @@ const (
 	vnetHdrLen     = 2 // u16: bytes of headers, a hint
 	vnetGSOSize    = 4 // u16: payload bytes of each segment
 	vnetCsumStart  = 6 // u16: where the checksummed part begins
-	vnetCsumOffset = 8 // u16: where in it the checksum stands
+	vnetCsumOffset = 8 // u16: where in that part the checksum is
 
-	vnetNeedsCsum = 1 // flags: the checksum field holds the pseudo-header's sum only
-	vnetDataValid = 2 // flags: the checksum has been looked at
+	vnetNeedsCsum = 1 // flags: the checksum field holds only the pseudo-header's sum
+	vnetDataValid = 2 // flags: the checksum has been verified
 	vnetGSONone   = 0
 	vnetGSOTCPv4  = 1
 	vnetGSOTCPv6  = 4
 )
 
 const (
-	// maxPacket is what the kernel hands over at most: a 64 KiB IP packet.
-	// IPv6 BIG TCP needs a larger gso_max_size, which a TUN does not have.
+	// maxPacket is the most that the kernel hands over: a 64 KiB IP packet. IPv6 BIG TCP needs a larger gso_max_size,
+	// which a TUN does not have.
 	maxPacket = 65536
-	// copyBelow: packets up to this many bytes are copied into a buffer of
-	// their size, so that an ACK does not pin the 64 KiB it was read into.
+	// copyBelow is the size, in bytes, up to which packets are copied into a buffer of their own size, so that an ACK
+	// does not pin the 64 KiB it was read into.
 	copyBelow = 16384
 )
 
@@ -73,8 +73,7 @@ var (
 	_ stack.GSOEndpoint  = (*vnetEndpoint)(nil)
 )
 
-// newVnetEndpoint takes fd, which does not block, over when it succeeds. fail is
-// told when reading ends by itself.
+// newVnetEndpoint takes over fd, which must not block, if it succeeds. It calls fail when reading ends by itself.
 func newVnetEndpoint(fd int, mtu uint32, fail func(error)) (*vnetEndpoint, error) {
 	file := os.NewFile(uintptr(fd), tunDevice)
 	raw, err := file.SyscallConn()
@@ -84,7 +83,7 @@ func newVnetEndpoint(fd int, mtu uint32, fail func(error)) (*vnetEndpoint, error
 	return &vnetEndpoint{fd: fd, file: file, raw: raw, mtu: mtu, fail: fail}, nil
 }
 
-// Attach starts reading, or ends it when d is nil, which may only come once.
+// Attach starts reading, or ends it when d is nil. It may be ended only once.
 func (e *vnetEndpoint) Attach(d stack.NetworkDispatcher) {
 	e.mu.Lock()
 	old := e.dispatcher
@@ -100,7 +99,7 @@ func (e *vnetEndpoint) Attach(d stack.NetworkDispatcher) {
 	}
 }
 
-// closeDevice gives the descriptor back, and with it the device.
+// closeDevice closes the descriptor, which removes the device.
 func (e *vnetEndpoint) closeDevice() error {
 	e.Attach(nil)
 	e.mu.Lock()
@@ -112,9 +111,8 @@ func (e *vnetEndpoint) closeDevice() error {
 	return e.file.Close()
 }
 
-// read hands every packet of the device to d until Attach(nil). It waits in Go's
-// poller: a thread of its own in poll(2) would cost two hand-overs between
-// threads a packet.
+// read hands every packet of the device to d. It runs until Attach(nil) and waits in Go's poller: a thread of its own
+// in poll(2) would cost two hand-overs between threads per packet.
 func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 	big := buffer.NewViewSize(maxPacket)
 	defer func() { big.Release() }()
@@ -128,10 +126,10 @@ func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 	one := func(v *buffer.View) { deliver(d, buffer.MakeWithView(v)) }
 	whole := func(b buffer.Buffer) { deliver(d, b) }
 	handOver := func() {
-		train.take(whole) // came first
+		train.take(whole) // it came first
 		acks.take(one)
 	}
-	defer func() { // of what is left at the end
+	defer func() { // release what is left at the end
 		train.take(func(b buffer.Buffer) { b.Release() })
 		acks.take((*buffer.View).Release)
 	}()
@@ -188,15 +186,14 @@ func (e *vnetEndpoint) read(d stack.NetworkDispatcher) {
 	}
 }
 
-// readv does not tell the scheduler: the descriptor does not block, and when the
-// process was idle, telling it wakes another thread (entersyscallWakeSysmon).
+// readv does not tell the scheduler of the system call: the descriptor does not block, and if the process was idle,
+// telling it would wake another thread (entersyscallWakeSysmon).
 func readv(fd uintptr, iov []unix.Iovec) (int, unix.Errno) {
 	n, _, errno := unix.RawSyscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
 	return int(n), errno
 }
 
-// deliver hands one IP packet to netstack and gives it up. What is neither IPv4
-// nor IPv6 is dropped.
+// deliver hands one IP packet to netstack and gives it up. It drops what is neither IPv4 nor IPv6.
 func deliver(d stack.NetworkDispatcher, packet buffer.Buffer) {
 	pieces := packet.AsViewList()
 	var proto tcpip.NetworkProtocolNumber
@@ -214,12 +211,13 @@ func deliver(d stack.NetworkDispatcher, packet buffer.Buffer) {
 	pkt.DecRef()
 }
 
-// splitAbove is up to how many bytes a packet is left in one piece.
+// splitAbove is the size, in bytes, up to which a packet stays in one piece.
 const splitAbove = 1024
 
-// split has the headers of a TCP segment in a piece of their own. gVisor holds on to the IP header while it looks
-// for the others (ipv4.endpoint.HandlePacket), and has a piece that somebody holds on to copied before it gives a header in
-// it away (Buffer.PullUp): without this, each packet with all of its data.
+// split puts the headers of a TCP segment into a piece of their own. gVisor keeps a reference to the IP header while
+// it looks for the other headers (ipv4.endpoint.HandlePacket), and before it returns a header from a piece that is
+// referenced elsewhere, it copies the piece (Buffer.PullUp). Without split, it would copy each packet with all of its
+// data.
 func split(view *buffer.View) buffer.Buffer {
 	packet := view.AsSlice()
 	segment, ok := segmentOf(packet)
@@ -227,19 +225,18 @@ func split(view *buffer.View) buffer.Buffer {
 		return buffer.MakeWithView(view)
 	}
 	offset := int(header.TCP(segment).DataOffset())
-	if offset < header.TCPMinimumSize || offset >= len(segment) { // netstack will see that it is none
+	if offset < header.TCPMinimumSize || offset >= len(segment) { // netstack will see that it is invalid
 		return buffer.MakeWithView(view)
 	}
 	n := len(packet) - len(segment) + offset
 	b := buffer.MakeWithView(buffer.NewViewWithData(packet[:n]))
 	view.TrimFront(n)
-	_ = b.Append(view) // fails for a piece that can't be written to only
+	_ = b.Append(view) // fails only for a piece that can't be written to
 	return b
 }
 
-// WritePackets writes each packet by one gathering system call, however many
-// pieces it is in and up to 64 KiB large. A packet that the device does not
-// take is lost, as on any link; netstack sends it again.
+// WritePackets writes each packet with one gathering system call, whatever the number of its pieces, up to 64 KiB. A
+// packet that the device does not take is lost, as on any link; netstack sends it again.
 func (e *vnetEndpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -274,8 +271,8 @@ func (e *vnetEndpoint) write(pkt *stack.PacketBuffer) tcpip.Error {
 	return nil
 }
 
-// putHeader fills in what the kernel still has to do. Packets without a GSO
-// request (SYN, ACK, FIN) carry their full checksum already.
+// putHeader fills in what is left for the kernel to do. Packets without a GSO request (SYN, ACK, FIN) already carry
+// their full checksum.
 func putHeader(hdr *[vnetHeaderSize]byte, pkt *stack.PacketBuffer) {
 	gso := &pkt.GSOOptions
 	if gso.Type == stack.GSONone {
@@ -288,7 +285,7 @@ func putHeader(hdr *[vnetHeaderSize]byte, pkt *stack.PacketBuffer) {
 		binary.NativeEndian.PutUint16(hdr[vnetCsumOffset:], gso.CsumOffset)
 	}
 	if pkt.Data().Size() <= int(gso.MSS) {
-		return // one segment: virtio_net_hdr_to_skb refuses a GSO type then
+		return // one segment: virtio_net_hdr_to_skb would refuse a GSO type
 	}
 	switch gso.Type {
 	case stack.GSOTCPv4:
@@ -299,14 +296,14 @@ func putHeader(hdr *[vnetHeaderSize]byte, pkt *stack.PacketBuffer) {
 	binary.NativeEndian.PutUint16(hdr[vnetGSOSize:], gso.MSS)
 }
 
-// Capabilities: what we pass on was checksummed by the kernel or by us, or never left this
-// machine. CapabilityTXChecksumOffload is not set, for it would leave the
-// checksum of packets without a GSO request to a device that is never told.
+// Capabilities says that received checksums need no check: what we pass on was checked by the kernel or by us, or
+// never left this machine. CapabilityTXChecksumOffload is not set, because it would leave the checksum of packets
+// without a GSO request to a device that is never told.
 func (e *vnetEndpoint) Capabilities() stack.LinkEndpointCapabilities {
 	return stack.CapabilityRXChecksumOffload
 }
 
-// GSOMaxSize is the largest IP packet, headers included.
+// GSOMaxSize is the size of the largest IP packet, headers included.
 func (e *vnetEndpoint) GSOMaxSize() uint32 { return maxPacket - 1 }
 
 // SupportedGSO says that the other side of the device segments.
@@ -319,14 +316,14 @@ func (e *vnetEndpoint) MTU() uint32 {
 	return e.mtu
 }
 
-// SetMTU changes what netstack believes the MTU to be.
+// SetMTU changes the MTU that netstack assumes.
 func (e *vnetEndpoint) SetMTU(mtu uint32) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.mtu = mtu
 }
 
-// IsAttached says whether packets are being read.
+// IsAttached reports whether packets are being read.
 func (e *vnetEndpoint) IsAttached() bool {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -336,15 +333,14 @@ func (e *vnetEndpoint) IsAttached() bool {
 // Wait returns when reading has ended.
 func (e *vnetEndpoint) Wait() { e.reader.Wait() }
 
-// SetOnCloseAction has action called by Close.
+// SetOnCloseAction makes Close call action.
 func (e *vnetEndpoint) SetOnCloseAction(action func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.onClose = action
 }
 
-// Close is netstack's word that the NIC is gone. The descriptor stays with the
-// Link, which closes it.
+// Close is called by netstack when the NIC is gone. The descriptor stays with the Link, which closes it.
 func (e *vnetEndpoint) Close() {
 	e.mu.RLock()
 	action := e.onClose

@@ -7,7 +7,7 @@ import (
 	"gvisor.dev/gvisor/pkg/buffer"
 )
 
-// Headers are apart from data, where there is much, and no byte is lost or moved.
+// Headers are separate from data if there is much of it, and no byte is lost or moved.
 func TestHeadersApart(t *testing.T) {
 	const a, server = "192.0.2.1:1000", "203.0.113.1:443"
 	const a6, server6 = "[2001:db8::1]:1000", "[2001:db8::2]:443"
@@ -30,7 +30,7 @@ func TestHeadersApart(t *testing.T) {
 		"a header of no length": {with(32, 0, tcpPacket{src: a, dst: server, data: 1400}.bytes()), false},
 	} {
 		for i := range c.packet[40:] {
-			if at := 40 + i; at >= 72 { // behind all headers
+			if at := 40 + i; at >= 72 { // after all headers
 				c.packet[at] = byte(i)
 			}
 		}

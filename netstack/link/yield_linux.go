@@ -8,17 +8,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Yielder lets on all who can run and all whom the network has news for. runtime.Gosched does not: who has called it can
-// run, and as long as anybody can, Go does not ask the network for news (findRunnable), except every 10 ms (sysmon). So Yield
-// waits for the network itself: for an eventfd that it writes to. It costs two microseconds.
+// Yielder lets every goroutine run that can run or that the network has news for. runtime.Gosched does not: its
+// caller can still run, and as long as any goroutine can, Go does not ask the network for news (findRunnable), except
+// every 10 ms (sysmon). So Yield itself waits for the network: for an eventfd that it writes to. It costs two
+// microseconds.
 //
-// Yield may be called from any goroutine; those who are in it at the same time come out one after another.
+// Yield may be called from any goroutine. Goroutines that are in it at the same time come out one after another.
 type Yielder struct {
 	file *os.File
 	raw  syscall.RawConn
 }
 
-// NewYielder takes a descriptor, which Close gives back.
+// NewYielder opens a descriptor, which Close closes.
 func NewYielder() (*Yielder, error) {
 	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
@@ -33,11 +34,11 @@ func NewYielder() (*Yielder, error) {
 	return &Yielder{file, raw}, nil
 }
 
-// one is what is added to the eventfd's counter. Nobody reads it: the poller is told of each write, for its watch is
-// edge-triggered, and 64 bits last.
+// one is the value added to the eventfd's counter. Nobody reads the counter: the poller learns of each write because
+// its watch is edge-triggered, and 64 bits are enough.
 var one = binary.NativeEndian.AppendUint64(nil, 1)
 
-// Yield returns when others have been let on, or at once after Close.
+// Yield returns once the others have run, or at once after Close.
 func (y *Yielder) Yield() {
 	written := false
 	_ = y.raw.Read(func(fd uintptr) bool {
@@ -50,5 +51,5 @@ func (y *Yielder) Yield() {
 	})
 }
 
-// Close ends it.
+// Close closes the descriptor.
 func (y *Yielder) Close() error { return y.file.Close() }

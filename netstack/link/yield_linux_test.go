@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// While a goroutine can always run, one that waits for the network is let on by Yield.
+// While one goroutine can always run, Yield lets another one run that waits for the network.
 func TestYield(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	y, err := NewYielder()
@@ -15,7 +15,7 @@ func TestYield(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer y.Close()
-	r, w, err := os.Pipe() // which Go's poller waits for
+	r, w, err := os.Pipe() // Go's poller waits for it
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +30,7 @@ func TestYield(t *testing.T) {
 			heard <- struct{}{}
 		}
 	}()
-	y.Yield() // so that it waits
+	y.Yield() // let the reader begin to wait
 	const times = 1000
 	late := 0
 	for n := range times {
@@ -45,12 +45,13 @@ func TestYield(t *testing.T) {
 			y.Yield()
 		}
 		<-heard
-		if tries > 3 { // two, where sysmon has looked meanwhile
+		if tries > 3 { // two if sysmon has looked in the meantime
 			late++
 		}
 	}
-	// On a busy machine the kernel may stop sysmon's thread when it has the news, and has not passed them on. But it looks only
-	// when nobody has for 10 ms. Gosched in place of Yield is late nearly each time.
+	// On a busy machine, the kernel may stop sysmon's thread after it has got the news and before it has passed them
+	// on. But sysmon looks only when nobody has looked for 10 ms. With Gosched in place of Yield, the reader is late
+	// nearly every time.
 	if late > times/10 {
 		t.Errorf("%d times of %d the reader has not been let on at once", late, times)
 	}

@@ -4,13 +4,13 @@ package link
 
 import "runtime"
 
-// Yielder lets others on.
+// Yielder lets other goroutines run.
 type Yielder struct{}
 
-// NewYielder needs nothing.
+// NewYielder needs no resources.
 func NewYielder() (*Yielder, error) { return &Yielder{}, nil }
 
-// Yield lets on those who can run.
+// Yield lets the goroutines run that can.
 func (*Yielder) Yield() { runtime.Gosched() }
 
 // Close does nothing.
