@@ -62,7 +62,7 @@ func newConn(f *Flow, ep tcpip.Endpoint, queue *waiter.Queue) *conn {
 		keepAlive(ep)
 	}
 	if n := f.stack.sendBuffer.Load(); n > 0 {
-		ep.SocketOptions().SetSendBufferSize(n, true) // true also stops it from growing by itself
+		ep.SocketOptions().SetSendBufferSize(n, true) // also stops it from growing by itself
 	}
 	f.synAck, f.shaking = nil, nil // no longer needed
 	c.wq.EventRegister(&c.readable)

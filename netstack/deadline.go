@@ -42,7 +42,7 @@ func (d *deadline) pass(move int, wake chan<- struct{}) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.moves != move {
-		return // moved meanwhile
+		return // moved in the meantime
 	}
 	d.timer = nil
 	d.over.Store(true)

@@ -33,9 +33,9 @@ type replies struct {
 // reply is a flow's part. replies.mu guards it.
 type reply struct {
 	due    uint32              // acknowledgement number of the ACK that may be held back, if await
-	await  bool                // such a segment has come
+	await  bool                // a segment whose ACK may be held back has come
 	fin    bool                // and it is a FIN
-	prompt bool                // replies are late
+	prompt bool                // a reply was late: messages are acknowledged at once
 	ended  bool                // our FIN or RST has left: nothing follows
 	listed bool                // in replies.list
 	ticks  int                 // how many more ticks it is held back
