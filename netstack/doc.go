@@ -13,7 +13,7 @@
 // upstream first and then decides what the application sees. Only Accept shows the SYN to gVisor: to a listening
 // endpoint that no packet reaches otherwise, which does the handshake. No goroutine waits for the handshake to
 // finish, so a half-open connection costs only an endpoint; see handshake.go. While a SYN is parked, its
-// retransmissions are ignored but counted. When they stop, the application has given up (it gives no other sign), and
+// retransmissions are ignored, but their times are noted. When they stop, the application has given up (it gives no other sign), and
 // the handler's context ends. The context also ends when a SYN with another initial sequence number arrives on the
 // same 4-tuple.
 //
@@ -26,8 +26,8 @@
 //
 // The gate sits between the device and gVisor and looks at the flags of each TCP packet. It repairs what goes wrong
 // because there is no listening endpoint in gVisor's demultiplexer. An application that reuses its own source port
-// sends a SYN on a 4-tuple whose old endpoint netstack still keeps (TIME_WAIT for 60 s, or a FIN or RST that is
-// queued but not yet processed). gVisor drops that SYN or answers it with a reset. The gate knows that the
+// sends a SYN on a 4-tuple whose old endpoint netstack still keeps, because its FIN or RST is queued but not yet
+// processed (TIME_WAIT would keep it for 60 s, and is set to 0). gVisor drops that SYN or answers it with a reset. The gate knows that the
 // application has ended the old connection, because the FIN or RST went through it. It takes the old endpoint out of
 // the demultiplexer, and the SYN becomes a new flow. The old endpoint finishes its queue by itself.
 //
