@@ -229,6 +229,26 @@ func TestShakenIsWhoseEndpointItIs(t *testing.T) {
 	}
 }
 
+// A SYN-ACK that the last connection from the same port repeats is not taken for the next one's.
+func TestSYNACKOfThePredecessor(t *testing.T) {
+	k := newShaky(t, stack.CapabilityRXChecksumOffload)
+	k.send(4711, header.TCPFlagSyn, 1000, 0)
+	k.heard(t, synAck)
+	k.mu.Lock()
+	var f *Flow
+	for f = range k.answering {
+	}
+	ep := f.shaking
+	f.shaking = nil // as if gVisor had not answered yet
+	k.mu.Unlock()
+	if k.takeSYNACK(f.id, nil, 501) {
+		t.Error("the SYN-ACK to an initial sequence number of 500 is taken for that to 1000")
+	}
+	k.mu.Lock()
+	f.shaking = ep
+	k.mu.Unlock()
+}
+
 // No goroutine waits for an application's ACK; only a limited number of idle ones wait for a flow.
 func TestHandshakesHaveNoGoroutine(t *testing.T) {
 	k := newShaky(t, stack.CapabilityRXChecksumOffload)

@@ -67,7 +67,7 @@ func (s *Stack) keep(pkt *stack.PacketBuffer) bool {
 	}
 	const synAck = header.TCPFlagSyn | header.TCPFlagAck
 	if h.Flags()&synAck == synAck {
-		return s.takeSYNACK(id, pkt)
+		return s.takeSYNACK(id, pkt, h.AckNumber())
 	}
 	f := s.known(id)
 	return f != nil && s.replies.leaves(f, pkt, h)

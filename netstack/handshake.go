@@ -204,16 +204,20 @@ func (s *Stack) expect(f *Flow) bool {
 	return true
 }
 
-// takeSYNACK keeps the first SYN-ACK of a flow for AcceptFunc and reports whether it did.
-func (s *Stack) takeSYNACK(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+// takeSYNACK keeps the first SYN-ACK of a flow, which acknowledges ack, for AcceptFunc and reports whether it did.
+func (s *Stack) takeSYNACK(id stack.TransportEndpointID, pkt *stack.PacketBuffer, ack uint32) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f := s.flows[id]
-	if f == nil || f.phase != answering || f.shaking != nil {
+	if f == nil || f.phase != answering || f.shaking != nil || ack != f.isn+1 {
 		return false
 	}
-	f.shaking, _ = s.endpoint(id).(*tcp.Endpoint)
-	s.shaking[f.shaking] = f
+	ep, ok := s.endpoint(id).(*tcp.Endpoint)
+	if !ok {
+		return false
+	}
+	f.shaking = ep
+	s.shaking[ep] = f
 	f.synAck <- pkt.IncRef()
 	return true
 }
