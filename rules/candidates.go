@@ -6,9 +6,9 @@ import (
 	"slices"
 )
 
-// Candidates returns every rule that is for a connection to dst known by name, "" when no name is known, from the
-// most specific on: the first is [Set.Match]'s. It is for explaining a decision, and takes time with each rule of
-// each host that contains the destination.
+// Candidates returns every rule that matches a connection to dst known by name ("" when no name is known), most
+// specific first. The first one is the rule that [Set.Match] returns. Candidates is for explaining a decision. It
+// takes time for each rule of each host that contains the destination.
 func (s *Set) Candidates(name string, dst netip.AddrPort) []*Rule {
 	var list []*Rule
 	if name != "" {
@@ -36,8 +36,8 @@ func (s *Set) Candidates(name string, dst netip.AddrPort) []*Rule {
 	return list
 }
 
-// candidates returns the host's rules for port, the one with the fewest ports first. No two have equally many:
-// that would be a ConflictError.
+// candidates returns the host's rules for port, the one with the fewest ports first. No two have equally many: that
+// would be a ConflictError.
 func (h *hostRules) candidates(port uint16) []*Rule {
 	var list []*Rule
 	for _, r := range h.rules {

@@ -7,7 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// All that match, the winner first, whatever the order they were given in.
+// TestCandidates expects all rules that match, the winner first, whatever order they were given in.
 func TestCandidates(t *testing.T) {
 	s := mustSet(t,
 		"*:*=1",

@@ -2,8 +2,8 @@ package rules
 
 import "fmt"
 
-// ConflictError says that two rules of a set are equally specific and share a destination port, so that neither
-// could win. First was given before Second.
+// ConflictError says that two rules of a set are equally specific and share a destination port, so that neither can
+// win. First was given before Second.
 type ConflictError struct {
 	First, Second *Rule
 	Port          uint16 // the lowest port they share

@@ -1,5 +1,5 @@
-// Package rules decides which source port a connection must leave from. It is pure thought: it opens no files and
-// no sockets, looks at no clock and starts no goroutine, so everything it says can be tested by saying it.
+// Package rules decides which source port a connection must leave from. It is pure logic: it opens no files and no
+// sockets, reads no clock and starts no goroutines. Tests therefore need nothing but its inputs and outputs.
 //
 // # Theory of operation
 //
@@ -9,10 +9,10 @@
 //	                from the start                       │
 //	                                           Decide ◀──┘──▶ Hold: a flow uses an address
 //
-// A [Rule] is one line that a person wrote. A [Set] is all of them, compiled. Neither ever changes. [Names] is the one
-// thing that does: what DNS answers have told about the names that rules are interested in. A [Capture] is a destination
-// prefix together with a set of destination ports whose connections must come to us; carrying captures
-// out, as routes, is the caller's business.
+// A [Rule] is one line that a person wrote. A [Set] is all of them, compiled. Neither ever changes. [Names] does
+// change: it holds what DNS answers have told about the names that rules are interested in. A [Capture] is a
+// destination prefix and a set of destination ports. Connections to them must come to us. Turning captures into
+// routes is the caller's job.
 //
 // # Rules
 //
@@ -23,9 +23,9 @@
 //	option  = "busy="  how { "," how }               how = "wait" [ ":" DURATION ] | "reclaim" [ ":" DURATION ]
 //	        | "cooldown=" DURATION                         | "other-address" | "any" | "fail"
 //
-// Blanks and tabs may stand around a rule and, any number of them, before an option. Names are kept in the form in
-// which DNS carries them: lower-case A-labels without a final dot. Rule.String is canonical: the same for
-// rules that mean the same, and parsing it gives the rule back.
+// A rule may be surrounded by blanks and tabs, and any number of them may precede an option. Names are kept in the
+// form in which DNS carries them: lower-case A-labels without a final dot. Rule.String is canonical: rules that mean
+// the same have the same text, and parsing that text gives the rule back.
 //
 // # The most specific rule wins
 //
@@ -36,14 +36,15 @@
 //	the longest prefix      one map for every length in use
 //	"*"
 //
-// A host that has no rule for the destination port is passed over. Among the rules of one host the one with the fewest
-// ports wins at each port, which is worked out once, when the set is made: a sorted list of port segments that don't
-// overlap is searched by halves. So a decision takes as long with 10,000 rules as with one. Two rules of one host that
-// have equally many ports and share one can't be told apart and make no set.
+// A host that has no rule for the destination port is passed over. Among the rules of one host, the one with the
+// fewest ports wins at each port. The winners are worked out once, when the set is made, and stored as a sorted list
+// of port segments that don't overlap. A lookup is a binary search of this list, so a decision takes as long with
+// 10,000 rules as with one. Two rules of one host that have equally many ports and share one are ambiguous: they
+// make no set.
 //
 // # How names live and die
 //
-// A connection shows an address, not the name it was looked up by. So each answer for a name of interest is put down
+// A connection shows an address, not the name it was looked up by. So each answer for a name of interest is recorded
 // as pairs of the name and an address. A pair goes through these states:
 //
 //	           Observe                     Expired, or evicted by Observe
@@ -52,25 +53,25 @@
 //	   │                     └───────────────── Observe, Hold ────────────────┘ │
 //	   └──────────────────────────────────── Forget ────────────────────────────┘
 //
-// A live pair expires when three times have passed: its TTL, no flow on any address of its name, and
-// Grace beyond both, because applications use answers longer than they may. All addresses of a name stay while one
-// is in use (cilium#28427: applications come back to the others). A leaving pair still decides, so that
-// a connection on its way in while its route is being taken away is not let go unpinned; if it is wanted again
+// A live pair expires when its TTL has passed, no flow uses any address of its name, and Grace has passed since
+// both. The grace is needed because applications use answers longer than they may. All addresses of a name stay
+// while one is in use (cilium#28427: applications come back to the others). A leaving pair still decides, so that a
+// connection that arrives while its route is being removed is not let go unpinned. If the pair is wanted again
 // before the route is gone, Forget says so and the route is put back.
 //
 // A capture is counted over the pairs of its address: two names that share an address and a port set share the
 // capture, and it goes with the last of them.
 //
-// What is held is bounded per name, per address and in total. To make room the oldest goes, the one
-// observed or used longest ago, but never a capture from under a flow: the kernel would send the flow's next packet
+// What is held is bounded per name, per address and in total. The oldest pair makes room: the one observed or used
+// longest ago. A capture is never removed while a flow uses it, because the kernel would send the flow's next packet
 // elsewhere.
 //
-// Of several names of one address the one that an application asked for last decides. Connections don't tell which
-// was meant; if it makes a difference the caller is told, once.
+// If an address has several names, the one that an application asked for last decides. Connections don't tell which
+// name was meant. If it makes a difference, the caller is told once.
 //
 // # Carrying captures out
 //
-// Whoever adds and removes routes does so under one mutex, so that an answer and an expiry can't cross:
+// The caller adds and removes routes under one mutex, so that an answer and an expiry can't cross:
 //
 //	mu.Lock()
 //	learned, err := names.Observe(name, addrs, ttl, true, time.Now())
@@ -82,7 +83,7 @@
 //	mu.Unlock()
 //	// only now, and only if both errors are nil, is the answer released to the application
 //
-// and now and then, say every second:
+// and at intervals, say every second:
 //
 //	mu.Lock()
 //	expired := names.Expired(time.Now())
@@ -90,12 +91,13 @@
 //	routes.Add(names.Forget(expired))
 //	mu.Unlock()
 //
-// A flow calls Hold, then Decide, and the release that Hold returned when it has ended.
+// A flow calls Hold, then Decide. When it has ended, it calls the release function that Hold returned.
 //
 // # Other rules
 //
-// A Set never changes, but another can take its place. Successor gives the port sets that both have the same
-// numbers, so that captures of both can stand at once, and Names goes from one to the other in three steps:
+// A Set never changes, but another can take its place. Successor gives port sets that both sets have the same
+// numbers, so that captures of both can be in place at once. Names then goes from one set to the other in three
+// steps:
 //
 //	               Prepare(next)           Switch                     Grace later
 //	decides        the present set         next                       next
@@ -104,9 +106,9 @@
 //	captures       the caller adds what is missing
 //	               and takes away what is in the way
 //
-// So a connection that a route brings, one that is new or one that is about to go, meets the rule that the route is for,
-// whichever comes first; and one that both sets have a rule for never meets a set without. The change is made under the
-// caller's mutex:
+// So a connection that a route brings meets the rule that the route is for, whether the route is new or about to go,
+// and whether the rule or the route changes first. A connection that both sets have a rule for never meets a set
+// without one. The change is made under the caller's mutex:
 //
 //	mu.Lock()
 //	learned := names.Prepare(next)
@@ -117,9 +119,9 @@
 //	}
 //	mu.Unlock()
 //
-// What is known of a name that both sets have rules for stays: its addresses, their TTLs, their order and their flows. What is
-// known of a name that only the former had a rule for decides for Grace, and is then forgotten. A name that only the new
-// set has a rule for is learned by the next answer.
+// If both sets have rules for a name, everything known of it stays: its addresses, their TTLs, their order and their
+// flows. If only the former set had a rule for a name, what is known of it decides for Grace and is then forgotten.
+// If only the new set has a rule for a name, the next answer teaches its addresses.
 //
 // # Failures
 //

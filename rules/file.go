@@ -6,11 +6,11 @@ import (
 	"strings"
 )
 
-// ParseFile reads rules from r, one a line. Empty lines are skipped, and a '#' that begins a line or follows
-// a blank begins a comment. Lines may end as on any system, by LF, CR LF or CR: a comment that went on behind a CR would
-// hide a rule that editors show. A byte order mark is let pass. The source is named in errors and remembered by the
-// rules; it is usually the file's path. The first bad rule ends reading with its [*SyntaxError]; its columns count from
-// the start of the line.
+// ParseFile reads rules from r, one a line. Empty lines are skipped. A '#' at the beginning of a line or after a
+// blank starts a comment. Lines may end in LF, CR LF or CR: if a comment went on after a CR, it would hide a rule
+// that editors show. A byte order mark is ignored. The source, usually the file's path, is named in errors and
+// remembered by the rules. The first bad rule ends reading with its [*SyntaxError], whose columns count from the
+// start of the line.
 func ParseFile(source string, r io.Reader) ([]*Rule, error) {
 	content, err := io.ReadAll(r)
 	if err != nil {

@@ -23,7 +23,7 @@ var (
 	comment = regexp.MustCompile(`(^|[ \t])#[^\r\n]*$`)
 )
 
-// naiveLines reads a file as the manual words it.
+// naiveLines reads a file the way the manual describes it.
 func naiveLines(content string) (lines []writtenLine) {
 	for i, text := range lineEnd.Split(strings.TrimPrefix(content, "\ufeff"), -1) {
 		if text = strings.Trim(comment.ReplaceAllString(text, "$1"), "\r\n"); strings.Trim(text, " \t") != "" {
@@ -33,13 +33,13 @@ func naiveLines(content string) (lines []writtenLine) {
 	return lines
 }
 
-// printed is all that a set tells of itself.
+// printed is everything that a set tells of itself.
 func printed(s *Set) []string {
 	return append(append(texts(s.Rules()), texts(s.PortSets())...), fmt.Sprint(s.Static(), s.Names(), s.PinPorts(), s.HasNames()))
 }
 
-// FuzzFile reads files as somebody may have written, joined, copied or damaged them. A file is the rules of its lines,
-// or one error at the first bad line.
+// FuzzFile reads files that somebody may have written, joined, copied or damaged. A file gives the rules of its
+// lines, or one error at the first bad line.
 func FuzzFile(f *testing.F) {
 	for _, content := range []string{
 		"",
@@ -91,7 +91,7 @@ func FuzzFile(f *testing.F) {
 	})
 }
 
-// wrongLine: the error is the one of the line alone, and says where that is.
+// wrongLine checks that the error is that of the line alone, and says where the line is.
 func wrongLine(t *testing.T, source string, line writtenLine, want, err error) {
 	var got, alone *SyntaxError
 	if !errors.As(err, &got) || !errors.As(want, &alone) {
@@ -117,7 +117,8 @@ func wrongLine(t *testing.T, source string, line writtenLine, want, err error) {
 	}
 }
 
-// sameSet: the file's rules are those that were given one by one, and what they print is them again.
+// sameSet checks that the file's rules are those given one by one, and that what they print parses to the same
+// rules.
 func sameSet(t *testing.T, source string, rules []*Rule, lines []writtenLine) {
 	var given []*Rule
 	var file strings.Builder
@@ -156,7 +157,7 @@ func sameSet(t *testing.T, source string, rules []*Rule, lines []writtenLine) {
 	}
 }
 
-// A CR ends a line, so that no comment swallows the rule behind it.
+// A CR ends a line, so that no comment swallows the rule after it.
 func TestFileOfOldLineEnds(t *testing.T) {
 	got, err := ParseFile("rules.conf", strings.NewReader("# old\ra:443=1\r\nb:443=2 # new\r\rc:443=3"))
 	if err != nil {
@@ -172,7 +173,7 @@ func TestFileOfOldLineEnds(t *testing.T) {
 	}
 }
 
-// A file that is no list of rules is refused in the time it takes to read it, and does not fill the screen.
+// A file that is not a list of rules is refused in the time it takes to read it, and does not fill the screen.
 func TestFileOfOneLongLine(t *testing.T) {
 	const size = 1 << 18
 	for _, unit := range []string{"= ", "a ", "a.", "1,", "1-", "*.", "busy=any ", "xn--a.", "\"", ":", "[", "\u200b", "\t"} {
@@ -181,12 +182,12 @@ func TestFileOfOneLongLine(t *testing.T) {
 			_, err := ParseFile("rules.conf", strings.NewReader(before+strings.Repeat(unit, size/len(unit))))
 			var syntax *SyntaxError
 			if err == nil && strings.Trim(unit, blanks) == "" {
-				continue // blanks are let pass
+				continue // blanks are allowed
 			} else if !errors.As(err, &syntax) {
 				t.Fatalf("%q and many %q: %v", before, unit, err)
 			}
 			caret := syntax.Caret()
-			if took := time.Since(start); took > 5*time.Second { // in linear time, it is a hundredth
+			if took := time.Since(start); took > 5*time.Second { // linear time takes a hundredth of this
 				t.Errorf("%q and many %q took %v", before, unit, took)
 			}
 			if len(caret) > 20*maxAround {

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// malformedRule is a rule that does not parse, with what is said of it.
+// malformedRule is a rule that does not parse, with what the error says of it.
 type malformedRule struct {
 	rule   string
 	column int
@@ -13,7 +13,7 @@ type malformedRule struct {
 	hint   string
 }
 
-// malformed holds what people write, one mistake a line but for the last group.
+// malformed holds what people write, one mistake a line except in the last group.
 var malformed = []malformedRule{
 	// nothing, or not a rule
 	{"", 1, "the rule is empty", ""},

@@ -6,22 +6,22 @@ import (
 	"unicode/utf8"
 )
 
-// Lengths of RFC 1035 section 2.3.4. A name of 255 octets on the wire has 253 in text, as the length octet of
-// the first label and the root's fall away.
+// Lengths of RFC 1035 section 2.3.4. A name of 255 octets on the wire has 253 in text: the length octets of the
+// first label and of the root fall away.
 const (
 	maxLabel = 63
 	maxName  = 253
 )
 
-// badName says what is wrong with a name, at the byte offset at, and which name was meant if that can be told.
+// badName says what is wrong with a name, and at which byte offset. It also holds the name that was meant, if that
+// can be told.
 type badName struct {
 	at    int
 	msg   string
 	meant string
 }
 
-// nameToASCII returns the form of a name under which rules keep it: A-labels (RFC 5890), lower-case, without a
-// final dot.
+// nameToASCII returns the form in which rules keep a name: A-labels (RFC 5890), lower-case, without a final dot.
 func nameToASCII(name string) (string, *badName) {
 	ascii := strings.ToLower(name)
 	translated := strings.IndexFunc(name, func(r rune) bool { return r >= utf8.RuneSelf }) >= 0
@@ -39,7 +39,7 @@ func nameToASCII(name string) (string, *badName) {
 		if bad != nil {
 			bad.at += at
 			if translated {
-				bad.at = 0 // offsets in A-labels mean nothing to who wrote U-labels
+				bad.at = 0 // offsets in A-labels mean nothing to a user who wrote U-labels
 			}
 			if label == "" {
 				bad.meant = strings.Join(strings.FieldsFunc(ascii, func(r rune) bool { return r == '.' }), ".")
@@ -81,8 +81,8 @@ func isLabelChar(r rune) bool {
 	return 'a' <= r && r <= 'z' || '0' <= r && r <= '9' || r == '-' || r == '_'
 }
 
-// canonical returns a name as found in DNS in the form under which rules keep it: lower-case, without a final dot.
-// It allocates only if the name is not in that form already.
+// canonical returns a name found in DNS in the form in which rules keep it: lower-case, without a final dot. It
+// allocates only if the name is not in that form already.
 func canonical(name string) string {
 	name = strings.TrimSuffix(name, ".")
 	for i := range len(name) {
@@ -93,7 +93,7 @@ func canonical(name string) string {
 	return name
 }
 
-// lower is strings.ToLower for ASCII alone, as DNS compares names (RFC 4343).
+// lower is strings.ToLower for ASCII only, as DNS compares names (RFC 4343).
 func lower(name string) string {
 	b := []byte(name)
 	for i, c := range b {

@@ -18,10 +18,10 @@ const (
 	DefaultGrace        = time.Minute
 )
 
-// maxTTL is how long an answer is believed at most (RFC 8767 section 4 recommends seven days).
+// maxTTL is the longest time an answer is believed (RFC 8767 section 4 recommends seven days).
 const maxTTL = 7 * 24 * time.Hour
 
-// Limits bound what [Names] holds. A field that is not more than 0 stands for its default.
+// Limits bound what [Names] holds. A field that is 0 or less stands for its default.
 type Limits struct {
 	AddrsPerName int           // addresses of one name
 	NamesPerAddr int           // names of one address
@@ -29,29 +29,29 @@ type Limits struct {
 	Grace        time.Duration // how long an address stays after its TTL and its name's last flow
 }
 
-// Names is what is known of the names that rules are interested in: the addresses that DNS answers told, for as
-// long as something may still connect to them. It does nothing by itself: time is passed in, and what must be captured
-// is handed to the caller.
+// Names holds what is known of the names that rules are interested in: the addresses from DNS answers, for as long
+// as something may still connect to them. It does nothing by itself: the caller passes in the time and carries out
+// the captures.
 //
-// Every method may be called from any goroutine at any time. But who carries out the captures must do so
-// one answer after the other, as the package documentation shows: Observe or Expired, then what they returned,
-// then Forget, all under one mutex of the caller's.
+// Every method may be called from any goroutine at any time. But captures must be carried out one answer after the
+// other, as the package documentation shows: Observe or Expired, then what they returned, then Forget, all under one
+// mutex of the caller's.
 type Names struct {
 	limits Limits
 
 	mu     sync.RWMutex
 	set    *Set
-	side   int           // of nameEntry.hosts, that of set; the other one is other's
+	side   int           // index of set's hosts in nameEntry.hosts; other's are at the other index
 	other  *Set          // decides where set has no rule: see Prepare and Switch; mostly nil
-	settle time.Duration // when a former set ends to be other, since the epoch
+	settle time.Duration // when a former set stops being other, since the epoch
 	byName map[string]*nameEntry
 	byAddr map[netip.Addr]*addrEntry
 	live   int           // pairs that are not leaving
-	inUse  int           // those of them whose name is in use
-	seq    int64         // number of the last event: an address observed, a name's last flow ended
-	epoch  time.Time     // the first time passed in, zero before that
+	inUse  int           // live pairs whose name is in use
+	seq    int64         // number of the last event: an address was observed, or a name's last flow ended
+	epoch  time.Time     // the first time passed in; zero before that
 	now    time.Duration // the latest time passed in, since epoch
-	freed  []*nameEntry  // names whose last flow has ended since then
+	freed  []*nameEntry  // names whose last flow has ended after now
 	ends   queue         // live pairs by due
 	ages   queue         // live pairs by age
 	warned map[sharers]bool
@@ -60,13 +60,13 @@ type Names struct {
 // nameEntry is a name with its addresses.
 type nameEntry struct {
 	name  string
-	hosts [2][]*hostRules // with rules for the name, the most specific first, on either side: see Names.side
+	hosts [2][]*hostRules // hosts with rules for the name, the most specific first, on either side: see Names.side
 	sets  []int           // port sets of those rules, ascending
-	next  []int           // what sets will be, from Prepare to Switch
+	next  []int           // the new value of sets, from Prepare to Switch
 
 	pairs []*pair // in no order
-	live  int     // those of pairs that are not leaving
-	held  int     // those of pairs, leaving or not, whose address has a flow
+	live  int     // how many of pairs are not leaving
+	held  int     // how many of pairs, leaving or not, have an address with a flow
 
 	freed    bool          // whether it is in Names.freed
 	freedAt  time.Duration // when its last flow ended, since the epoch
@@ -76,13 +76,13 @@ type nameEntry struct {
 // inUse reports whether a flow uses any address of the name.
 func (e *nameEntry) inUse() bool { return e.held > 0 }
 
-// hosts is the hosts of e by the set; none if no rule is interested in it any more.
+// hosts returns e's hosts in the set; none if no rule is interested in the name any more.
 func (n *Names) hosts(e *nameEntry) []*hostRules { return e.hosts[n.side] }
 
-// otherHosts is the hosts of e by the other set, while there is one.
+// otherHosts returns e's hosts in the other set, while there is one.
 func (n *Names) otherHosts(e *nameEntry) []*hostRules { return e.hosts[1-n.side] }
 
-// ruleOf returns the rule for port of the first of hosts that has one, or nil.
+// ruleOf returns the rule for port from the first of hosts that has one, or nil.
 func ruleOf(hosts []*hostRules, port uint16) *Rule {
 	for _, h := range hosts {
 		if r := h.index.rule(port); r != nil {
@@ -98,16 +98,16 @@ type addrEntry struct {
 	flows    int
 	captures []captureCount // by set, ascending
 	pairs    []*pair        // the name asked for last comes first
-	live     int            // those of pairs that are not leaving
+	live     int            // how many of pairs are not leaving
 }
 
-// pair is a name's address. It is live until it has expired or is evicted. Then it is leaving: it decides as before
-// until Forget says that its captures are gone, and is live again if it is observed or used before that.
+// pair is a name's address. It is live until it expires or is evicted. Then it is leaving: it decides as before
+// until Forget says that its captures are gone. It becomes live again if it is observed or used before that.
 type pair struct {
 	name    *nameEntry
 	addr    *addrEntry
 	expires time.Duration // end of the TTL, since the epoch
-	seq     int64         // number of the event when it was observed last
+	seq     int64         // number of the event when it was last observed
 	leaving bool
 
 	index int        // in name.pairs
@@ -115,7 +115,7 @@ type pair struct {
 	ages  queuePlace // in Names.ages while live
 }
 
-// NewNames returns Names without any name, for the rules of set.
+// NewNames returns Names for the rules of set. No name is known yet.
 func NewNames(set *Set, l Limits) *Names {
 	l.AddrsPerName = orDefault(l.AddrsPerName, DefaultAddrsPerName)
 	l.NamesPerAddr = orDefault(l.NamesPerAddr, DefaultNamesPerAddr)
@@ -133,8 +133,8 @@ func NewNames(set *Set, l Limits) *Names {
 	return n
 }
 
-// advance takes note of the time, since the epoch, and that names freed before it were free by then. Time that
-// runs backwards stands still.
+// advance records the time, since the epoch. Names freed since the last call count as freed now. If time runs
+// backwards, it stands still.
 func (n *Names) advance(now time.Time) time.Duration {
 	if n.epoch.IsZero() {
 		n.epoch = now
@@ -155,18 +155,18 @@ func orDefault[T int | time.Duration](v, def T) T {
 	return v
 }
 
-// Decision is the rule for a connection, nil if none is for it, and the name for which the rule was chosen, "" for
+// Decision is the rule for a connection, nil if there is none, and the name for which the rule was chosen, "" for
 // the rule of a prefix or "*".
 type Decision struct {
 	Rule *Rule
 	Name string
 }
 
-// Decide returns the rule for a connection to dst. Of the names of the address the one asked for last comes
-// first, and the first that has a rule for the port decides; without one the rules of prefixes and "*" do. While the rules
-// are being replaced there may be another set to ask then: see [Names.Prepare].
+// Decide returns the rule for a connection to dst. It tries the names of the address, the one asked for last first;
+// the first name that has a rule for the port decides. If none has one, the rules of prefixes and "*" decide. While
+// the rules are being replaced, there may be another set to ask after that: see [Names.Prepare].
 //
-// A flow calls Hold before Decide, so that what decided can't expire in between. Decide does not allocate.
+// A flow calls Hold before Decide, so that the name that decided can't expire in between. Decide does not allocate.
 func (n *Names) Decide(dst netip.AddrPort) Decision {
 	n.mu.RLock()
 	if a := n.byAddr[plain(dst.Addr())]; a != nil {
@@ -185,8 +185,8 @@ func (n *Names) Decide(dst netip.AddrPort) Decision {
 	return n.decideByOther(dst)
 }
 
-// Others returns the other addresses of name that are of addr's family, those observed last first and of one
-// answer in its order. The slice is the caller's.
+// Others returns the other addresses of name that are of addr's family, most recently observed first; addresses of
+// one answer keep its order. The slice is the caller's.
 func (n *Names) Others(name string, addr netip.Addr) []netip.Addr {
 	name, addr = canonical(name), plain(addr)
 	n.mu.RLock()
@@ -214,7 +214,7 @@ type Entry struct {
 	Name    string
 	Addr    netip.Addr
 	Expires time.Time // when the TTL ends or ended; the entry stays longer while in use and for Grace
-	InUse   bool      // does a flow use this or another address of the name?
+	InUse   bool      // whether a flow uses this or another address of the name
 }
 
 // All yields what is known, sorted by name and address, as of the moment when the iteration begins.

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// learn returns Names with n names of one address each, all of one wildcard, observed within one second.
+// learn returns Names with n names of one address each, all under one wildcard, observed within one second.
 func learn(b *testing.B, n int, l Limits) *Names {
 	return learnFor(b, mustSet(b, "*.example:443=63999", "*.test:22=63998"), n, l)
 }
@@ -35,7 +35,7 @@ func BenchmarkDecide(b *testing.B) {
 	for _, n := range []int{1, 100_000} {
 		b.Run(fmt.Sprintf("addrs=%d", n), func(b *testing.B) {
 			names := learn(b, n, Limits{})
-			// The same few connections however much is known, as a machine's are.
+			// The few connections of a machine, the same however much is known.
 			var dsts [64]netip.AddrPort
 			for i := range dsts {
 				dsts[i] = netip.AddrPortFrom(nthAddr(i*7919%n), 443)
@@ -83,7 +83,7 @@ func BenchmarkDecide(b *testing.B) {
 	})
 }
 
-// learnMany is learn for 10,000 rules and 100,000 addresses, and some of these.
+// learnMany is learn for 10,000 rules and 100,000 addresses. It also returns some of the addresses.
 func learnMany(b *testing.B) (*Names, [64]netip.AddrPort) {
 	list := append(manyRules(b, "wildcard", 9_999), mustParse(b, "*.example:443=63999")...)
 	set, err := NewSet(list)
@@ -134,7 +134,7 @@ func BenchmarkObserve(b *testing.B) {
 			}
 		}
 	})
-	// Every answer makes another one's address go.
+	// Every answer evicts the address of another.
 	for _, n := range []int{100, 100_000} {
 		b.Run(fmt.Sprintf("full/addrs=%d", n), func(b *testing.B) {
 			names := learn(b, n, Limits{Total: n})
@@ -170,7 +170,7 @@ func BenchmarkExpired(b *testing.B) {
 			}
 		})
 	}
-	// All are in use: once a Grace each is looked at, but not more often.
+	// All are in use: each is looked at once a Grace, but not more often.
 	b.Run("in use/addrs=100000", func(b *testing.B) {
 		const n = 100_000
 		names := learn(b, n, Limits{})

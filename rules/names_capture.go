@@ -6,13 +6,13 @@ import (
 	"slices"
 )
 
-// captureCount is a capture of one address, counted over the live pairs that need it: two names that share an
-// address and a port set share the capture. It stays here at 0 until Forget says that it is gone.
+// captureCount is a capture of one address, with the number of live pairs that need it: two names that share an
+// address and a port set share the capture. At 0 it stays here until Forget says that it is gone.
 type captureCount struct {
 	set    int
 	live   int
-	stands bool // whether the caller was asked to bring it in place, and not to take it away since
-	going  bool // whether the caller was asked to take it away, and it was not wanted since
+	stands bool // the caller was asked to add it, and not to remove it since
+	going  bool // the caller was asked to remove it, and it was not wanted since
 }
 
 // capture returns a's capture for set, or nil.
@@ -24,7 +24,7 @@ func (a *addrEntry) capture(set int) *captureCount {
 	return &a.captures[i]
 }
 
-// want counts one more live pair for each of sets, which ascend.
+// want counts one more live pair for each of sets, which are in ascending order.
 func (a *addrEntry) want(sets []int) {
 	missing := false
 	for _, set := range sets {
@@ -47,14 +47,14 @@ func (a *addrEntry) want(sets []int) {
 	slices.SortFunc(a.captures, func(x, y captureCount) int { return cmp.Compare(x.set, y.set) })
 }
 
-// unwant counts one live pair less for each of sets.
+// unwant counts one live pair fewer for each of sets.
 func (a *addrEntry) unwant(sets []int) {
 	for _, set := range sets {
 		a.capture(set).live--
 	}
 }
 
-// lower appends the captures of sets that no live pair needs, which the caller now takes away.
+// lower appends the captures of sets that no live pair needs. The caller must remove them.
 func (a *addrEntry) lower(sets []int, gone []Capture) []Capture {
 	for _, set := range sets {
 		if c := a.capture(set); c.live == 0 && !c.going {
@@ -65,7 +65,7 @@ func (a *addrEntry) lower(sets []int, gone []Capture) []Capture {
 	return gone
 }
 
-// raise appends the captures of sets that don't stand, which the caller now brings in place.
+// raise appends the captures of sets that are not in place. The caller must add them.
 func (a *addrEntry) raise(sets []int, add []Capture) []Capture {
 	for _, set := range sets {
 		if c := a.capture(set); !c.stands {
@@ -76,7 +76,7 @@ func (a *addrEntry) raise(sets []int, add []Capture) []Capture {
 	return add
 }
 
-// waits reports whether any capture of sets is to be taken away but has not been forgotten.
+// waits reports whether any capture of sets is to be removed but has not been forgotten.
 func (a *addrEntry) waits(sets []int) bool {
 	return slices.ContainsFunc(sets, func(set int) bool {
 		c := a.capture(set)
@@ -84,7 +84,7 @@ func (a *addrEntry) waits(sets []int) bool {
 	})
 }
 
-// sharedAll reports whether other live pairs need all captures of sets too.
+// sharedAll reports whether other live pairs also need every capture of sets.
 func (a *addrEntry) sharedAll(sets []int) bool {
 	return !slices.ContainsFunc(sets, func(set int) bool { return a.capture(set).live == 1 })
 }
@@ -93,8 +93,8 @@ func (a *addrEntry) captureOf(set int) Capture {
 	return Capture{Dst: netip.PrefixFrom(a.addr, a.addr.BitLen()), Set: set}
 }
 
-// Lost says that the captures c, which Observe had returned to be added, do not stand: they could not be brought in
-// place, or somebody took them away. The next Observe of their names returns them again.
+// Lost says that the captures c, which Observe returned to be added, are not in place: they could not be added, or
+// somebody removed them. The next Observe of their names returns them again.
 func (n *Names) Lost(c []Capture) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -107,10 +107,10 @@ func (n *Names) Lost(c []Capture) {
 	}
 }
 
-// forgotten is the count of a capture between being taken away and being deleted.
+// forgotten is the count of a capture that has been removed but not yet deleted.
 const forgotten = -1
 
-// forget deletes the captures so marked, all at once as there may be many.
+// forget deletes the captures marked as forgotten. It deletes all at once because there may be many.
 func (a *addrEntry) forget() {
 	a.captures = slices.DeleteFunc(a.captures, func(c captureCount) bool { return c.live == forgotten })
 }

@@ -2,7 +2,8 @@ package rules
 
 import "fmt"
 
-// makeRoom evicts until one more address for the answer's name, one more name for a and one more pair are within the limits.
+// makeRoom evicts pairs until one more address for the answer's name, one more name for a and one more pair are
+// within the limits.
 func (o *observation) makeRoom(a *addrEntry) error {
 	for o.name.live >= o.limits.AddrsPerName {
 		if !o.evict(o.oldest(o.name.pairs)) {
@@ -30,7 +31,7 @@ func (o *observation) evict(p *pair) bool {
 	return p != nil
 }
 
-// oldest returns the one of pairs that has to go, or nil: the oldest unused, else the oldest that can be spared.
+// oldest returns the pair that has to go: the oldest unused one, else the oldest that can be spared, else nil.
 func (o *observation) oldest(pairs []*pair) *pair {
 	var unused, spare *pair
 	for _, p := range pairs {
@@ -52,21 +53,21 @@ func (o *observation) oldest(pairs []*pair) *pair {
 	return spare
 }
 
-// spare reports whether p, whose name is in use, can go without taking a capture from under a flow.
+// spare reports whether p, whose name is in use, can go without removing a capture that a flow uses.
 func (p *pair) spare() bool {
 	return p.addr.flows == 0 || p.addr.sharedAll(p.name.sets)
 }
 
-// oldestOfAll is oldest of all live pairs. It looks through them only when all are in use.
+// oldestOfAll is oldest for all live pairs. It searches them only when all are in use.
 func (o *observation) oldestOfAll() *pair {
 	for o.inUse < o.live {
 		p, key := o.ages.first()
 		if key.first > o.before {
-			break // all that is left is this answer's or in use
+			break // the rest belongs to this answer or is in use
 		}
 		age := p.age()
 		if p.name.inUse() {
-			age.first = o.seq // it will be younger than that when its name is freed
+			age.first = o.seq // a lower bound: it will be younger than that when its name is freed
 		}
 		if age == key {
 			return p

@@ -5,14 +5,14 @@ import (
 	"time"
 )
 
-// batch is how many pairs are looked at, or captures forgotten, before decisions that wait for the lock have
-// their turn: a millisecond or two.
+// batch is how many pairs are checked, or captures forgotten, before decisions that wait for the lock get their
+// turn: a millisecond or two.
 const batch = 1024
 
-// Expired returns the captures that nothing needs any more: the TTL and [Limits].Grace of their names have
-// passed, and so has Grace since a flow last used any address of these names. The caller takes them away and
-// hands them to [Names.Forget]; until then connections are decided as before, and no capture is returned again. It is
-// to be called every second or so. The time it takes depends on what has expired, not on how much is known.
+// Expired returns the captures that nothing needs any more: the TTL of their names has passed, and so has
+// [Limits].Grace since then and since a flow last used any address of these names. The caller removes them and
+// passes them to [Names.Forget]. Until then connections are decided as before, and no capture is returned again.
+// Call Expired every second or so. The time it takes depends on what has expired, not on how much is known.
 func (n *Names) Expired(now time.Time) []Capture {
 	n.settleAt(now)
 	var gone []Capture
@@ -22,7 +22,7 @@ func (n *Names) Expired(now time.Time) []Capture {
 	return gone
 }
 
-// expireBatch appends what has expired of the next batch and reports whether there may be more.
+// expireBatch checks the next batch, appends what has expired and reports whether there may be more.
 func (n *Names) expireBatch(now time.Time, gone []Capture) (_ []Capture, more bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -35,7 +35,7 @@ func (n *Names) expireBatch(now time.Time, gone []Capture) (_ []Capture, more bo
 		}
 		due := n.due(p)
 		if p.name.inUse() {
-			due.first = int64(at + n.limits.Grace) // the earliest, should its name be freed now
+			due.first = int64(at + n.limits.Grace) // the earliest possible, if its name were freed now
 		}
 		if due.first > int64(at) {
 			n.ends.raise(p, due)
@@ -47,8 +47,8 @@ func (n *Names) expireBatch(now time.Time, gone []Capture) (_ []Capture, more bo
 	return n.seeOff(leaving, gone), true
 }
 
-// Forget says that the captures c, returned by [Names.Expired] or as [Learned].Drop, have been taken away. Those
-// that are needed after all, because a flow or an answer came in between, are returned and must be put back.
+// Forget says that the captures c, returned by [Names.Expired] or as [Learned].Drop, have been removed. It returns
+// those that are needed after all, because a flow or an answer came in between. The caller must put these back.
 func (n *Names) Forget(c []Capture) (revived []Capture) {
 	for c := range slices.Chunk(c, batch) {
 		revived = n.forgetBatch(c, revived)

@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// Hold says that a flow uses addr, known or not. All addresses of its names then stay until release has been
-// called and [Limits].Grace has passed. Release may be called again, to no effect.
+// Hold says that a flow uses addr, known or not. All addresses of its names then stay until release has been called
+// and [Limits].Grace has passed. Calling release again has no effect.
 func (n *Names) Hold(addr netip.Addr) (release func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -43,7 +43,7 @@ func (n *Names) hold(e *nameEntry) {
 	e.held++
 }
 
-// reviveAll makes live again what is leaving of e.
+// reviveAll makes the leaving pairs of e live again.
 func (n *Names) reviveAll(e *nameEntry) {
 	if e.live == len(e.pairs) {
 		return
@@ -55,8 +55,8 @@ func (n *Names) reviveAll(e *nameEntry) {
 	}
 }
 
-// free counts one address of e less that has a flow. No time is passed in here, so the next one that is counts as
-// the time when e was freed: later than it was, by which addresses stay longer, never shorter.
+// free counts one address fewer of e that has a flow. No time is passed in here, so the next time passed in counts
+// as the time when e was freed. That is later than the true time, so addresses may stay longer, never shorter.
 func (n *Names) free(e *nameEntry) {
 	e.held--
 	if e.inUse() {

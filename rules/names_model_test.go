@@ -12,24 +12,24 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// model is Names written for clarity alone: flat maps, searched from end to end each time.
+// model is Names written only for clarity: flat maps, searched from end to end each time.
 type model struct {
 	rules  []*Rule
-	set    *Set    // for numbering port sets only
-	other  []*Rule // decide where rules have none
+	set    *Set    // only for numbering port sets
+	other  []*Rule // decide where rules have no rule
 	settle time.Time
 	limits Limits
 
 	now      time.Time
 	seq      int
 	pairs    map[modelKey]*modelPair
-	order    map[netip.Addr][]string // names of an address, asked for last first
+	order    map[netip.Addr][]string // names of an address, the one asked for last first
 	flows    map[netip.Addr]int
-	captures map[Capture]bool // wanted, or not forgotten yet; true while the route stands for all we know
-	going    map[Capture]bool // told to take away, not wanted since
+	captures map[Capture]bool // wanted, or not forgotten yet; true while the route is in place as far as we know
+	going    map[Capture]bool // to be removed, and not wanted since
 	freedSeq map[string]int
 	freedAt  map[string]time.Time
-	freed    map[string]bool // and the time not known yet
+	freed    map[string]bool // and the time is not known yet
 }
 
 type modelKey struct {
@@ -58,7 +58,7 @@ func newModel(set *Set, l Limits) *model {
 	}
 }
 
-// nameRule is the name's own rule for port.
+// nameRule returns the name's own rule for port.
 func nameRule(rules []*Rule, name string, port uint16) *Rule {
 	var named []*Rule
 	for _, r := range rules {
@@ -154,7 +154,7 @@ func (m *model) release(addr netip.Addr) {
 	}
 }
 
-// seeOff returns what is to be dropped.
+// seeOff returns what must be dropped.
 func (m *model) seeOff(left []*modelPair) (drop []Capture) {
 	for _, p := range left {
 		for _, c := range m.wanted(p.modelKey) {
@@ -180,7 +180,7 @@ func (m *model) waits(p *modelPair) bool {
 	})
 }
 
-// stay says that captures may be wanted again.
+// stay notes that captures may be wanted again.
 func (m *model) stay() {
 	for c := range m.going {
 		if m.wanters(c) > 0 {
@@ -206,7 +206,7 @@ func (m *model) reap() {
 	}
 }
 
-// tidy forgets what was known of names that have no address left.
+// tidy forgets what was known of names that have no addresses left.
 func (m *model) tidy() {
 	for name := range m.freedSeq {
 		if len(m.of(name, netip.Addr{})) == 0 {
@@ -420,8 +420,8 @@ func sortedTexts(s *Set, captures []Capture) []string {
 	return texts
 }
 
-// FuzzNames has Names and the model go through the same events, one a byte or a few, and compares all they say. Beside
-// them it keeps the routes, as a caller does: they must always be those that the live pairs want.
+// FuzzNames takes Names and the model through the same events, one per byte or few bytes, and compares everything
+// they say. It also keeps the routes, as a caller does: they must always be those that the live pairs want.
 func FuzzNames(f *testing.F) {
 	for seed := range 200 {
 		f.Add(randomBytes(uint64(seed), 20+seed*4))
@@ -485,7 +485,7 @@ func FuzzNames(f *testing.F) {
 				}
 				delete(routes, c)
 			}
-			for range next(3) { // flows come and go meanwhile
+			for range next(3) { // flows come and go in the meantime
 				if next(2) == 0 {
 					hold()
 				} else {

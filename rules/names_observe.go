@@ -8,27 +8,28 @@ import (
 	"time"
 )
 
-// ErrFull is in the error of [Names.Observe] when an address can't be kept because everything that would have
-// to make room for it has a flow.
+// ErrFull is in the error of [Names.Observe] when an address can't be kept because everything that could make room
+// for it has a flow.
 var ErrFull = errors.New("all are in use")
 
-// Learned is what an answer changes. The caller carries it out before the answer is released: Add is brought in
-// place, Drop is taken away and then handed to [Names.Forget].
+// Learned is what an answer changes. The caller carries it out before the answer is released: it adds Add, removes
+// Drop and then passes Drop to [Names.Forget].
 type Learned struct {
-	Add    []Capture // not in place yet; bringing one in place that stands must do no harm
+	Add    []Capture // not in place yet; adding one that is in place must do no harm
 	Drop   []Capture // of addresses that had to make room
 	Shared []Shared  // to warn of, each once
 }
 
-// Observe says that an answer gave name these addresses for ttl. If asked is true an application asked, and the name
-// comes first for deciding about these addresses; otherwise we did, to know an exact name's addresses in time. A name that no
-// rule is interested in is ignored, and so are addresses that no captured connection goes to: loopback,
-// which is the kernel's local table's, multicast, broadcast and unspecified ones.
+// Observe says that an answer gave name these addresses for ttl. If asked is true, an application asked, and the
+// name comes first when deciding about these addresses. Otherwise we asked, to know an exact name's addresses in
+// time. Observe ignores a name that no rule is interested in. It also ignores addresses that no captured connection
+// goes to: loopback addresses, which belong to the kernel's local table, and multicast, broadcast and unspecified
+// ones.
 //
-// Beyond the limits the oldest unused addresses make room: those observed, or last used, longest ago. If there
-// are none, addresses make room whose name is in use elsewhere, but never one that has a flow itself, unless other
-// names keep its captures. If there are none of these either, the error wraps [ErrFull] and says which address is not
-// known now; what Learned says of the others is to be carried out all the same.
+// Beyond the limits the oldest unused addresses make room: those observed, or last used, longest ago. If there are
+// none, addresses make room whose name is in use through another address, but never one that has a flow itself,
+// unless other names keep its captures. If there are none of these either, the error wraps [ErrFull] and says which
+// address is now unknown. What Learned says of the others must be carried out all the same.
 func (n *Names) Observe(name string, addrs []netip.Addr, ttl time.Duration, asked bool, now time.Time) (Learned, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -47,7 +48,7 @@ func (n *Names) Observe(name string, addrs []netip.Addr, ttl time.Duration, aske
 	}
 	n.seq += int64(len(addrs))
 	last := n.seq
-	// Known addresses first, so that they don't make room for new ones of the same answer.
+	// Known addresses come first, so that they don't make room for new ones of the same answer.
 	var unknown []int
 	for i, addr := range addrs {
 		addr = plain(addr)
@@ -78,14 +79,14 @@ type observation struct {
 	expires time.Duration
 	asked   bool
 	evicted []*pair
-	before  int64 // Names.seq before this answer; what has a higher one is this answer's
+	before  int64 // Names.seq before this answer; a higher seq belongs to this answer
 }
 
-// known refreshes an address that the name has already.
+// known refreshes an address that the name already has.
 func (o *observation) known(addr netip.Addr, seq int64) {
 	a := o.byAddr[addr]
 	p := a.pair(o.name)
-	p.expires = max(p.expires, o.expires) // the older answer's holders still count on it
+	p.expires = max(p.expires, o.expires) // holders of the older answer still count on it
 	p.seq = max(p.seq, seq)
 	if p.leaving {
 		o.revive(p)
@@ -113,7 +114,7 @@ func (o *observation) unknown(addr netip.Addr, seq int64) error {
 	return nil
 }
 
-// place puts p where its address's last asker stands, if an application asked, and asks for its captures.
+// place makes p the last asker of its address if an application asked, and requests its captures.
 func (o *observation) place(p *pair) {
 	if o.asked {
 		i := slices.Index(p.addr.pairs, p)
@@ -123,7 +124,7 @@ func (o *observation) place(p *pair) {
 	o.Add = p.addr.raise(p.name.sets, o.Add)
 }
 
-// plain returns addr as Names keeps it: IPv4 is IPv4 also inside IPv6, and a zone is not part of an address.
+// plain returns addr as Names keeps it: IPv4 in IPv6 becomes IPv4, and a zone is removed.
 func plain(addr netip.Addr) netip.Addr { return addr.Unmap().WithZone("") }
 
 // connectable reports whether a captured TCP connection can go to addr.

@@ -13,8 +13,8 @@ func (n *Names) addrEntry(addr netip.Addr) *addrEntry {
 	return &addrEntry{addr: addr}
 }
 
-// nameEntry returns the entry of the canonical name or a new one that is not filed yet, and nil if no rule is
-// interested in the name.
+// nameEntry returns the entry of the canonical name, or a new one that is not filed yet. It returns nil if no rule
+// is interested in the name.
 func (n *Names) nameEntry(name string) *nameEntry {
 	e := n.byName[name]
 	if e == nil {
@@ -39,7 +39,7 @@ func (a *addrEntry) pair(e *nameEntry) *pair {
 	return nil
 }
 
-// add files a new pair as the last of its address, live, with its seq and expires set.
+// add files a new pair, live, as the last of its address. The pair's seq and expires are set already.
 func (n *Names) add(p *pair) {
 	e, a := p.name, p.addr
 	n.byName[e.name] = e
@@ -59,7 +59,7 @@ func (n *Names) revive(p *pair) {
 	n.enliven(p)
 }
 
-// enliven counts p, filed, among the live.
+// enliven counts p, which is filed, among the live pairs.
 func (n *Names) enliven(p *pair) {
 	p.name.live++
 	p.addr.live++
@@ -72,7 +72,7 @@ func (n *Names) enliven(p *pair) {
 	n.ages.add(p, p.age())
 }
 
-// leave makes a live pair leaving. The caller sees it off when it is done with all that leave together.
+// leave makes a live pair leaving. The caller calls seeOff once for all pairs that leave together.
 func (n *Names) leave(p *pair) {
 	p.leaving = true
 	p.name.live--
@@ -86,8 +86,8 @@ func (n *Names) leave(p *pair) {
 	p.addr.unwant(p.name.sets)
 }
 
-// seeOff appends the captures that nothing needs now that the pairs are leaving. A pair that does not wait for any of
-// them is gone.
+// seeOff appends the captures that nothing needs now that the pairs are leaving. It removes pairs that do not wait
+// for any of these captures.
 func (n *Names) seeOff(leaving []*pair, gone []Capture) []Capture {
 	for _, p := range leaving {
 		gone = p.addr.lower(p.name.sets, gone)
@@ -135,10 +135,10 @@ func (n *Names) dropIfEmpty(a *addrEntry) {
 	}
 }
 
-// due is when p may go if it is not in use until then.
+// due is when p may go if it is not used until then.
 func (n *Names) due(p *pair) queueKey {
 	return queueKey{int64(max(p.expires, p.name.freedAt) + n.limits.Grace), 0}
 }
 
-// age is when p was observed or in use last, in the order of events.
+// age is when p was last observed or in use, in the order of events.
 func (p *pair) age() queueKey { return queueKey{max(p.seq, p.name.freedSeq), p.seq} }

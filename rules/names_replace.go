@@ -6,28 +6,28 @@ import (
 	"time"
 )
 
-// Set returns the rules as of now.
+// Set returns the current rules.
 func (n *Names) Set() *Set {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	return n.set
 }
 
-// HasNames reports whether any rule that may decide is for a name or a wildcard, so that DNS must be seen.
+// HasNames reports whether any rule that may decide is for a name or a wildcard, so that we must see DNS.
 func (n *Names) HasNames() bool {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	return n.set.HasNames() || n.other != nil && n.other.HasNames()
 }
 
-// Prepare begins to replace the rules by next, a [Set.Successor] of those as of now. It returns the captures that
-// the addresses known will need: all of them, whether they stand now or not. The caller brings those in place that don't
-// stand, takes away the others, and calls Switch; or, if that fails, puts back what was and calls Cancel.
+// Prepare begins to replace the rules by next, a [Set.Successor] of the current set. It returns the captures that
+// the known addresses will need: all of them, whether they are in place now or not. The caller adds those that are
+// not in place, removes the others and calls Switch. If that fails, it restores what was and calls Cancel.
 //
-// Until then a connection for which the present rules have none is decided by next, so that one that is captured as
-// soon as a route for it stands does not meet rules that know nothing of it. What decides otherwise does not change.
+// Until then, next decides a connection for which the current rules have no rule. So a connection that is captured
+// as soon as a route for it is in place does not meet rules that know nothing of it. Other decisions do not change.
 //
-// The mutex of the caller's under which captures are carried out is held from Prepare to Switch or Cancel.
+// The caller holds the mutex under which it carries out captures from Prepare to Switch or Cancel.
 func (n *Names) Prepare(next *Set) (learned []Capture) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -60,9 +60,9 @@ func (n *Names) Cancel() {
 	n.other = nil
 }
 
-// Switch makes the set given to Prepare decide, from one moment to the next. What is known of names that it has
-// rules for goes on to be known. The former rules, and what is known of names that only they are for, decide for
-// [Limits].Grace where the new ones have none, for connections that are on their way in; after that Expired forgets them.
+// Switch atomically makes the set given to Prepare decide. What is known of names that it has rules for stays known.
+// The former rules, and what is known of names that only they are for, decide for [Limits].Grace where the new rules
+// have none. This is for connections that are on their way in. After that Expired forgets them.
 func (n *Names) Switch(now time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -100,7 +100,8 @@ func (n *Names) settleAt(now time.Time) {
 	}
 }
 
-// forgetFormer forgets the former set, and what is known of names that only it was for. They have no captures any more.
+// forgetFormer forgets the former set, and what is known of names that only it had rules for. They have no captures
+// any more.
 func (n *Names) forgetFormer() {
 	if n.other == nil {
 		return
@@ -122,7 +123,7 @@ func (n *Names) forgetFormer() {
 	}
 }
 
-// breathe lets decisions that wait for the lock have their turn after every [batch] of what counts up i.
+// breathe gives decisions that wait for the lock their turn after every [batch] of what i counts.
 func (n *Names) breathe(i *int, more int) {
 	if *i += 1 + more; *i >= batch {
 		*i = 0
@@ -131,7 +132,7 @@ func (n *Names) breathe(i *int, more int) {
 	}
 }
 
-// decideByOther is Decide by the other set, where the first has no rule.
+// decideByOther is Decide by the other set. It is for connections for which the first has no rule.
 func (n *Names) decideByOther(dst netip.AddrPort) Decision {
 	n.mu.RLock()
 	defer n.mu.RUnlock()

@@ -27,9 +27,9 @@ func TestSuccessorKeepsNumbers(t *testing.T) {
 		want  string
 	}{
 		{[]string{"c.x:80=3", "a.x:443=1"}, "[443  80]"},                  // one goes: its number stays empty
-		{[]string{"c.x:80=3", "d.x:25=4", "e.x:*=5"}, "[ 25 80 *]"},       // what went before may be taken, what goes now not
-		{[]string{"e.x:*=5", "f.x:25,26=6", "g.x:25=7"}, "[25-26 25  *]"}, // ranges are told apart by what they hold
-		{[]string{"g.x:26,25=7", "h.x:25-26=8"}, "[25-26]"},               // the same ports, written otherwise
+		{[]string{"c.x:80=3", "d.x:25=4", "e.x:*=5"}, "[ 25 80 *]"},       // a number that was freed earlier may be taken, but not one that is freed now
+		{[]string{"e.x:*=5", "f.x:25,26=6", "g.x:25=7"}, "[25-26 25  *]"}, // sets are told apart by the ports they hold
+		{[]string{"g.x:26,25=7", "h.x:25-26=8"}, "[25-26]"},               // the same ports, written differently
 		{nil, "[]"},
 		{[]string{"a.x:443=1"}, "[443]"},
 	} {
@@ -53,7 +53,7 @@ func TestSuccessorConflict(t *testing.T) {
 	}
 }
 
-// A connection on its way in while the rules are replaced meets a rule, before and after.
+// A connection that arrives while the rules are replaced meets a rule, before and after.
 func TestNamesSwitch(t *testing.T) {
 	old := mustSet(t, "a.x:443=1", "b.x:443=2", "192.0.2.0/24:22=3", "c.x:80=6")
 	n := NewNames(old, Limits{})
@@ -98,7 +98,7 @@ func TestNamesSwitch(t *testing.T) {
 	}
 	decide("in the end", "a.x=11", "-", "-", "-", "=4")
 
-	// What is of no interest any more is forgotten, and not learned again.
+	// What no rule is interested in any more is forgotten, and not learned again.
 	none := successor(t, next, "198.51.100.0/24:22=4")
 	if c := n.Prepare(none); len(c) > 0 {
 		t.Errorf("learned %v without names", c)
@@ -119,7 +119,8 @@ func TestNamesSwitch(t *testing.T) {
 	}
 }
 
-// Names that have come through other rules say what Names say that always had the last ones, of what both could learn.
+// Names that went through other rules say the same as Names that always had the last ones, about what both could
+// learn.
 func TestNamesCarriedOver(t *testing.T) {
 	lists := [][]string{
 		{"*.x:443=1", "a.x:443,80=2", "d.y:22=4", "*.y:443=5", "192.0.2.0/30:*=6"},
@@ -135,7 +136,7 @@ func TestNamesCarriedOver(t *testing.T) {
 		last := successor(t, first, lists[rng.IntN(len(lists))]...)
 		n, fresh := NewNames(first, Limits{}), NewNames(last, Limits{})
 		now := start
-		stands := make(map[Capture]bool) // by fresh
+		stands := make(map[Capture]bool) // according to fresh
 		observe := func(both bool) {
 			name, addr := names[rng.IntN(len(names))], universe[rng.IntN(len(universe)):][:1]
 			ttl, asked := time.Duration(1+rng.IntN(9))*time.Hour, rng.IntN(3) > 0
@@ -154,7 +155,7 @@ func TestNamesCarriedOver(t *testing.T) {
 				stands[c] = true
 			}
 			if !both {
-				return // the sets of the first rules are others
+				return // the sets of the first rules have other numbers
 			}
 			if diff := cmp.Diff(sortedTexts(last, want.Add), sortedTexts(last, got.Add)); diff != "" {
 				t.Fatalf("seed %d: to add for %s (-fresh +carried over):\n%s", seed, name, diff)
@@ -206,7 +207,7 @@ func TestNamesCarriedOver(t *testing.T) {
 	}
 }
 
-// Decisions go on while rules are replaced: whoever has a rule in all sets always has one.
+// Decisions go on while rules are replaced: a destination that has a rule in all sets always has one.
 func TestNamesSwitchConcurrently(t *testing.T) {
 	sets := [][]string{{"a.x:443=1", "203.0.113.0/24:22=3"}, {"*.x:443=2", "203.0.113.1/32:22=4"}}
 	set := mustSet(t, sets[0]...)

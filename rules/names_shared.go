@@ -11,7 +11,7 @@ import (
 type Shared struct {
 	Addr        netip.Addr
 	Port        uint16 // the lowest such port
-	Name, Other string // Name decides as of now
+	Name, Other string // Name decides now
 	Rule        *Rule  // of Name, for Port
 	OtherRule   *Rule  // of Other, for Port
 }
@@ -44,7 +44,7 @@ func (o *observation) share(p, other *pair, first bool) {
 		return
 	}
 	if len(o.warned) >= o.limits.Total {
-		clear(o.warned) // rather warn again than grow without end
+		clear(o.warned) // better to warn again than to grow without end
 	}
 	o.warned[key] = true
 	o.Shared = append(o.Shared, Shared{
@@ -55,7 +55,7 @@ func (o *observation) share(p, other *pair, first bool) {
 	})
 }
 
-// differentRules returns the lowest port for which the hosts of both names have a rule and the two don't do the same.
+// differentRules returns the lowest port for which both names have a rule and the two rules differ in effect.
 func differentRules(a, b []*hostRules) (lowest uint16, differ bool) {
 	if slices.Equal(a, b) {
 		return 0, false
@@ -83,7 +83,7 @@ func differentRules(a, b []*hostRules) (lowest uint16, differ bool) {
 	return lowest, differ
 }
 
-// sameEffect reports whether it makes no difference to a connection which of the two rules is its own.
+// sameEffect reports whether both rules treat a connection the same.
 func (r *Rule) sameEffect(other *Rule) bool {
 	return r == other || r.pin.Equal(other.pin) && r.cooldown == other.cooldown && slices.Equal(r.busy, other.busy)
 }

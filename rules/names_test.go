@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// start is when the tests of this file begin. Times are given as seconds after it.
+// start is when the tests of this file begin. Times are given in seconds after it.
 var start = time.Date(2025, 1, 2, 3, 4, 5, 0, time.UTC)
 
 func at(seconds int) time.Time { return start.Add(time.Duration(seconds) * time.Second) }
@@ -25,7 +25,7 @@ func addrs(texts ...string) []netip.Addr {
 	return addrs
 }
 
-// namesTest is Names with what a caller has beside it: the captures in place.
+// namesTest is Names with what a caller keeps beside it: the captures in place.
 type namesTest struct {
 	*testing.T
 	*Names
@@ -37,8 +37,8 @@ func newNamesTest(t *testing.T, l Limits, rules ...string) namesTest {
 	return namesTest{t, NewNames(set, l), set}
 }
 
-// observe has an application ask at a time for a name that has the addresses for 30 s, and holds what is learned
-// against add and drop, each "prefix ports".
+// observe has an application ask, at a given time, for a name that has the addresses for 30 s. It compares what is
+// learned with add and drop, each in the form "prefix ports".
 func (t namesTest) observe(seconds int, name string, addresses []netip.Addr, add, drop []string) Learned {
 	t.Helper()
 	l, err := t.Observe(name, addresses, 30*time.Second, true, at(seconds))
@@ -72,7 +72,7 @@ func (t namesTest) forget(c []Capture, revived ...string) {
 	}
 }
 
-// decide holds the decision against "name pin".
+// decide compares the decision with "name pin".
 func (t namesTest) decide(dst, want string) {
 	t.Helper()
 	d := t.Decide(netip.MustParseAddrPort(dst))
@@ -111,7 +111,7 @@ func TestNamesDecide(t *testing.T) {
 	n.decide("[2001:db8::2]:443", "nothing")
 	n.decide("[::ffff:192.0.2.1]:443", "a.example 1")
 
-	// The name asked for last decides; where it has no rule the one before does.
+	// The name asked for last decides. If it has no rule, the one before it does.
 	n.observe(1, "c.example", addrs("192.0.2.1"), nil, nil)
 	n.decide("192.0.2.1:443", "c.example 2")
 	n.decide("[2001:db8::1]:443", "a.example 1")
@@ -121,14 +121,14 @@ func TestNamesDecide(t *testing.T) {
 	n.observe(3, "a.example", addrs("192.0.2.1"), nil, nil)
 	n.decide("192.0.2.1:443", "a.example 1")
 
-	// Our own resolution is nobody's asking.
+	// Our own resolution does not count as asking.
 	if _, err := n.Observe("c.example", addrs("192.0.2.1", "192.0.2.2"), time.Second, false, at(4)); err != nil {
 		t.Error(err)
 	}
 	n.decide("192.0.2.1:443", "a.example 1")
 	n.decide("192.0.2.2:443", "c.example 2")
 
-	// Names without a rule are nobody's business.
+	// Names without a rule are ignored.
 	n.observe(5, "example", addrs("192.0.2.1"), nil, nil)
 	n.observe(5, "other.test", addrs("192.0.2.1"), nil, nil)
 	n.decide("192.0.2.1:443", "a.example 1")
@@ -165,7 +165,7 @@ func TestNamesExpiry(t *testing.T) {
 	n.forget(n.expired(160, "192.0.2.2/32 443"))
 	n.known()
 
-	// A negative TTL is 0, an absurd one a week.
+	// A negative TTL counts as 0, an absurd one as a week.
 	for ttl, seconds := range map[time.Duration]int{-time.Hour: 60, 1 << 62: 7*24*3600 + 60} {
 		n := newNamesTest(t, Limits{}, "*.example:443=1")
 		if _, err := n.Observe("a.example", addrs("192.0.2.1"), ttl, true, at(0)); err != nil {
@@ -176,7 +176,7 @@ func TestNamesExpiry(t *testing.T) {
 	}
 }
 
-// TestNamesExpireTogether has more expire at once than one batch holds.
+// TestNamesExpireTogether lets more expire at once than one batch holds.
 func TestNamesExpireTogether(t *testing.T) {
 	const many = 2*batch + 100
 	n := NewNames(mustSet(t, "*.example:443,80=1", "*.example:22=2"), Limits{AddrsPerName: many})
@@ -233,7 +233,7 @@ func TestNamesHold(t *testing.T) {
 	n.forget(n.expired(3060, "192.0.2.1/32 443", "192.0.2.2/32 443"))
 	n.known()
 
-	// An address may be held before it is known, and by flows that began as others ended.
+	// An address may be held before it is known, and by flows that begin as others end.
 	release := n.Hold(netip.MustParseAddr("192.0.2.9"))
 	n.observe(4000, "c.example", addrs("192.0.2.9"), []string{"192.0.2.9/32 443"}, nil)
 	next := n.Hold(netip.MustParseAddr("192.0.2.9"))
@@ -256,7 +256,7 @@ func TestNamesSharedCapture(t *testing.T) {
 	n.observe(0, "a.example", addrs("192.0.2.1"), []string{"192.0.2.1/32 443"}, nil)
 	n.observe(10, "b.example", addrs("192.0.2.1"), nil, nil)
 	n.observe(20, "a.test", addrs("192.0.2.1"), []string{"192.0.2.1/32 80,443"}, nil)
-	n.forget(n.expired(90)) // a.example goes, its capture stays
+	n.forget(n.expired(90)) // a.example goes, but its capture stays
 	n.known("a.test 192.0.2.1", "b.example 192.0.2.1")
 	n.forget(n.expired(100))
 	n.known("a.test 192.0.2.1")
@@ -308,7 +308,7 @@ func TestNamesLost(t *testing.T) {
 	n.Lost([]Capture{{Dst: netip.MustParsePrefix("192.0.2.9/32")}, {Dst: l.Add[0].Dst, Set: 7}}) // not known
 	n.observe(1, "a.example", addrs("192.0.2.1", "192.0.2.2"), []string{"192.0.2.2/32 443"}, nil)
 	n.observe(2, "a.example", addrs("192.0.2.1", "192.0.2.2"), nil, nil)
-	n.forget(l.Add, "192.0.2.1/32 443", "192.0.2.2/32 443") // needed, whoever took them away
+	n.forget(l.Add, "192.0.2.1/32 443", "192.0.2.2/32 443") // needed, whoever removed them
 }
 
 func TestNamesBounds(t *testing.T) {
@@ -324,7 +324,7 @@ func TestNamesBounds(t *testing.T) {
 		n.decide("192.0.2.2:443", "nothing")
 		n.known("a.example 192.0.2.1", "a.example 192.0.2.3")
 
-		// In use, the address without a flow goes, though it is younger.
+		// In use, the address without a flow goes, although it is younger.
 		defer hold(n, "192.0.2.1")()
 		n.forget(n.observe(3, "a.example", addrs("192.0.2.4"), []string{"192.0.2.4/32 443"}, []string{"192.0.2.3/32 443"}).Drop)
 		defer hold(n, "192.0.2.4")()
@@ -354,7 +354,7 @@ func TestNamesBounds(t *testing.T) {
 		n.observe(2, "c.example", addrs("192.0.2.1"), nil, nil)
 		n.known("b.example 192.0.2.1", "c.example 192.0.2.1")
 
-		// Under a flow a name goes that the other names' captures stand in for, and no other.
+		// Under a flow, a name can go if the other names keep its captures, but no other name can.
 		defer hold(n, "192.0.2.1")()
 		n.observe(3, "a.test", addrs("192.0.2.1"), []string{"192.0.2.1/32 22"}, nil)
 		n.known("a.test 192.0.2.1", "c.example 192.0.2.1")
@@ -375,7 +375,7 @@ func TestNamesBounds(t *testing.T) {
 		n.known("c.example 192.0.2.3", "d.example 192.0.2.4", "e.example 192.0.2.5")
 		defer hold(n, "192.0.2.4")()
 		n.forget(n.observe(5, "c.example", addrs("192.0.2.6"), []string{"192.0.2.6/32 443"}, []string{"192.0.2.5/32 443"}).Drop)
-		// All in use, 192.0.2.6 only with its name: it is spared for last.
+		// All are in use, 192.0.2.6 only through its name: it is spared until last.
 		n.forget(n.observe(6, "f.example", addrs("192.0.2.7"), []string{"192.0.2.7/32 443"}, []string{"192.0.2.6/32 443"}).Drop)
 		defer hold(n, "192.0.2.7")()
 		_, err := n.Observe("g.example", addrs("192.0.2.8"), 0, true, at(7))
@@ -419,7 +419,7 @@ func TestNamesShared(t *testing.T) {
 	warned(4, "b.example", "192.0.2.2",
 		"192.0.2.2:443: b.example 2, y.test 4", "192.0.2.2:443: b.example 2, x.test 4")
 	warned(5, "a.example", "192.0.2.3")
-	warned(5, "e.example", "192.0.2.3", "192.0.2.3:443: e.example 1, a.example 1") // the same pin, but not the same
+	warned(5, "e.example", "192.0.2.3", "192.0.2.3:443: e.example 1, a.example 1") // the same pin, but not the same rule
 
 	// Nothing is said again when the names come back.
 	n.Forget(n.Expired(at(1000)))
@@ -482,12 +482,12 @@ func TestNamesAll(t *testing.T) {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 	for range n.All() {
-		n.Hold(netip.MustParseAddr("192.0.2.3"))() // no lock is held meanwhile
+		n.Hold(netip.MustParseAddr("192.0.2.3"))() // no lock is held in the meantime
 		break
 	}
 }
 
-// TestNamesConcurrently is for the race detector: flows come and go while one caller carries captures out.
+// TestNamesConcurrently is for the race detector: flows come and go while one caller carries out captures.
 func TestNamesConcurrently(t *testing.T) {
 	set := mustSet(t, "*.example:443=1", "a.example:443=2")
 	n := NewNames(set, Limits{AddrsPerName: 8, NamesPerAddr: 4, Total: 30, Grace: time.Second})

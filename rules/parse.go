@@ -13,7 +13,7 @@ const blanks = " \t"
 // Parse reads one rule. The error is a [*SyntaxError].
 func Parse(text string) (*Rule, error) { return ParseAt("", 0, text) }
 
-// ParseAt reads one rule that was written in source, at line if that is more than 0. Both end up in the
+// ParseAt reads one rule that was written in source, at line if that is more than 0. Both are recorded in the
 // [*SyntaxError] or in the rule, where [*ConflictError] finds them.
 func ParseAt(source string, line int, text string) (*Rule, error) {
 	rule, err := (&parser{text: text}).rule()
@@ -26,10 +26,10 @@ func ParseAt(source string, line int, text string) (*Rule, error) {
 }
 
 // parser reads the rule in text. Every method that may not find what it looks for returns a *SyntaxError made by
-// fail; the first one ends parsing.
+// fail. The first one ends parsing.
 type parser struct {
 	text string
-	// depth counts how many hints led here: text is a hint's when it is more than 0.
+	// depth is how many hints led here. If it is more than 0, text is itself a hint.
 	depth int
 }
 
@@ -60,9 +60,9 @@ func (p part) split(sep string) []part {
 // maxHints is how many mistakes in a row a hint may correct.
 const maxHints = 10
 
-// fail returns the error that msg describes at the byte offset at. The candidate is the rule with this mistake
-// corrected, or "" if that can't be done. It becomes the hint if it parses; if it has another mistake whose
-// hint parses, then that does. So a hint is always a rule.
+// fail returns the error that msg describes, at the byte offset at. The candidate is the rule with this mistake
+// corrected, or "" if that can't be done. If the candidate parses, it becomes the hint. If it has another mistake
+// whose hint parses, that hint is used. So a hint is always a rule.
 func (p *parser) fail(at int, candidate, format string, args ...any) *SyntaxError {
 	err := &SyntaxError{
 		Text:   p.text,
@@ -119,11 +119,11 @@ func (p *parser) rule() (*Rule, *SyntaxError) {
 	return r, nil
 }
 
-// characters refuses what no rule contains and what shells, editors and word processors leave behind.
+// characters refuses characters that no rule contains and that shells, editors and word processors leave behind.
 func (p *parser) characters() *SyntaxError {
 	const quotes = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
 	const invisible = "\ufeff\u200b\u2060\u00ad"
-	cleaned := func() string { // every such character at once
+	cleaned := func() string { // removes every such character at once
 		return strings.Trim(strings.Map(func(r rune) rune {
 			switch {
 			case strings.ContainsRune(quotes+invisible+`\`, r):
@@ -176,10 +176,10 @@ func (p *parser) fields() []part {
 	return fields
 }
 
-// joined refuses blanks beside the signs that join the parts of a rule.
+// joined refuses blanks next to the signs that join the parts of a rule.
 func (p *parser) joined(fields []part) *SyntaxError {
 	const signs = "=:,-"
-	apart := func(i int) bool { // is there a blank too many between fields i-1 and i?
+	apart := func(i int) bool { // whether there is a blank too many between fields i-1 and i
 		before, after := fields[i-1].s, fields[i].s
 		return strings.IndexByte(signs, after[0]) >= 0 || strings.IndexByte(signs, before[len(before)-1]) >= 0
 	}
@@ -231,7 +231,7 @@ func (p *parser) sides(fields []part) (host, ports, pin part, err *SyntaxError) 
 	return host, ports, pin, err
 }
 
-// fromURL guesses the rule meant by one that begins as a URL does.
+// fromURL guesses the rule that was meant by one that begins like a URL.
 func (p *parser) fromURL(field, scheme part) string {
 	left, pin, _ := strings.Cut(field.s[len(scheme.s):], "=")
 	left, _, _ = strings.Cut(left, "/")
@@ -254,7 +254,7 @@ func (p *parser) noPin(fields []part) *SyntaxError {
 		gap := part{p.text[first.end():fields[1].at], first.end()}
 		return p.fail(gap.at, p.with(gap, "="), `"=" is missing between ports and pin`)
 	}
-	// host:ports:pin, as port forwards are written elsewhere.
+	// host:ports:pin, as other programs write port forwards.
 	if i := strings.LastIndexByte(first.s, ':'); i > 0 && isPorts(first.s[i+1:]) {
 		before, _ := first.cut(i, 1)
 		if _, _, err := p.destination(before); err == nil {
@@ -309,7 +309,7 @@ func (p *parser) destination(left part) (host, ports part, err *SyntaxError) {
 		return host, ports, p.fail(left.at, p.with(left, "["+left.s+"]"), "an IPv6 address stands in brackets")
 	}
 	candidate := ""
-	if name, low, _ := strings.Cut(host.s, ":"); isPorts(low) && isPorts(ports.s) { // 8000:8010 is a range elsewhere
+	if name, low, _ := strings.Cut(host.s, ":"); isPorts(low) && isPorts(ports.s) { // other programs write a range as 8000:8010
 		candidate = p.with(left, name+":"+low+"-"+ports.s)
 	}
 	second := strings.IndexByte(left.s, ':') + 1
@@ -327,7 +327,7 @@ func (p *parser) closeBracket(left part) string {
 	return p.with(part{"", ports.at}, "]")
 }
 
-// noPorts says that the host is followed by rest instead of by ":" and ports.
+// noPorts says that rest follows the host instead of ":" and ports.
 func (p *parser) noPorts(host, rest part) *SyntaxError {
 	if rest.s != "" {
 		return p.fail(rest.at, p.with(part{"", rest.at}, ":"), `":" and the destination ports must follow the host`)

@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// broadcast is the one address of IPv4 that is neither multicast nor any host's.
+// broadcast is the only IPv4 address that is neither multicast nor any host's.
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
-// looksIPv4 reports whether s is meant as an IPv4 address: no name ends in a number (WHATWG URL "ends in a
-// number"; RFC 1123 section 2.1 has top-level domains of letters).
+// looksIPv4 reports whether s is meant as an IPv4 address. No name ends in a number (WHATWG URL "ends in a number";
+// RFC 1123 section 2.1 has top-level domains of letters).
 func looksIPv4(s string) bool {
 	s = strings.TrimSuffix(s, ".")
 	last := s[strings.LastIndexByte(s, '.')+1:]
@@ -30,10 +30,10 @@ type literal struct {
 	whole  part // with brackets and prefix length
 	addr   part
 	length part // what follows "/"
-	sized  bool // is there a "/"?
+	sized  bool // whether there is a "/"
 }
 
-// literal takes an address apart. Brackets, if any, are known to be a pair.
+// literal takes an address apart. The caller has checked that brackets, if any, are a pair.
 func (p *parser) literal(whole part) literal {
 	l := literal{whole: whole, addr: whole}
 	if strings.HasPrefix(whole.s, "[") {
@@ -47,7 +47,7 @@ func (p *parser) literal(whole part) literal {
 	return l
 }
 
-// instead returns the rule with another address in the literal's place, for use as a hint.
+// instead returns the rule with another address in place of the literal, for use as a hint.
 func (p *parser) instead(l literal, addr, length string) string {
 	if length != "" {
 		addr += "/" + length
@@ -90,7 +90,7 @@ func (p *parser) address(l literal) (netip.Addr, *SyntaxError) {
 	return addr, nil
 }
 
-// prefix reads the addresses of a rule's destination.
+// prefix reads the destination addresses of a rule.
 func (p *parser) prefix(host part) (Host, *SyntaxError) {
 	l := p.literal(host)
 	addr, err := p.address(l)
@@ -117,7 +117,7 @@ func (p *parser) prefix(host part) (Host, *SyntaxError) {
 	return Host{prefix: prefix}, nil
 }
 
-// prefixLength reads the length of a literal of addr's family.
+// prefixLength reads the prefix length of a literal of addr's family.
 func (p *parser) prefixLength(l literal, addr netip.Addr) (int, *SyntaxError) {
 	family := "IPv6"
 	if addr.Is4() {

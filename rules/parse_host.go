@@ -31,7 +31,7 @@ func (p *parser) name(host, name part) (string, *SyntaxError) {
 		return "", p.fail(name.at, "", `the name is missing after "*."`)
 	case strings.HasPrefix(name.s, "."):
 		return "", p.fail(name.at, p.with(host, "*."+strings.TrimLeft(name.s, ".")), "a name can't begin with a dot")
-	case looksIPv4(name.s): // behind "*."
+	case looksIPv4(name.s): // after "*."
 		return "", p.fail(name.at, p.with(host, name.s), "%q is no name, and only names have a wildcard", name.s)
 	}
 	ascii, bad := nameToASCII(name.s)
@@ -42,7 +42,7 @@ func (p *parser) name(host, name part) (string, *SyntaxError) {
 		}
 		return "", p.fail(name.at+bad.at, candidate, "%s", bad.msg)
 	}
-	if looksIPv4(ascii) { // in digits beyond ASCII
+	if looksIPv4(ascii) { // in non-ASCII digits
 		return "", p.fail(name.at, p.with(name, ascii), "%q is an address in other digits than 0 to 9", name.s)
 	}
 	return ascii, nil

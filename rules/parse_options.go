@@ -9,7 +9,7 @@ import (
 	"pinproxy/rules/typo"
 )
 
-// Bounds on what a rule may ask for; beyond them a unit was mistaken.
+// Bounds on the times in a rule. A time beyond them has the wrong unit.
 const (
 	minTime     = time.Millisecond
 	maxWait     = time.Hour
@@ -17,10 +17,10 @@ const (
 	maxCooldown = 24 * time.Hour
 )
 
-// optionNames are the options there are.
+// optionNames returns the names of all options.
 func optionNames() []string { return []string{"busy", "cooldown"} }
 
-// wayNames are the ways there are, in the order of their constants.
+// wayNames returns the names of all ways, in the order of their constants.
 func wayNames() []string {
 	return []string{Wait.String(), Reclaim.String(), OtherAddress.String(), Any.String(), Fail.String()}
 }
@@ -98,7 +98,7 @@ func (p *parser) unknownOption(name part) *SyntaxError {
 	return p.fail(name.at, p.with(name, near), "there is no option %q, but %q", name.s, near)
 }
 
-// mergedBusy returns the rule with the ways of the busy option's second appearance added to the first.
+// mergedBusy returns the rule with the ways from the second busy option added to the first.
 func (p *parser) mergedBusy(first, second part) string {
 	ways, ok := strings.CutPrefix(second.s, "busy=")
 	if !ok {
@@ -203,7 +203,7 @@ func (p *parser) duration(value part, shortest, longest time.Duration) (time.Dur
 	return d, nil
 }
 
-// durationMeant guesses the duration that was written in another way than Go's.
+// durationMeant guesses the duration meant by one that is not in Go's syntax.
 func durationMeant(s string) string {
 	number := strings.TrimRight(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 	switch unit := strings.ToLower(s[len(number):]); unit {

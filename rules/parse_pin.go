@@ -30,7 +30,7 @@ func (p *parser) pin(pin part, host Host) (Pin, *SyntaxError) {
 	return newPin(addr, set), nil
 }
 
-// source splits the pin into its address, "" when it has none, and its ports.
+// source splits the pin into its address ("" when it has none) and its ports.
 func (p *parser) source(pin part) (address, ports part, err *SyntaxError) {
 	if strings.HasPrefix(pin.s, "[") {
 		i := strings.IndexByte(pin.s, ']')
@@ -61,7 +61,7 @@ func (p *parser) source(pin part) (address, ports part, err *SyntaxError) {
 		superfluous := part{pin.s[:last+1], pin.at}
 		return address, ports, p.fail(pin.at, p.with(superfluous, ""), `without a source address the pin has no ":"`)
 	case isPorts(address.s):
-		// 8000:8010 is a range elsewhere; port says so.
+		// Other programs write a range as 8000:8010; the method port says so.
 		return part{"", pin.at}, pin, nil
 	}
 	return address, ports, nil

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// servicePort returns the port that people mean by a service's name, or "". /etc/services is not asked, so that a
-// rule means the same on every machine.
+// servicePort returns the port that people mean by a service's name, or "". It does not read /etc/services, so that
+// a rule means the same on every machine.
 func servicePort(name string) string {
 	switch strings.ToLower(name) {
 	case "ssh":
@@ -40,7 +40,7 @@ func servicePort(name string) string {
 // isPorts reports whether s could be meant as a list of ports.
 func isPorts(s string) bool { return s != "" && strings.Trim(s, "0123456789,-") == "" }
 
-// ports = "*" | range { "," range }, without the "*" where anyPort is false.
+// ports = "*" | range { "," range }; without the "*" if anyPort is false.
 func (p *parser) ports(list part, anyPort bool) (PortSet, *SyntaxError) {
 	switch {
 	case list.s == "*" && anyPort:
@@ -88,7 +88,7 @@ func withoutEmpty(items []part) string {
 	return strings.Join(kept, ",")
 }
 
-// overlap refuses a list that names a port twice: one of the two is a slip of the keyboard.
+// overlap refuses a list that names a port twice: one of the two is a typing error.
 func (p *parser) overlap(list part, items []part, ranges []PortRange, anyPort bool) *SyntaxError {
 	order := make([]int, len(ranges))
 	for i := range order {
@@ -102,7 +102,7 @@ func (p *parser) overlap(list part, items []part, ranges []PortRange, anyPort bo
 		}
 		port := ranges[b].First
 		if a > b {
-			a, b = b, a // point at the one that was written later
+			a, b = b, a // point at the range that was written later
 		}
 		merged := NewPortSet(ranges...)
 		fixed := rangesText(merged.ranges)
@@ -145,7 +145,7 @@ func (p *parser) portRange(item part) (PortRange, *SyntaxError) {
 	return PortRange{first, last}, nil
 }
 
-// port reads 1 to 65535, in digits without leading zeros so that a port has one way to be written.
+// port reads 1 to 65535, in digits without leading zeros, so that there is one way to write a port.
 func (p *parser) port(number part) (uint16, *SyntaxError) {
 	if strings.Trim(number.s, "0123456789") != "" {
 		return 0, p.fail(number.at, p.with(number, portMeant(number.s)), "%q is not a port number", number.s)
@@ -164,12 +164,12 @@ func (p *parser) port(number part) (uint16, *SyntaxError) {
 	return uint16(port), nil
 }
 
-// portMeant guesses the port that was written as something else.
+// portMeant guesses the port meant by something else.
 func portMeant(s string) string {
 	if port := servicePort(s); port != "" {
 		return port
 	}
-	if strings.Count(s, ":") == 1 || strings.Contains(s, "..") { // 8000:8010 and 8000..8010 are ranges elsewhere
+	if strings.Count(s, ":") == 1 || strings.Contains(s, "..") { // other programs write a range as 8000:8010 or 8000..8010
 		return strings.NewReplacer("...", "-", "..", "-", ":", "-").Replace(s)
 	}
 	if port, protocol, ok := strings.Cut(s, "/"); ok && strings.EqualFold(protocol, "tcp") {

@@ -60,7 +60,7 @@ func TestParse(t *testing.T) {
 			cooldown: 90 * time.Minute,
 		},
 		{
-			rule: "127.0.0.1:443=127.0.0.2:63999", // loopback is for tests
+			rule: "127.0.0.1:443=127.0.0.2:63999", // loopback is allowed for tests
 			host: Host{prefix: netip.MustParsePrefix("127.0.0.1/32")}, ports: []PortRange{{443, 443}},
 			addr: "127.0.0.2", pin: []PortRange{{63999, 63999}}, busy: wait,
 		},
@@ -165,7 +165,7 @@ func TestCanonical(t *testing.T) {
 	}
 }
 
-// diffRules compares everything that rules hold, but for where they were written.
+// diffRules compares everything that rules hold except where they were written.
 func diffRules(a, b *Rule) string {
 	type fields struct {
 		Host     Host
@@ -215,7 +215,7 @@ func TestCaret(t *testing.T) {
 		{`bü"cher:443=1`, "" +
 			"bü\"cher:443=1\n" +
 			"  ^"},
-		{"bu\u0308'cher:443=1", "" + // a combining diaeresis takes no room
+		{"bu\u0308'cher:443=1", "" + // a combining diaeresis takes no cell
 			"bu\u0308'cher:443=1\n" +
 			"  ^"},
 		{"例え'.example:443=1", "" + // two characters, four cells
@@ -230,7 +230,7 @@ func TestCaret(t *testing.T) {
 		{"a:443=1\nb:443=1", "" +
 			"a:443=1\ufffdb:443=1\n" +
 			"       ^"},
-		{strings.Repeat("a", 500) + "\"" + strings.Repeat("b", 201), "" + // what is around it
+		{strings.Repeat("a", 500) + "\"" + strings.Repeat("b", 201), "" + // only what is around the spot
 			"…" + strings.Repeat("a", 200) + "\"" + strings.Repeat("b", 199) + "…\n" +
 			strings.Repeat(" ", 201) + "^"},
 		{"a:443=1\xffb", "" +

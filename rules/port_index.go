@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// portIndex maps destination ports to the rule that wins there, among the rules of one host. Its segments are in
-// ascending order and don't overlap.
+// portIndex maps destination ports to the winning rule among the rules of one host. Its segments are in ascending
+// order and don't overlap.
 type portIndex []segment
 
 type segment struct {
@@ -31,11 +31,11 @@ func (x portIndex) rule(port uint16) *Rule {
 	return nil
 }
 
-// newPortIndex compiles the rules of one host, given in their order. It sweeps over the ports from edge to edge of
-// their ranges and keeps the rules whose range is open by how many ports they have: O(n log n) for n ranges.
+// newPortIndex compiles the rules of one host, given in their order. It sweeps over the ports from one range edge to
+// the next. It keeps the rules with an open range, keyed by how many ports they have: O(n log n) for n ranges.
 func newPortIndex(rules []*Rule) (portIndex, *ConflictError) {
 	type edge struct {
-		at    int // the first port of a range, or the first beyond it
+		at    int // the first port of a range, or the first after it
 		opens bool
 		order int // the rule's place in rules
 	}
@@ -45,8 +45,8 @@ func newPortIndex(rules []*Rule) (portIndex, *ConflictError) {
 			edges = append(edges, edge{int(ports.First), true, i}, edge{int(ports.Last) + 1, false, i})
 		}
 	}
-	// At one port ranges close before others open there. Rules that open at one port do so in their order, so
-	// that the conflict reported is the same whatever the sort.
+	// At one port, ranges close before others open. Rules that open at one port do so in their order, so that the
+	// reported conflict does not depend on the sort.
 	slices.SortFunc(edges, func(a, b edge) int {
 		if a.at != b.at {
 			return cmp.Compare(a.at, b.at)
@@ -61,8 +61,8 @@ func newPortIndex(rules []*Rule) (portIndex, *ConflictError) {
 	})
 
 	var index portIndex
-	open := make(map[int]int) // how many ports a rule has → the one such rule whose range is open
-	var narrowest intHeap     // keys of open, and some that have gone from there
+	open := make(map[int]int) // how many ports a rule has → the one rule of that size with an open range
+	var narrowest intHeap     // keys of open, and some that are no longer there
 	for i := 0; i < len(edges); {
 		at := edges[i].at
 		for ; i < len(edges) && edges[i].at == at; i++ {
@@ -93,7 +93,7 @@ func newPortIndex(rules []*Rule) (portIndex, *ConflictError) {
 	return slices.Clip(index), nil
 }
 
-// extend appends the ports first to last, as part of the last segment if that is the same rule's.
+// extend appends the ports first to last. If the last segment belongs to the same rule, they become part of it.
 func (x portIndex) extend(first, last int, rule *Rule) portIndex {
 	if n := len(x); n > 0 && x[n-1].rule == rule && int(x[n-1].last)+1 == first {
 		x[n-1].last = uint16(last)

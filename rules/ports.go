@@ -7,23 +7,23 @@ import (
 	"strings"
 )
 
-// maxPort is the highest TCP port; port 0 is none (RFC 6335 section 6).
+// maxPort is the highest TCP port. Port 0 is reserved (RFC 6335 section 6).
 const maxPort = 65535
 
-// PortRange is the ports First to Last, both included. It is an alias of an unnamed type so that packages
-// which may not import this one can name the same type.
+// PortRange is the ports First to Last, both included. It is an alias of an unnamed type so that packages that may
+// not import this one can name the same type.
 type PortRange = struct{ First, Last uint16 }
 
-// PortSet is a set of TCP ports, held as sorted ranges that neither overlap nor touch, so equal sets have
-// equal ranges and equal text. The zero value is the empty set. A PortSet never changes once made and may
-// be shared between goroutines.
+// PortSet is a set of TCP ports. It is held as sorted ranges that neither overlap nor touch, so equal sets have
+// equal ranges and equal text. The zero value is the empty set. A PortSet never changes once made and may be shared
+// between goroutines.
 type PortSet struct {
 	ranges []PortRange
 	ports  int    // how many ports the ranges hold
 	text   string // String, computed once
 }
 
-// NewPortSet returns the union of ranges. Port 0 is left out and a range that ends before it starts is empty.
+// NewPortSet returns the union of ranges. Port 0 is left out. A range that ends before it starts is empty.
 func NewPortSet(ranges ...PortRange) PortSet {
 	sorted := make([]PortRange, 0, len(ranges))
 	for _, r := range ranges {

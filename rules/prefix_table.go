@@ -6,10 +6,10 @@ import (
 	"slices"
 )
 
-// prefixTable finds the prefixes of one family that contain an address, the longest first. It asks one map per
-// length in use, of which there are few, however many prefixes there are.
+// prefixTable finds the prefixes of one family that contain an address, longest first. It looks into one map per
+// prefix length in use. There are few lengths, however many prefixes there are.
 type prefixTable struct {
-	levels []prefixLevel // the longest prefixes first once sorted
+	levels []prefixLevel // longest prefix first once sorted
 }
 
 type prefixLevel struct {

@@ -5,8 +5,9 @@ import (
 	"container/heap"
 )
 
-// queue orders live pairs by a key that only ever grows. The key kept here may lag behind the true one: it is
-// a lower bound, corrected when the pair comes first. So what makes keys grow, answers and flows, costs nothing here.
+// queue orders live pairs by a key that only ever grows. The key kept here may lag behind the true one: it is a
+// lower bound, and it is corrected when the pair comes first. So answers and flows, which make keys grow, cost
+// nothing here.
 type queue struct {
 	pairs []*pair
 	place func(*pair) *queuePlace // the pair's place in this queue

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Defaults of what a rule may leave out.
+// Defaults for what a rule may leave out.
 const (
 	DefaultWait    = 30 * time.Second // busy=wait, and busy=reclaim without a wait beside it
 	DefaultReclaim = 5 * time.Second  // busy=reclaim
@@ -31,26 +31,26 @@ type Rule struct {
 // Host returns which destinations the rule is for.
 func (r *Rule) Host() Host { return r.host }
 
-// Ports returns which destination ports the rule is for; never empty.
+// Ports returns which destination ports the rule is for. It is never empty.
 func (r *Rule) Ports() PortSet { return r.ports }
 
 // Pin returns the source ports, and perhaps the source address, that the rule demands.
 func (r *Rule) Pin() Pin { return r.pin }
 
 // Busy returns what to do, in this order, when every port of the pin already serves the destination. It is never
-// empty: a rule that says nothing waits [DefaultWait]. [Wait] and [Reclaim] stand for one wait: reclaiming goes
-// on while the flow waits, wherever in the list it stands. The slice is the caller's.
+// empty: a rule that says nothing waits [DefaultWait]. [Wait] and [Reclaim] together mean one wait: reclaiming goes
+// on while the flow waits, wherever it is in the list. The slice is the caller's.
 func (r *Rule) Busy() []Busy { return slices.Clone(r.busy) }
 
-// Cooldown returns how long a 4-tuple rests between two uses; 0 for not at all.
+// Cooldown returns how long a 4-tuple rests between two uses, or 0 if it does not rest.
 func (r *Rule) Cooldown() time.Duration { return r.cooldown }
 
-// Source returns where the rule was written and the line there, as given to [ParseAt] or [ParseFile]; "" and 0
+// Source returns where the rule was written and the line there, as given to [ParseAt] or [ParseFile], or "" and 0
 // when unknown.
 func (r *Rule) Source() (source string, line int) { return r.source, r.line }
 
-// String returns the rule in its one canonical form: names lower-case in ASCII without a final dot, ports
-// sorted and merged, defaults left out. Parsing it gives an equal rule. It does not allocate.
+// String returns the rule in its canonical form: names lower-case in ASCII without a final dot, ports sorted and
+// merged, defaults left out. Parsing it gives an equal rule. It does not allocate.
 func (r *Rule) String() string { return r.text }
 
 // where returns the rule with its source, for messages that name more than one rule.
@@ -72,19 +72,19 @@ type Host struct {
 	prefix   netip.Prefix
 }
 
-// Name returns the host name without a wildcard's "*.", or "" when the host is no name.
+// Name returns the host name without a wildcard's "*.", or "" when the host is not a name.
 func (h Host) Name() string { return h.name }
 
-// Wildcard reports whether the host is every name below Name, of any depth; Name itself is not among them.
+// Wildcard reports whether the host is every name below Name, at any depth. Name itself is not among them.
 func (h Host) Wildcard() bool { return h.wildcard }
 
-// Prefix returns the addresses meant, masked, or the invalid prefix when the host is a name or "*".
+// Prefix returns the addresses as a masked prefix, or the invalid prefix when the host is a name or "*".
 func (h Host) Prefix() netip.Prefix { return h.prefix }
 
-// Any reports whether the host is "*": whatever the destination.
+// Any reports whether the host is "*", which stands for every destination.
 func (h Host) Any() bool { return h == Host{} }
 
-// String returns the host as a rule writes it; a prefix of one address is written as the address alone.
+// String returns the host as a rule writes it. A prefix of one address is written as the address alone.
 func (h Host) String() string {
 	switch {
 	case h.wildcard:
@@ -111,10 +111,10 @@ type Pin struct {
 	text  string
 }
 
-// Addr returns the source address demanded, or the invalid address when any of the host's will do.
+// Addr returns the source address that the pin demands, or the invalid address when any of the host's will do.
 func (p Pin) Addr() netip.Addr { return p.addr }
 
-// Ports returns the source ports to choose from; never empty in a parsed rule.
+// Ports returns the source ports to choose from. It is never empty in a parsed rule.
 func (p Pin) Ports() PortSet { return p.ports }
 
 // Equal reports whether both pins demand the same.
@@ -140,8 +140,8 @@ type Way uint8
 
 // The ways of a rule's busy option.
 const (
-	Wait         Way = iota // first come, first served; Busy.For is how long at most
-	Reclaim                 // while waiting, close the flow idle longest; Busy.For is how long idle at least
+	Wait         Way = iota // first come, first served; Busy.For is the longest wait
+	Reclaim                 // while waiting, close the flow idle longest; Busy.For is the shortest idle time
 	OtherAddress            // dial another address of the same name from the same port
 	Any                     // take an ephemeral port and say so
 	Fail                    // give up at once
@@ -164,7 +164,7 @@ func (w Way) String() string {
 	return fmt.Sprintf("Way(%d)", uint8(w))
 }
 
-// Busy is a way with its time: for [Wait] and [Reclaim] more than 0, for the others 0.
+// Busy is a way with its time. The time is more than 0 for [Wait] and [Reclaim], and 0 for the others.
 type Busy struct {
 	Way Way
 	For time.Duration
@@ -193,7 +193,7 @@ func defaultBusy(busy []Busy) bool {
 	return len(busy) == 1 && busy[0] == Busy{Wait, DefaultWait}
 }
 
-// ruleText writes the canonical form of the rule's parts.
+// ruleText returns the canonical form of the rule.
 func ruleText(r *Rule) string {
 	var b strings.Builder
 	b.WriteString(r.host.String())
@@ -218,7 +218,8 @@ func ruleText(r *Rule) string {
 	return b.String()
 }
 
-// durationText is Duration.String without the zero minutes and seconds that follow a larger unit: "1h", not "1h0m0s".
+// durationText is Duration.String without the zero minutes and seconds that follow a larger unit: "1h", not
+// "1h0m0s".
 func durationText(d time.Duration) string {
 	text := d.String()
 	if strings.HasSuffix(text, "m0s") {

@@ -7,16 +7,16 @@ import (
 	"strings"
 )
 
-// Capture is a destination prefix whose connections to the ports of one port set must come to us: Set is an index
-// into [Set.PortSets]. It is an alias of an unnamed type so that packages which may not import this one can name the same
-// type.
+// Capture is a destination prefix and a port set, given as the index Set into [Set.PortSets]. Connections to these
+// addresses and ports must come to us. Capture is an alias of an unnamed type so that packages that may not import
+// this one can name the same type.
 type Capture = struct {
 	Dst netip.Prefix
 	Set int
 }
 
-// Set is a list of rules, compiled so that finding the most specific one takes the same time however many there
-// are. It never changes once made and may be shared between goroutines.
+// Set is a list of rules, compiled so that finding the most specific one takes the same time however many there are.
+// It never changes once made and may be shared between goroutines.
 type Set struct {
 	rules []*Rule
 
@@ -39,12 +39,13 @@ type hostRules struct {
 	sets  []int // the rules' port sets, ascending
 }
 
-// NewSet compiles rules. Their order does not matter but for the order of what the set lists. Two rules of one host that
-// share a port and have the same number of ports give a [*ConflictError].
+// NewSet compiles rules. Their order affects only the order of what the set lists. Two rules of one host that share
+// a port and have the same number of ports give a [*ConflictError].
 func NewSet(rules []*Rule) (*Set, error) { return new(Set).Successor(rules) }
 
-// Successor is NewSet for rules that take the place of s's: a port set that s has too keeps its index, and others get
-// indices that stand for nothing in s. So captures of both sets can stand side by side while one takes over from the other.
+// Successor is NewSet for rules that take the place of former's. A port set that former also has keeps its index.
+// Others get indices that stand for nothing in former. So captures of both sets can be in place side by side while
+// one takes over from the other.
 func (former *Set) Successor(rules []*Rule) (*Set, error) {
 	s := &Set{
 		rules:    slices.Clone(rules),
@@ -103,7 +104,7 @@ func (s *Set) numbers() *numbers {
 	return n
 }
 
-// of returns the index of ports: the lowest that is not taken if they have none yet.
+// of returns the index of ports. Ports without an index get the lowest that is not taken.
 func (n *numbers) of(ports PortSet) int {
 	if i, ok := n.known[ports.String()]; ok {
 		return i
@@ -123,7 +124,7 @@ func (s *Set) number(ports PortSet, at int) {
 	s.portSets[at] = ports
 }
 
-// add files h under its host. The captures in seen are listed already.
+// add files h under its host. The captures in seen are already listed.
 func (s *Set) add(h *hostRules, seen map[Capture]bool) {
 	var dst []netip.Prefix
 	switch prefix := h.host.prefix; {
@@ -156,10 +157,10 @@ func (s *Set) add(h *hostRules, seen map[Capture]bool) {
 	}
 }
 
-// Match returns the rule for a connection to dst that is known by name, "" when no name is known, or nil when no
-// rule is for it. The most specific host that has a rule for the port wins: the exact name, the longest wildcard, the
-// longest prefix, "*"; among the rules of that host the one with the fewest ports. Case and a final dot of the
-// name don't matter.
+// Match returns the rule for a connection to dst that is known by name ("" when no name is known), or nil when there
+// is none. The most specific host that has a rule for the port wins: the exact name, the longest wildcard, the
+// longest prefix, "*". Among the rules of that host the one with the fewest ports wins. The name's case and final
+// dot don't matter.
 func (s *Set) Match(name string, dst netip.AddrPort) *Rule {
 	if name != "" {
 		for h := range s.namesakes(canonical(name)) {
@@ -223,26 +224,26 @@ func (s *Set) namesakes(name string) iter.Seq[*hostRules] {
 // Rules returns the rules in the order given. The slice is the caller's.
 func (s *Set) Rules() []*Rule { return slices.Clone(s.rules) }
 
-// PortSets returns the distinct destination port sets of the rules, in order of first use; those of a [Set.Successor] at
-// the indices that the sets before it left them, with empty ones in between. The slice is the caller's.
+// PortSets returns the distinct destination port sets of the rules, in order of first use. For a [Set.Successor],
+// they have the indices that the sets before it left them, with empty sets in between. The slice is the caller's.
 func (s *Set) PortSets() []PortSet { return slices.Clone(s.portSets) }
 
-// NameSets returns the indices, ascending, of the port sets of all rules for name, exact and wildcard; none when
-// no rule is interested in the name. The slice is the caller's.
+// NameSets returns the indices, ascending, of the port sets of all rules for name, exact and wildcard. It is empty
+// when no rule is interested in the name. The slice is the caller's.
 func (s *Set) NameSets(name string) []int {
 	_, sets := s.hostsOf(canonical(name))
 	return sets
 }
 
-// Static returns what must come to us from the start, whatever names are resolved to: the captures of prefix and
-// "*" rules; "*" gives 0.0.0.0/0 and ::/0. The slice is the caller's.
+// Static returns what must come to us from the start, whatever names resolve to: the captures of prefix and "*"
+// rules. "*" gives 0.0.0.0/0 and ::/0. The slice is the caller's.
 func (s *Set) Static() []Capture { return slices.Clone(s.static) }
 
-// Names returns the exact names, canonical and distinct, in order of first use: these can be resolved without waiting
+// Names returns the exact names, canonical and distinct, in order of first use. They can be resolved without waiting
 // for an application to ask. The slice is the caller's.
 func (s *Set) Names() []string { return slices.Clone(s.names) }
 
-// HasNames reports whether any rule is for a name or a wildcard, so that DNS must be seen.
+// HasNames reports whether any rule is for a name or a wildcard, so that we must see DNS.
 func (s *Set) HasNames() bool { return len(s.exact) > 0 || len(s.wildcard) > 0 }
 
 // PinPorts returns the union of all pins' ports.

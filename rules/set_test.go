@@ -63,7 +63,7 @@ func TestMatch(t *testing.T) {
 		{"", "[2001:db9::1]:443", "1"},
 		{"", "[2001:db8::1%eth0]:443", "13"},
 		{"", "[::ffff:192.0.2.200]:22", "11"},
-		{"a.b.example", "192.0.2.200:443", "5"}, // a name goes before a prefix
+		{"a.b.example", "192.0.2.200:443", "5"}, // a name wins over a prefix
 		{"example", "192.0.2.200:443", "10"},
 
 		// Ports.
@@ -182,7 +182,7 @@ func TestConflict(t *testing.T) {
 			[]string{"a:10,20,30=2", "a:5,20-21=1"},
 			`the rules "a:10,20,30=2" (test:1) and "a:5,20-21=1" (test:2) are equally specific for port 20; give one of them fewer ports`,
 		},
-		{ // also where a narrower rule wins
+		{ // a conflict even where a narrower rule wins
 			[]string{"a:443=3", "a:443-444=1", "a:442-443=2"},
 			`the rules "a:443-444=1" (test:2) and "a:442-443=2" (test:3) are equally specific for port 443; give one of them fewer ports`,
 		},
@@ -219,7 +219,7 @@ func TestConflict(t *testing.T) {
 	}
 }
 
-// naiveMatch is Match as the design words it, over all rules one after the other.
+// naiveMatch is Match as the design describes it, going through all rules one by one.
 func naiveMatch(rules []*Rule, name string, dst netip.AddrPort) *Rule {
 	addr := dst.Addr().Unmap()
 	name = strings.ToLower(strings.TrimSuffix(name, "."))
@@ -283,10 +283,10 @@ func naiveTie(a *Rule, others []*Rule) bool {
 	return false
 }
 
-// choices are made by bytes, one each, so that a fuzzer that changes a byte changes one of them.
+// choices are made by bytes, one each, so that a fuzzer that changes a byte changes one choice.
 type choices []byte
 
-// of returns a number below n, 256 at most.
+// of returns a number below n, which is at most 256.
 func (c *choices) of(n int) int {
 	if len(*c) == 0 {
 		return 0
@@ -296,7 +296,7 @@ func (c *choices) of(n int) int {
 	return int(b) % n
 }
 
-// rule makes rules that often meet: few names, few prefixes, few ports.
+// rule makes rules that often overlap: few names, few prefixes, few ports.
 func (c *choices) rule() string {
 	label := func() string { return string("abc"[c.of(3)]) }
 	var host string
@@ -331,7 +331,7 @@ func (c *choices) rule() string {
 	return fmt.Sprintf("%s:%s=%d", host, ports, 1+c.of(256))
 }
 
-// destination makes those that the rules often mean.
+// destination makes destinations that the rules often match.
 func (c *choices) destination() (name string, dst netip.AddrPort) {
 	name = []string{"", "a", "a.", "B", "a.b", "b.A", "c.b.a", "a.a.b.c.", "x.c", "aa.b"}[c.of(10)]
 	addr := netip.AddrFrom4([4]byte{192, 0, 2, byte(c.of(256))})
@@ -350,7 +350,8 @@ func FuzzMatch(f *testing.F) {
 		f.Add(randomBytes(seed, 8*(1+int(seed)%60)))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		// What the twins do grows with the product of both; a few rules are enough for any relation between them.
+		// The cost of the naive twins grows with the product of both. A few rules are enough for any relation
+		// between them.
 		const most = 40
 		var rules []*Rule
 		type question struct {
@@ -376,7 +377,7 @@ func FuzzMatch(f *testing.F) {
 				!conflict.First.Ports().Contains(conflict.Port) || !conflict.Second.Ports().Contains(conflict.Port) {
 				t.Fatalf("not a conflict: %v", err)
 			}
-			// Go on with what is left when each rule that conflicts is left out.
+			// Go on with the rules that remain when each conflicting rule is left out.
 			var kept []*Rule
 			for _, r := range rules {
 				if !naiveTie(r, kept) {
@@ -396,7 +397,7 @@ func FuzzMatch(f *testing.F) {
 	})
 }
 
-// TestManyRulesOnOneHost holds the compiler of ports to its promise that it does not go through pairs of rules.
+// TestManyRulesOnOneHost checks that the port compiler does not go through pairs of rules.
 func TestManyRulesOnOneHost(t *testing.T) {
 	var rules []*Rule
 	for port := 1; port <= 10_000; port++ {
@@ -481,7 +482,7 @@ func BenchmarkMatch(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				// The same few connections whatever the number of rules, as a machine's are.
+				// The few connections of a machine, the same whatever the number of rules.
 				const few = 64
 				var names [few]string
 				var dsts [few]netip.AddrPort

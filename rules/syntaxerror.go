@@ -12,7 +12,7 @@ type SyntaxError struct {
 	Text   string // the rule as given
 	Column int    // where in Text, in runes from 1; one past the end when something is missing there
 	Msg    string // one sentence without a full stop
-	Hint   string // the corrected rule, which parses, or "" where what was meant can't be told
+	Hint   string // the corrected rule, which parses, or "" if what was meant can't be told
 	Source string // where the rule was written, "" when unknown
 	Line   int    // line in Source, 0 when it has none
 }
@@ -28,12 +28,12 @@ func (e *SyntaxError) Error() string {
 	return fmt.Sprintf("%s:%d:%d: %s", e.Source, e.Line, e.Column, e.Msg)
 }
 
-// tabWidth is how far apart terminals set their tab stops.
+// tabWidth is the distance between a terminal's tab stops.
 const tabWidth = 8
 
-// Caret returns two lines without a final line break: the rule, and a caret under the spot. Tabs are expanded
-// and characters that would move a terminal's cursor are replaced, so that the caret stands right in any
-// terminal whatever the rule contains. Of a rule that would fill the screen only what is around the spot is shown.
+// Caret returns two lines without a final line break: the rule, and a caret under the spot. Tabs are expanded, and
+// characters that would move a terminal's cursor are replaced, so that the caret is in the right place in any
+// terminal, whatever the rule contains. If the rule would fill the screen, only the part around the spot is shown.
 func (e *SyntaxError) Caret() string {
 	var text, pad strings.Builder
 	cells, column := 0, 1
@@ -45,7 +45,7 @@ func (e *SyntaxError) Caret() string {
 			width = tabWidth - cells%tabWidth
 			text.WriteString(strings.Repeat(" ", width))
 		case r == utf8.RuneError || !unicode.IsGraphic(r):
-			// Control characters, and marks that turn the direction of writing.
+			// Control characters, and marks that change the direction of writing.
 			text.WriteRune(utf8.RuneError)
 			width = 1
 		default:
@@ -63,7 +63,7 @@ func (e *SyntaxError) Caret() string {
 // maxAround is how many characters Caret shows on either side of the spot.
 const maxAround = 200
 
-// around returns what Caret shows of Text, and the column there.
+// around returns the part of Text that Caret shows, and the column in it.
 func (e *SyntaxError) around() (shown []rune, column int) {
 	text := []rune(e.Text)
 	before, after := max(0, e.Column-1-maxAround), min(len(text), e.Column-1+maxAround)

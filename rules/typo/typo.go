@@ -1,10 +1,11 @@
-// Package typo finds what was meant by a word that has been mistyped.
+// Package typo finds the word that was meant by a mistyped one.
 package typo
 
 import "strings"
 
-// Nearest finds the name that word is the beginning of, in either case, or that it becomes by at most two changes of a letter,
-// and in less than half of its length. Empty if there is none, or if more begin so.
+// Nearest returns the name that begins with word, ignoring word's case. If not exactly one name begins so, it
+// returns the name closest to word, which differs in at most two letters and in less than half of word's length. It
+// returns "" if there is none.
 func Nearest(word string, names []string) string {
 	word = strings.ToLower(word)
 	var longer []string
@@ -23,9 +24,10 @@ func Nearest(word string, names []string) string {
 	return best
 }
 
-// distance is how many letters have to be put in, taken away, replaced, or swapped with the next, to make b of a.
+// distance returns how many letters have to be inserted, deleted, replaced, or swapped with the next one, to turn a
+// into b.
 func distance(a, b string) int {
-	var before []int // the row before the last
+	var before []int // the row before last
 	last := make([]int, len(b)+1)
 	for j := range last {
 		last[j] = j
