@@ -14,7 +14,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// agentMain is this binary as an agent: it performs the tasks it reads, until there are no more.
+// agentMain runs this binary as an agent: it performs the tasks it reads until there are no more.
 func agentMain(stdin io.Reader, stdout, stderr io.Writer) int {
 	in, out := json.NewDecoder(bufio.NewReader(stdin)), json.NewEncoder(stdout)
 	var p performer
@@ -70,7 +70,7 @@ func (p *performer) perform(t task) report {
 		return send(t)
 	case "receive":
 		return receive(t)
-	case "connect": // again and again
+	case "connect": // repeatedly
 		return connect(t)
 	case "ping":
 		return ping(t)
@@ -88,7 +88,7 @@ func (p *performer) perform(t task) report {
 	return report{Err: fmt.Sprintf("unknown task %q", t.Do)}
 }
 
-// flows are what the client holds, or the server.
+// flows returns the flows that the client or the server holds.
 func (p *performer) flows() []socket {
 	if p.server != nil {
 		return p.server.flows()
@@ -103,7 +103,7 @@ func text(err error) string {
 	return err.Error()
 }
 
-// agent is an agent as whoever started it sees it. Its methods belong to one goroutine.
+// agent is an agent as its starter sees it. Its methods belong to one goroutine.
 type agent struct {
 	process *lab.Process
 	in, out *os.File
@@ -146,10 +146,10 @@ func startAgent(h *lab.Host, cmd *exec.Cmd) (a *agent, err error) {
 	return a, nil
 }
 
-// errBroken says that an agent, or what runs it, has not answered and never will.
+// errBroken says that an agent, or the program that runs it, has not answered and never will.
 var errBroken = errors.New("no report")
 
-// do has the agent perform t. The error is the task's, or wraps errBroken if the agent is beyond use.
+// do has the agent perform t. The error is the task's, or wraps errBroken if the agent can't be used any more.
 func (a *agent) do(ctx context.Context, t task) (report, error) {
 	var r report
 	if err := a.out.SetReadDeadline(time.Now().Add(t.Warm + t.Time + 10*socketPatience)); err != nil {
@@ -171,7 +171,7 @@ func (a *agent) do(ctx context.Context, t task) (report, error) {
 	return r, nil
 }
 
-// end has the agent end, and what runs it, as long as that ends when its command does.
+// end ends the agent, and also the program that runs it if that ends with its command.
 func (a *agent) end() {
 	a.in.Close()
 	select {

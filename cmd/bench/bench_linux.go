@@ -15,7 +15,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// bench is the whole run.
+// bench makes the whole run.
 func bench(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	path, err := filepath.Abs(o.pinproxy)
 	if err == nil {
@@ -37,7 +37,7 @@ func bench(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if err := lab.Enter(); err != nil {
 		return err
 	}
-	// From here on in namespaces of our own.
+	// From here on we are in namespaces of our own.
 	if err := allowDescriptors(); err != nil {
 		return fmt.Errorf("allow more descriptors: %w", err)
 	}
@@ -54,10 +54,10 @@ func bench(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		return err
 	}
 	b.progress.note(b.foreword())
-	limit := 2*b.progress.planned + 3*time.Minute // what is planned is for a machine with nothing else to do
+	limit := 2*b.progress.planned + 3*time.Minute // the plan assumes an otherwise idle machine
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	// Building a network knows no deadline, hence the force.
+	// Building a network knows no deadline, so force ends the process.
 	force := time.AfterFunc(limit+time.Minute, func() {
 		fmt.Fprintf(os.Stderr, "\nbench: error: not done after %s\n", limit)
 		os.Exit(1)
@@ -68,7 +68,7 @@ func bench(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
 		err = fmt.Errorf("not done after %s", limit)
 	}
-	if len(all.List) > 0 { // if it was cut short, at least that
+	if len(all.List) > 0 { // if the run was cut short, print what there is
 		all.table(stdout)
 	}
 	if err != nil {
@@ -89,7 +89,7 @@ type bencher struct {
 	systems  []*system
 }
 
-// plan finds out what there is, and how long it will take.
+// plan finds out which systems there are, and estimates how long the run will take.
 func (b *bencher) plan() error {
 	b.found = find(kinds, b.o.pinproxy)
 	n := time.Duration(0)
@@ -133,7 +133,7 @@ func (b *bencher) foreword() string {
 	return text + "\nShorter with --rounds 1, --time, --only or --systems; see --help. Ctrl-C ends it and leaves nothing behind."
 }
 
-// wants reports whether systems of the kind are there and asked for.
+// wants reports whether systems of the kind are available and asked for.
 func (b *bencher) wants(k kind) bool {
 	if b.found[k.key] == "" || len(b.o.systems) > 0 && !slices.Contains(b.o.systems, k.key) {
 		return false
@@ -145,8 +145,8 @@ func (b *bencher) asked(p probe) bool {
 	return len(b.o.only) == 0 || slices.Contains(b.o.only, p.group)
 }
 
-// roles returns whether systems of the kind are to be a gateway, for a host behind theirs: false, true, or one of each, as
-// being one may have its price.
+// roles returns in which roles systems of the kind run: as a gateway for a host behind them (true), not as one
+// (false), or as one of each. The roles are separate because being a gateway may have a cost.
 func (b *bencher) roles(k kind) (list []bool) {
 	for _, gateway := range []bool{false, true} {
 		if slices.ContainsFunc(probes, func(p probe) bool { return b.asked(p) && p.fits(k) && p.gateway() == gateway }) {
@@ -160,7 +160,7 @@ func (b *bencher) takesPart(p probe, k kind, round int) bool {
 	return b.asked(p) && p.fits(k) && (!p.once || round == b.o.rounds-1) && (p.every == 0 || round%p.every == 0)
 }
 
-// run builds the network, starts everything, and measures.
+// run builds the network, starts everything and measures.
 func (b *bencher) run(ctx context.Context, n *lab.Net) error {
 	var err error
 	if b.network, err = newNetwork(n); err != nil {
@@ -189,7 +189,7 @@ func (b *bencher) run(ctx context.Context, n *lab.Net) error {
 			if err := b.start(ctx, s); err != nil {
 				return err
 			}
-			if s.broken != nil { // so that it is in the table
+			if s.broken != nil { // so that it appears in the table
 				for _, p := range probes {
 					if b.asked(p) && p.measures(s) {
 						b.failed(p, s, b.first, s.broken)
@@ -201,7 +201,7 @@ func (b *bencher) run(ctx context.Context, n *lab.Net) error {
 	b.samples.Machine = machine()
 	for round := range b.o.rounds {
 		for _, p := range probes {
-			for _, i := range rand.Perm(len(b.systems)) { // or each would always have the same one before it
+			for _, i := range rand.Perm(len(b.systems)) { // random, or each would always follow the same one
 				s := b.systems[i]
 				if !p.measures(s) || !b.takesPart(p, s.kind, round) {
 					continue
@@ -221,7 +221,8 @@ func (b *bencher) run(ctx context.Context, n *lab.Net) error {
 	return nil
 }
 
-// start starts a system. Without those of pinproxy there is nothing to compare; others are left out.
+// start starts a system. Without the systems of pinproxy there is nothing to compare, so their failure is an error.
+// Others are left out.
 func (b *bencher) start(ctx context.Context, s *system) error {
 	s.broken = s.start(ctx)
 	switch {
@@ -234,12 +235,12 @@ func (b *bencher) start(ctx context.Context, s *system) error {
 	return nil
 }
 
-// measure lets one probe have a system.
+// measure runs one probe on a system.
 func (b *bencher) measure(ctx context.Context, p probe, s *system, round int) error {
 	if s.broken != nil || b.samples.failed(s.key, p.results[0], b.first) >= enough {
 		return nil
 	}
-	if p.once { // or what came before would be seen
+	if p.once { // otherwise earlier probes would affect the figure
 		s.stop()
 		err := b.start(ctx, s)
 		if s.broken != nil {
@@ -268,17 +269,17 @@ func (b *bencher) measure(ctx context.Context, p probe, s *system, round int) er
 	return nil
 }
 
-// enough is how often something may fail in a run before it is tried no more: failing takes longer than not.
+// enough is how many failures in a run end the attempts at a measure: failing takes longer than succeeding.
 const enough = 2
 
-// failed notes why there is no figure.
+// failed records why there is no figure.
 func (b *bencher) failed(p probe, s *system, round int, err error) {
 	for _, m := range p.results {
 		b.samples.List = append(b.samples.List, sample{Round: round, System: s.key, Measure: m, Err: first(err)})
 	}
 }
 
-// publish writes the page, if there is one to be written.
+// publish writes the page, if one was asked for.
 func (b *bencher) publish(stdout io.Writer) error {
 	if b.o.page == "" {
 		return nil

@@ -20,7 +20,7 @@ import (
 	"pinproxy/rules"
 )
 
-// The test binary is the agents of the bench that it runs.
+// The test binary also serves as the agents of the bench that it runs.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && (os.Args[1] == "agent" || os.Args[1] == "tun") {
 		main()
@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	lab.Main(m)
 }
 
-// pinproxy builds it.
+// pinproxy builds the pinproxy binary.
 func pinproxy(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "pinproxy")
@@ -40,7 +40,7 @@ func pinproxy(t *testing.T) string {
 	return path
 }
 
-// Everything there is without other programs, for a moment each, and one that does not start.
+// TestBench measures everything that needs no other programs, for a moment each, and one system that does not start.
 func TestBench(t *testing.T) {
 	path := pinproxy(t)
 	dir := t.TempDir()
@@ -68,7 +68,7 @@ func TestBench(t *testing.T) {
 			t.Error(strings.Join(wrong, "\n"))
 			break
 		}
-		// A machine that has other things to do may not let a thousand flows open in time, but not so each time.
+		// A busy machine may not let a thousand flows open in time, but that does not happen every time.
 		t.Logf("once more: %s\n%s", strings.Join(wrong, "\n"), &stdout)
 		if err := os.Remove(file); err != nil {
 			t.Fatal(err)
@@ -98,14 +98,14 @@ func TestBench(t *testing.T) {
 	}
 }
 
-// wentWrong says what there is no figure of, or has failed, and should not.
+// wentWrong lists what has no figure or has failed, and should not have.
 func wentWrong(t *testing.T, file string) (wrong []string) {
 	t.Helper()
 	all, err := load(options{samples: file, window: 20 * time.Millisecond, flows: 40})
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Nothing may arrive in a window as short as that, on a machine that has other things to do, but not so each time.
+	// On a busy machine nothing may arrive in a window this short, but that does not happen every time.
 	got := make(map[string]float64) // by group
 	for _, key := range []string{keyPinproxy, keyCommand, keyTUN} {
 		for _, m := range measures {
@@ -146,7 +146,7 @@ func wellFormed(text []byte) error {
 	}
 }
 
-// interrupter cancels when something is written to it.
+// interrupter calls cancel when something is written to it.
 type interrupter struct {
 	mu     sync.Mutex
 	b      bytes.Buffer
@@ -163,7 +163,7 @@ func (i *interrupter) Write(b []byte) (int, error) {
 // An interrupted run ends at once, with everything it has started.
 func TestInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	stderr := &interrupter{cancel: cancel} // progress is what comes first
+	stderr := &interrupter{cancel: cancel} // progress is written first
 	var stdout bytes.Buffer
 	code := run(ctx, []string{"--systems", "direct", "/bin/true"}, nil, &stdout, stderr)
 	if want := "bench: error: interrupted\n"; code != 1 || !strings.HasSuffix(stderr.b.String(), want) {
@@ -189,7 +189,7 @@ func TestNothing(t *testing.T) {
 	}
 }
 
-// A pinproxy that does not work is an error that says why.
+// A pinproxy that does not work gives an error that says why.
 func TestBroken(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	code := run(t.Context(), []string{"--systems", "pinproxy", "/bin/false"}, nil, &stdout, &stderr)
@@ -198,7 +198,7 @@ func TestBroken(t *testing.T) {
 	}
 }
 
-// What programs say of their versions.
+// How programs print their versions.
 func TestVersionWords(t *testing.T) {
 	for text, want := range map[string]string{
 		"pasta unknown version\nCopyright Red Hat\nGNU Affero GPL version 3 or later": "",

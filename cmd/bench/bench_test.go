@@ -48,7 +48,7 @@ func TestFigures(t *testing.T) {
 	}
 }
 
-// three has figures of three systems; one of them fails in a round.
+// three returns figures of three systems; one of them fails in a round.
 func three() *samples {
 	s := &samples{Window: time.Second, Flows: 5000, Versions: map[string]string{"pasta": "1.2"}}
 	for round, v := range [][3]float64{{60, 30, 10}, {40, 22, 11}, {50, 20, 5}} {
@@ -120,7 +120,7 @@ func TestPage(t *testing.T) {
 	}
 }
 
-// A quantile between two values is so in proportion.
+// A quantile between two values is interpolated.
 func TestQuantile(t *testing.T) {
 	list := []float64{10, 20, 40}
 	for q, want := range map[float64]float64{0: 10, 0.25: 15, 0.5: 20, 0.75: 30, 1: 40} {
@@ -130,7 +130,7 @@ func TestQuantile(t *testing.T) {
 	}
 }
 
-// A ratio is that of rounds in which both have a figure, whatever the machine did in others.
+// A ratio counts only rounds in which both systems have a figure, whatever the machine did in others.
 func TestRatio(t *testing.T) {
 	f := three().ratio(keyPinproxy, keyDirect, "up1") // 0.5, 0.55 and 0.4
 	if math.Abs(f.median-0.5) > 1e-9 || f.n != 3 {
@@ -142,7 +142,7 @@ func TestRatio(t *testing.T) {
 	}
 }
 
-// Samples of several runs are taken together, if they were made in the same way.
+// Samples of several runs are combined if they were made in the same way.
 func TestSamples(t *testing.T) {
 	o := options{samples: filepath.Join(t.TempDir(), "samples"), window: time.Second, flows: 5000}
 	if s, err := load(o); err != nil || s.rounds() != 0 {

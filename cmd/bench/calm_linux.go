@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// What a system has been made to do goes on for a while after its turn: buffers are freed, garbage is collected, connections
-// are closed. Whoever comes next would pay for that.
+// A system goes on working for a while after its turn: it frees buffers, collects garbage and closes connections.
+// The next system would pay for that.
 const (
-	calmTime   = 50 * time.Millisecond // that has to be quiet: five ticks of each processor
-	calmEnough = 0.85                  // idle part of it
+	calmTime   = 50 * time.Millisecond // how long it has to be quiet: five ticks of each processor
+	calmEnough = 0.85                  // the idle share of it
 )
 
-// calm waits until the machine is idle, or for patience, as it may have something else to do.
+// calm waits until the machine is idle, but at most for patience, since the machine may have other work.
 func calm(ctx context.Context, patience time.Duration) {
 	idle, all := processorTicks()
 	for range patience / calmTime {
@@ -32,14 +32,15 @@ func calm(ctx context.Context, patience time.Duration) {
 	}
 }
 
-// processorTicks returns how long all processors together have been idle, and have been there, in ticks of USER_HZ.
+// processorTicks returns the idle time and the total time of all processors together, in ticks of USER_HZ.
 func processorTicks() (idle, all int64) {
 	stat, err := os.ReadFile("/proc/stat")
 	if err != nil {
 		return 0, 0
 	}
 	line, _, _ := bytes.Cut(stat, []byte("\n"))
-	// proc_stat(5): cpu user nice system idle iowait irq softirq steal, and guests', which are in the first two.
+	// proc_stat(5): cpu user nice system idle iowait irq softirq steal. The fields for guests are included in the
+	// first two.
 	for i, field := range bytes.Fields(line)[1:9] {
 		n, err := strconv.ParseInt(string(field), 10, 64)
 		if err != nil {

@@ -10,10 +10,10 @@ import (
 // opening is how long flows may take to open.
 func opening(n int) time.Duration { return 10*socketPatience + time.Duration(n)*2*time.Millisecond }
 
-// spare are the descriptors that a process needs besides those of flows.
+// spare is how many descriptors a process needs besides those of flows.
 const spare = 100
 
-// open has the client and the server hold n flows, and returns how many stand. Whoever calls it calls release
+// open has the client and the server hold n flows, and returns how many were established. The caller calls release
 // afterwards.
 func (s *system) open(ctx context.Context, n int) (int, error) {
 	if most := descriptors(); n+spare > most {
@@ -36,21 +36,21 @@ func (s *system) open(ctx context.Context, n int) (int, error) {
 func (s *system) release(ctx context.Context) {
 	_, err := s.client.do(ctx, task{Do: "release"})
 	_, serverErr := s.net.server.do(ctx, task{Do: "release"})
-	_ = errors.Join(err, serverErr) // who is next to use them will see
+	_ = errors.Join(err, serverErr) // the next one to use them will see it
 }
 
-// Many flows share the processors, and each takes its time to get going.
+// Many flows share the processors, and each takes time to get going.
 func busyWarm(o options, n int) time.Duration   { return warm(o) * time.Duration(200+n) / 200 }
 func busyWindow(o options, n int) time.Duration { return o.window * time.Duration(500+n) / 500 }
 
-// busyTime is for flows that have to be opened first.
+// busyTime is the time for flows that have to be opened first.
 func busyTime(n int) func(options) time.Duration {
 	return func(o options) time.Duration {
 		return busyWarm(o, n) + busyWindow(o, n) + 70*time.Millisecond + time.Duration(n)*400*time.Microsecond
 	}
 }
 
-// busy has one end of n flows push, and the other one pull and count.
+// busy has one end of n flows push, and the other end pull and count.
 func busy(n int, up bool, measure string) func(context.Context, *system, options) ([]result, error) {
 	return func(ctx context.Context, s *system, o options) ([]result, error) {
 		defer s.release(ctx)

@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// pause is made after a connection that failed, so that failing keeps no processor busy.
+// pause follows a connection that failed, so that failing keeps no processor busy.
 const pause = time.Millisecond
 
-// send has t.N flows send until the server has counted, and returns how much they took.
+// send has t.N flows send until the server has counted, and returns how much they sent.
 func send(t task) report {
 	return throughput(t, func(c socket, b []byte) (int, error) { return c.write(b) })
 }
@@ -68,8 +68,8 @@ func throughput(t task, move func(socket, []byte) (int, error)) report {
 	return r
 }
 
-// connect has t.N workers make one short connection after the other: a message there, one back, and
-// the client closes.
+// connect has t.N workers make one short connection after the other: the client sends a message, gets one back and
+// closes.
 func connect(t task) report {
 	var mu sync.Mutex
 	var r report
@@ -148,7 +148,7 @@ func ping(t task) report {
 	return report{OK: len(trips), P50: quantile(trips, 0.5), P99: quantile(trips, 0.99)}
 }
 
-// hold opens t.N connections and keeps them.
+// hold opens t.N connections and keeps them open.
 func (p *performer) hold(t task) report {
 	const workers = 8
 	var mu sync.Mutex

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machine says what all this runs on.
+// machine describes the machine that all this runs on.
 func machine() string {
 	var u unix.Utsname
 	release := "?"
@@ -25,10 +25,11 @@ func machine() string {
 
 var (
 	versionNumber = regexp.MustCompile(`^v\d+\.\d+\.\d+`)                                     // of a Go module
-	versionWords  = regexp.MustCompile(`(?i)\b(?:version|pasta|nftables) v?(\d+\.[-+~.\w]*)`) // not a licence's
+	versionWords  = regexp.MustCompile(`(?i)\b(?:version|pasta|nftables) v?(\d+\.[-+~.\w]*)`) // not that of a licence
 )
 
-// version returns what a peer says of its version, or what Go knows of how it was built; empty if neither does.
+// version returns the version that a peer reports, or what Go knows of how it was built. It returns "" if neither
+// helps.
 func version(k kind, path string) string {
 	if k.program == "" {
 		return ""

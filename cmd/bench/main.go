@@ -1,13 +1,12 @@
-// Command bench measures pinproxy, in minutes and on any Linux machine, beside no proxy at all and beside other
-// programs that carry TCP from an application to the network:
+// Command bench measures pinproxy, in minutes and on any Linux machine, and compares it with no proxy at all and
+// with other programs that carry TCP from an application to the network:
 //
 //	bench [flags] PINPROXY
 //
-// It makes a network of its own out of namespaces and needs nothing but the pinproxy binary given. Those of
-// sing-box, tun2socks, pasta, slirp4netns, socat, haproxy and nft that are on the PATH are measured as well, all of
-// them in turns within each round, so that whatever else the machine does meets everybody alike. Whose turn is when is
-// drawn anew each time, and comes when the machine is idle: what the one before has left to be done is not to be paid
-// for by the next.
+// It makes a network of its own out of namespaces and needs only the given pinproxy binary. It also measures those
+// of sing-box, tun2socks, pasta, slirp4netns, socat, haproxy and nft that are on the PATH. All systems take turns
+// within each round, so that other work on the machine affects them all alike. The order of the turns is drawn anew
+// each time. A turn begins when the machine is idle, so that no system pays for the leftover work of the one before.
 //
 // # How it is built
 //
@@ -21,20 +20,20 @@
 //	│ load ─▶ sing-box   ├────────────┘
 //	└────────────────────┘ …
 //
-// A system that can be a gateway is there a second time, with another host behind its own, and a load there:
+// A system that can be a gateway is there a second time, with another host behind its own, and a load on that host:
 //
 //	┌ behind ──┐ 100.64.0.0/10  ┌ client 2 ──────┐
 //	│ load     ├────────────────┤ ─▶ pinproxy    ├── …
 //	└──────────┘                └────────────────┘
 //
-// Every system has a client host of its own, and all of them are up from beginning to end, so that taking turns costs
-// nothing. Load and server are this binary started again as `bench agent`: it reads tasks from its standard
-// input, one JSON object a line, and answers each by a report. So the load generator is the same whether it is
-// started beside a proxy, by pinproxy as its command, or in a namespace that pasta is attached to.
+// Every system has a client host of its own, and all of them are up from beginning to end, so that taking turns
+// costs nothing. Load and server are this binary started again as `bench agent`. It reads tasks from its standard
+// input, one JSON object a line, and answers each with a report. So the load generator is the same whether it is
+// started next to a proxy, by pinproxy as its command, or in a namespace that pasta is attached to.
 //
-// Sockets of both ends block, and data is counted where it arrives.
+// The sockets of both ends block, and data is counted where it arrives.
 //
-// What is measured is in probes_linux.go, how each system is started in systems_linux.go.
+// What is measured is in probes_linux.go. How each system is started is in systems_linux.go.
 package main
 
 import (
@@ -58,7 +57,7 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
-// options are the command line.
+// options are the command-line options.
 type options struct {
 	pinproxy string
 	rounds   int
@@ -77,7 +76,7 @@ haproxy and nft, in turns, in network namespaces of its own. It begins by saying
 
 `
 
-// run is the whole program and returns its exit status.
+// run is the whole program. It returns the exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if len(args) == 1 {
 		switch args[0] {

@@ -10,17 +10,17 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// keyMany: pinproxy with many rules, and many addresses learned from answers to queries that pass through it.
+// keyMany: pinproxy with many rules and many addresses, learned from answers to queries that pass through it.
 
 const (
 	manyRules = 10_000
 	manyAddrs = 100_000
-	perName   = 60 // that fit into an answer
+	perName   = 60 // as many as fit into an answer
 	manyNames = 1 + (manyAddrs+perName-1)/perName
 )
 
-// manyName is the i-th name. Name 0 has the server's addresses, the others have addresses of 198.18.0.0/15, which is
-// for measurements (RFC 2544).
+// manyName returns the i-th name. Name 0 has the server's addresses. The others have addresses of 198.18.0.0/15,
+// which is reserved for benchmarks (RFC 2544).
 func manyName(i int) string { return fmt.Sprintf("h%d.many.example", i) }
 
 func manyAnswer(q lab.Query) lab.Answer {
@@ -41,7 +41,7 @@ func manyAnswer(q lab.Query) lab.Answer {
 	return lab.Addrs(q, time.Hour, addrs...)
 }
 
-// manyRulesFile has the rule that the names above are for, and others of every kind.
+// manyRulesFile returns the rule that matches the names above, and others of every kind.
 func manyRulesFile() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "*.many.example:*=%s\n", pinRange)

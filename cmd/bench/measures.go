@@ -2,11 +2,11 @@ package main
 
 import "slices"
 
-// measure is something a system has a figure of.
+// measure is one thing to measure on each system.
 type measure struct {
 	key   string // in the file of samples
 	group string // for --only
-	short string // heads a column of the table
+	short string // heading of a column in the table
 	title string // in the page
 	unit  string
 	less  bool // whether less is better
@@ -47,10 +47,10 @@ func measureOf(key string) measure {
 	return measures[slices.IndexFunc(measures, func(m measure) bool { return m.key == key })]
 }
 
-// hostOnly are groups that pinproxy is measured in as it serves a host, not a command.
+// hostOnly are groups in which pinproxy is measured only when it serves a host, not a command.
 var hostOnly = []string{"gateway", "flows"}
 
-// groups returns what --only may name.
+// groups returns the values that --only accepts.
 func groups() []string {
 	var list []string
 	for _, m := range measures {
@@ -66,10 +66,10 @@ type kind struct {
 	key     string // for --systems, and in the file of samples
 	program string // looked for on the PATH; empty for what comes with pinproxy
 	title   string
-	how     string // it is set up, for the page
+	how     string // how it is set up, for the page
 }
 
-// Keys of the systems that ratios are of.
+// Keys of the systems used in ratios.
 const (
 	keyDirect   = "direct"
 	keyPinproxy = "pinproxy"
@@ -95,7 +95,7 @@ var kinds = []kind{
 	{"nft", "nft", "nft SNAT", "no proxy: the kernel's NAT, `snat to` 10,000 source ports, or to the one port"},
 }
 
-// systemKeys returns what --systems may name.
+// systemKeys returns the values that --systems accepts.
 func systemKeys() []string {
 	var list []string
 	for _, k := range kinds {

@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Elsewhere here each flow has a thread that blocks. Of a thousand flows these would be two thousand threads beside
-// the few of a proxy, and the kernel shares the processors out by threads. So where there may be many flows, both ends
-// move what they hold with a thread for each processor.
+// Elsewhere in this package each flow has a thread that blocks. A thousand flows would have two thousand such
+// threads next to a proxy's few, and the kernel shares the processors out by threads. So where there may be many
+// flows, both ends move their data with one thread per processor.
 
-// push sends over all the flows, and pull takes what comes: for t.Warm and then t.Time, which counts. They are left as
-// they are then, with what is on the way.
+// push sends over all the flows, and pull reads from them, for t.Warm, which does not count, and then t.Time, which
+// does. The flows then stay as they are, with data still in flight.
 func push(flows []socket, t task) report {
 	if len(flows) >= pushMany {
 		for _, c := range flows {
@@ -70,7 +70,7 @@ func shift(flows []socket, t task, event uint32, move func(socket, []byte) (int,
 	return r
 }
 
-// mover moves bytes of flows that do not block.
+// mover moves bytes of non-blocking flows.
 type mover struct {
 	poll   int
 	event  uint32
@@ -102,14 +102,14 @@ func (m *mover) add(c socket) error {
 	return nil
 }
 
-// step moves something of each flow that is ready, after waiting for one but not for long.
+// step moves some data on each flow that is ready, after a short wait for one to become ready.
 func (m *mover) step() (moved int64) {
-	n, _ := unix.EpollWait(m.poll, m.ready[:], 20) // what may fail is EINTR
+	n, _ := unix.EpollWait(m.poll, m.ready[:], 20) // the only possible failure is EINTR
 	for _, e := range m.ready[:max(n, 0)] {
 		c := socket(e.Fd)
 		n, err := m.move(c, m.buffer[:])
 		moved += int64(n)
-		if err != nil && !errors.Is(err, unix.ETIMEDOUT) { // which is that it would block
+		if err != nil && !errors.Is(err, unix.ETIMEDOUT) { // ETIMEDOUT means that it would block
 			m.failed++
 			m.err = err
 			_ = unix.EpollCtl(m.poll, unix.EPOLL_CTL_DEL, int(c), nil)

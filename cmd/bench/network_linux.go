@@ -10,7 +10,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// Addresses of the server, on a device of its own.
+// The server's addresses, on a device of its own.
 const (
 	serverPrefix = "203.0.113.0/24"
 	nameServer   = "203.0.113.1:53"
@@ -18,7 +18,7 @@ const (
 	serverLast   = 9
 )
 
-// serverAddrs returns the service at port on all its addresses.
+// serverAddrs returns the service at port on all the server's addresses.
 func serverAddrs(port uint16) []netip.AddrPort {
 	var list []netip.AddrPort
 	for i := byte(serverFirst); i <= serverLast; i++ {
@@ -27,9 +27,9 @@ func serverAddrs(port uint16) []netip.AddrPort {
 	return list
 }
 
-// tcpSysctls are set on every host: room for many short connections from one address, and the congestion control that
-// every namespace may choose. What the machine has chosen may be one that paces or sees congestion between two
-// ends of a virtual wire, which then is what one measures.
+// tcpSysctls are set on every host. They make room for many short connections from one address, and choose the
+// congestion control that every namespace may choose. The machine's own choice may pace, or see congestion between
+// two ends of a virtual wire. That would then be what the bench measures.
 var tcpSysctls = [][2]string{
 	{"net.ipv4.tcp_congestion_control", "reno"},
 	{"net.ipv4.ip_local_port_range", "1024 65535"},
@@ -38,7 +38,7 @@ var tcpSysctls = [][2]string{
 	{"net.core.somaxconn", "8192"},
 }
 
-// network is the drawing in main.go.
+// network is the network drawn in main.go.
 type network struct {
 	*lab.Net
 	host       *lab.Host // the server's
@@ -78,8 +78,8 @@ func (w *network) client(name string) (*lab.Host, string) {
 	return h, far
 }
 
-// behind adds a host behind a client of that address, which forwards for it. Its link is an ordinary one, with an MTU
-// of 1500 and the offloads of virtual Ethernet.
+// behind adds a host behind a client of that address, which forwards for it. Its link is an ordinary one, with an
+// MTU of 1500 and the offloads of virtual Ethernet.
 func (w *network) behind(client *lab.Host, addr string) *lab.Host {
 	h := w.Net.Host("behind " + client.Name())
 	for _, s := range tcpSysctls {
@@ -93,7 +93,7 @@ func (w *network) behind(client *lab.Host, addr string) *lab.Host {
 	return h
 }
 
-// setTimestamps says whether the server speaks TCP timestamps in connections to come.
+// setTimestamps sets whether the server uses TCP timestamps in connections to come.
 func (w *network) setTimestamps(on bool) {
 	if w.timestamps == on {
 		return
@@ -106,7 +106,7 @@ func (w *network) setTimestamps(on bool) {
 	w.timestamps = on
 }
 
-// waitFor calls f until it returns nil, for at most patience, and returns its last error.
+// waitFor calls f until it returns nil, for at most patience. It returns f's last error.
 func waitFor(patience time.Duration, f func() error) error {
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		if err := f(); err == nil || time.Now().After(end) {

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// page is the figures in Markdown, with the picture of that name.
+// page returns the figures in Markdown. The text refers to the picture by that name.
 func (s *samples) page(picture string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# pinproxy beside others

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How the others are started.
+// How the peers are started.
 
 // Devices of a client host.
 const (
@@ -83,8 +83,8 @@ func (s *system) tun2socks(ctx context.Context) error {
 	return s.throughTUN(ctx, true)
 }
 
-// throughTUN routes what goes to the server into the device that the system makes, after setting that up if it does
-// not do so itself. Its own sockets are bound to the uplink.
+// throughTUN routes what goes to the server into the device of the system, after setting the device up if the system
+// does not do so itself. The system's own sockets are bound to the uplink.
 func (s *system) throughTUN(ctx context.Context, setUp bool) error {
 	nl := s.host.Netlink()
 	err := waitFor(startPatience, func() error {
@@ -114,7 +114,7 @@ func (s *system) throughTUN(ctx context.Context, setUp bool) error {
 	return s.load(s.host)
 }
 
-// attached starts what gives a namespace a network, with the load in such a namespace.
+// attached starts a program that gives a namespace a network, with the load in such a namespace.
 func (s *system) attached() error {
 	app := s.net.Host(s.key + " application")
 	for _, set := range tcpSysctls {
@@ -123,7 +123,7 @@ func (s *system) attached() error {
 	if err := s.load(app); err != nil {
 		return err
 	}
-	// A file, because pasta gives up the right to look at other processes' before it opens this.
+	// This is a file because pasta gives up the right to look at other processes' namespaces before it opens this.
 	file := filepath.Join(s.dir, "netns")
 	if err := os.WriteFile(file, nil, 0o444); err != nil {
 		return err
@@ -161,7 +161,7 @@ func (s *system) socat() error {
 func (s *system) haproxy() error {
 	s.local = true
 	var b strings.Builder
-	fmt.Fprintf(&b, "global\n nbthread 2\n maxconn %d\n", descriptors()*3/8) // two descriptors each, and pipes
+	fmt.Fprintf(&b, "global\n nbthread 2\n maxconn %d\n", descriptors()*3/8) // two descriptors each, plus pipes
 	fmt.Fprint(&b, "defaults\n mode tcp\n option splice-auto\n retries 0\n timeout connect 3s\n timeout client 1m\n timeout server 1m\n timeout client-fin 1m\n timeout tunnel 1m\n")
 	for _, port := range servicePorts {
 		fmt.Fprintf(&b, "listen p%d\n bind 127.0.0.1:%d\n server s %s", port, port, serverAddrs(port)[0])
@@ -198,7 +198,7 @@ func (s *system) snat() error {
 	return s.load(s.host)
 }
 
-// find looks for the programs of the kinds on the PATH. Those that are not there are left out.
+// find looks for the programs of the kinds on the PATH. It leaves out those that are not there.
 func find(kinds []kind, pinproxy string) (found map[string]string) {
 	found = make(map[string]string)
 	for _, k := range kinds {

@@ -6,12 +6,12 @@ import (
 	"strings"
 )
 
-// panel is a part of the picture: bars of one measure, or of two that belong together.
+// panel is a part of the picture: the bars of one measure, or of two that belong together.
 type panel struct {
 	title    string
 	measures []string
-	labels   []string // what tells the bars of a system apart
-	most     float64  // that a bar shows; longer ones are cut, or one system would make all others look alike
+	labels   []string // labels that tell the bars of a system apart
+	most     float64  // that a bar shows; longer bars are cut, otherwise one system would make all others look alike
 }
 
 var panels = []panel{
@@ -39,8 +39,8 @@ const (
 	margin     = 16
 )
 
-// style has colours for both kinds of screen. The picture brings its own ground along, so text is readable
-// wherever it is shown.
+// style has colours for light and dark screens. The picture has its own background, so its text is readable
+// anywhere.
 const style = `
   .ground { fill: #ffffff } .line { stroke: #d0d7de }
   text { font: 12px system-ui, sans-serif; fill: #1f2328 }
@@ -75,7 +75,7 @@ func (s *samples) picture() string {
 `, width, height, width, height, style, width, height, body.String())
 }
 
-// panel draws one panel and returns how high it is.
+// panel draws one panel and returns its height.
 func (s *samples) panel(p panel) (string, int) {
 	var rows []kind
 	top := 0.0
@@ -132,6 +132,6 @@ func (s *samples) panel(p panel) (string, int) {
 
 func escape(text string) string {
 	var b strings.Builder
-	_ = xml.EscapeText(&b, []byte(text)) // a Builder takes everything
+	_ = xml.EscapeText(&b, []byte(text)) // writing to a Builder never fails
 	return b.String()
 }

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// result is a figure that a probe has found.
+// result is a figure found by a probe.
 type result struct {
 	measure string
 	value   float64
@@ -23,11 +23,11 @@ type probe struct {
 	name    string
 	group   string   // for --only
 	results []string // measures it may give
-	systems []string // that can be measured so; all if empty
-	without []string // that can't
-	plain   bool     // the server does without TCP timestamps
-	once    bool     // a run, with the system started afresh
-	every   int      // rounds, if it takes long; all if 0
+	systems []string // that it can measure; all if empty
+	without []string // that it can't measure
+	plain   bool     // the server does not use TCP timestamps
+	once    bool     // one time per run, with the system started afresh
+	every   int      // how many rounds apart, if it takes long; in every round if 0
 	needs   func(o options) time.Duration
 	measure func(ctx context.Context, s *system, o options) ([]result, error)
 }
@@ -39,7 +39,7 @@ func oneWindow(o options) time.Duration  { return o.window + 20*time.Millisecond
 func warmWindow(o options) time.Duration { return o.window + warm(o) + 70*time.Millisecond }
 
 // settle is how long flows are idle before memory is looked at, so that garbage has been collected and stacks have
-// shrunk: longer where there are more of them than there usually are.
+// shrunk. It is longer if there are more flows than usual.
 func settle(o options) time.Duration {
 	return min(2*time.Second, 5*o.window) + time.Duration(max(0, o.flows-5000))*300*time.Microsecond
 }
@@ -48,10 +48,10 @@ func idleTime(o options) time.Duration {
 	return startTime + settle(o) + settle(o)/4 + time.Duration(o.flows)*300*time.Microsecond
 }
 
-// startTime is about how long a system takes to start.
+// startTime is roughly how long a system takes to start.
 const startTime = 500 * time.Millisecond
 
-// oneFlowOnly are systems that take nothing but one flow of bulk data.
+// oneFlowOnly are systems that are measured only with one flow of bulk data.
 var (
 	pinning     = []string{keyDirect, keyPinproxy, keyCommand, "socat", "haproxy", "nft"}
 	oneFlowOnly = []string{keyTUN}
@@ -88,15 +88,15 @@ var probes = []probe{
 	{name: "idle flows", group: "memory", results: []string{"memory"}, without: []string{keyDirect, keyTUN, keyMany, "nft"}, once: true, needs: idleTime, measure: idle},
 }
 
-// fits reports whether the system can be measured so.
+// fits reports whether the probe can measure the system.
 func (p *probe) fits(k kind) bool {
 	return !slices.Contains(p.without, k.key) && (len(p.systems) == 0 || slices.Contains(p.systems, k.key))
 }
 
-// gateway reports whether it measures systems as gateways.
+// gateway reports whether the probe measures systems as gateways.
 func (p *probe) gateway() bool { return p.group == "gateway" }
 
-// measures reports whether it is for a system, as it has been set up.
+// measures reports whether the probe is for a system, as that has been set up.
 func (p *probe) measures(s *system) bool { return p.fits(s.kind) && p.gateway() == (s.inner != nil) }
 
 // origin is where flows begin.
@@ -148,7 +148,8 @@ func down(from origin, n int, measure, cpu string) func(context.Context, *system
 	}
 }
 
-// moved is what r and the processor time used for all bytes say. cpu is empty where nobody asks for it.
+// moved returns the results from r and from the processor time used for all bytes. cpu is empty if nobody asks for
+// it.
 func moved(measure, cpu string, r report, all int64, used time.Duration) []result {
 	list := []result{{measure: measure, value: 8 * float64(r.Bytes) / float64(r.Took.Nanoseconds())}}
 	if cpu != "" && used > 0 && all > 0 {
@@ -165,8 +166,8 @@ func connections(workers int, measure string) func(context.Context, *system, opt
 	}
 }
 
-// pinned has one worker make short connections through one source port to one address. Where nobody is between, it
-// binds the port itself.
+// pinned has one worker make short connections through one source port to one address. Without a proxy in between,
+// the worker binds the port itself.
 func pinned(port uint16, measure string) func(context.Context, *system, options) ([]result, error) {
 	return func(ctx context.Context, s *system, o options) ([]result, error) {
 		t := task{Do: "connect", To: s.to(port)[:1], N: 1, Time: o.window}
@@ -189,10 +190,10 @@ func roundTrips(ctx context.Context, s *system, o options) ([]result, error) {
 	}, nil
 }
 
-// roundTripsBeside measures those of a flow while eight others move as many bytes as they can.
+// roundTripsBeside measures the round trips of a flow while eight others move as many bytes as they can.
 func roundTripsBeside(do string, port uint16, measure string) func(context.Context, *system, options) ([]result, error) {
 	return func(ctx context.Context, s *system, o options) ([]result, error) {
-		// They begin together, and the others end last.
+		// They begin together, and the other flows end last.
 		others := task{Do: do, To: s.to(port), N: 8, Warm: warm(o), Time: o.window + 50*time.Millisecond}
 		r, err := s.client.do(ctx, task{Do: "ping", To: s.to(portEcho), Warm: warm(o), Time: o.window, Beside: &others})
 		if err != nil {
@@ -202,11 +203,11 @@ func roundTripsBeside(do string, port uint16, measure string) func(context.Conte
 	}
 }
 
-// idle opens flows and looks at what they have made of the system's memory.
+// idle opens flows and measures how they change the system's memory.
 func idle(ctx context.Context, s *system, o options) ([]result, error) {
 	n := o.flows
 	if slices.Contains([]string{"socat", "slirp4netns"}, s.key) {
-		n = min(n, 500) // hundreds of kilobytes each
+		n = min(n, 500) // these take hundreds of kilobytes each
 	}
 	time.Sleep(settle(o) / 4)
 	before := s.resident()
@@ -219,20 +220,20 @@ func idle(ctx context.Context, s *system, o options) ([]result, error) {
 	return []result{{"memory", float64(s.resident()-before) / float64(stand), n - stand}}, nil
 }
 
-// errServer says that it is not the system that has failed.
+// errServer says that the server, not the system, has failed.
 var errServer = errors.New("the other end has failed")
 
-// cpu is the processor time that the system has used.
+// cpu returns the processor time that the system has used.
 func (s *system) cpu() (sum time.Duration) {
 	for _, p := range s.proxy {
-		if t, err := cpuTime(p.Pid(), s.descendants); err == nil { // else it has ended, which its client will see
+		if t, err := cpuTime(p.Pid(), s.descendants); err == nil { // otherwise it has ended, which its client will see
 			sum += t
 		}
 	}
 	return sum
 }
 
-// resident is the memory that the system occupies.
+// resident returns the memory that the system occupies.
 func (s *system) resident() (sum int64) {
 	for _, p := range s.proxy {
 		if n, err := residentSet(p.Pid(), s.descendants); err == nil {
@@ -251,8 +252,8 @@ func descriptors() int {
 	return int(min(l.Cur, 1<<20))
 }
 
-// allowDescriptors has this process, and what it starts, have as many as it may. With CAP_SYS_RESOURCE that is more than the
-// hard limit.
+// allowDescriptors raises the descriptor limit of this process, and of those it starts, as far as allowed. With
+// CAP_SYS_RESOURCE it can exceed the hard limit.
 func allowDescriptors() error {
 	l := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}
 	if unix.Setrlimit(unix.RLIMIT_NOFILE, &l) == nil {
@@ -265,7 +266,7 @@ func allowDescriptors() error {
 	return unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
 }
 
-// first is the first line of an error.
+// first returns the first line of an error.
 func first(err error) string {
 	line, _, _ := strings.Cut(err.Error(), "\n")
 	return line

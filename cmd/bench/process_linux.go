@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// What the kernel counts of a process, in /proc.
+// The kernel's counters of a process, in /proc.
 
 // clockTick is the unit of times in /proc/PID/stat: USER_HZ, which is 100 on every architecture Go knows.
 const clockTick = 10 * time.Millisecond
 
-// cpuTime returns the processor time that the process and its ended children have used, with all its descendants' if
-// they count.
+// cpuTime returns the processor time that the process and its ended children have used. With descendants, it
+// includes all descendants.
 func cpuTime(pid int, descendants bool) (time.Duration, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -34,7 +34,7 @@ func cpuTime(pid int, descendants bool) (time.Duration, error) {
 	sum := time.Duration(ticks) * clockTick
 	if descendants {
 		for _, child := range children(pid) {
-			if t, err := cpuTime(child, true); err == nil { // else it has ended
+			if t, err := cpuTime(child, true); err == nil { // otherwise it has ended
 				sum += t
 			}
 		}
@@ -42,7 +42,7 @@ func cpuTime(pid int, descendants bool) (time.Duration, error) {
 	return sum, nil
 }
 
-// residentSet returns how many bytes of memory the process occupies, with all its descendants' if they count.
+// residentSet returns how many bytes of memory the process occupies. With descendants, it includes all descendants.
 func residentSet(pid int, descendants bool) (int64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {

@@ -7,18 +7,18 @@ import (
 	"time"
 )
 
-// progress says how far a run is: on a terminal in one line that changes, elsewhere in a line every now and then.
+// progress shows how far a run is: on a terminal in one line that changes, elsewhere by a line at intervals.
 type progress struct {
 	w        io.Writer
 	terminal bool
-	planned  time.Duration // all steps together, as guessed
-	passed   time.Duration // steps before this one, as guessed
+	planned  time.Duration // all steps together, as estimated
+	passed   time.Duration // steps before this one, as estimated
 	now      time.Duration // this step
 	began    time.Time
 	said     time.Time
 }
 
-// plainEvery is how often there is a line where there is no terminal.
+// plainEvery is the interval between lines if there is no terminal.
 const plainEvery = 10 * time.Second
 
 func newProgress(w io.Writer) *progress {
@@ -30,7 +30,7 @@ func newProgress(w io.Writer) *progress {
 	return p
 }
 
-// step begins a step, which will take about so long.
+// step begins a step and says roughly how long it will take.
 func (p *progress) step(what string, needs time.Duration) {
 	p.passed += p.now
 	p.now = needs
@@ -49,13 +49,13 @@ func (p *progress) step(what string, needs time.Duration) {
 	}
 }
 
-// note says something that stays.
+// note prints text that stays.
 func (p *progress) note(text string) {
 	p.done()
 	fmt.Fprintln(p.w, text)
 }
 
-// done leaves the line empty.
+// done clears the line.
 func (p *progress) done() {
 	if p.terminal {
 		fmt.Fprint(p.w, "\r\x1b[K")

@@ -19,11 +19,11 @@ type sample struct {
 	System  string // kind.key
 	Measure string // measure.key
 	Value   float64
-	Failed  int    `json:",omitempty"` // connections that failed meanwhile
+	Failed  int    `json:",omitempty"` // connections that failed during the measurement
 	Err     string `json:",omitempty"` // why there is no value
 }
 
-// samples are all figures so far, with what they were measured under.
+// samples are all figures so far, with the conditions under which they were measured.
 type samples struct {
 	Window   time.Duration
 	Flows    int
@@ -32,7 +32,7 @@ type samples struct {
 	List     []sample
 }
 
-// load reads the samples of earlier runs, if there are any, and checks that they go with o.
+// load reads the samples of earlier runs, if there are any, and checks that they match o.
 func load(o options) (*samples, error) {
 	s := &samples{Window: o.window, Flows: o.flows, Versions: make(map[string]string)}
 	if o.samples == "" {
@@ -73,7 +73,7 @@ func (s *samples) rounds() int {
 	return n
 }
 
-// rounds is for a sentence.
+// rounds formats a number of rounds for a sentence.
 func rounds(n int) string {
 	if n != 1 {
 		return fmt.Sprintf("%d rounds", n)
@@ -92,8 +92,8 @@ func (s *samples) values(system, measure string) map[int]float64 {
 	return byRound
 }
 
-// figure is the middle of what was measured and how far it went from it: half of the range in which the middle half
-// of the values is, as a part of the median.
+// figure is the median of the measured values and their spread. The spread is half the interquartile range, as a
+// fraction of the median.
 type figure struct {
 	median, spread float64
 	n              int
@@ -107,12 +107,13 @@ func (s *samples) figure(system, measure string) figure {
 	return figureOf(list)
 }
 
-// ratio is the figure of the ratios of one system to another in the same rounds.
+// ratio returns the figure of the ratios of one system to another in the same rounds.
 func (s *samples) ratio(system, other, measure string) figure {
 	return ratioOf(s.values(system, measure), s.values(other, measure))
 }
 
-// held is the figure of what a system makes by one measure of what it makes by another in the same rounds.
+// held returns the figure of the ratios of one measure of a system to another measure of the same system, in the
+// same rounds.
 func (s *samples) held(system, measure, of string) figure {
 	return ratioOf(s.values(system, measure), s.values(system, of))
 }
@@ -139,7 +140,7 @@ func figureOf(list []float64) figure {
 	return f
 }
 
-// quantile of a sorted list, between two values in proportion.
+// quantile returns a quantile of a sorted list, interpolating between two values.
 func quantile[T float64 | time.Duration](list []T, q float64) T {
 	if len(list) == 0 {
 		return 0
@@ -150,17 +151,17 @@ func quantile[T float64 | time.Duration](list []T, q float64) T {
 	return list[below] + T(float64(list[above]-list[below])*(at-float64(below)))
 }
 
-// has reports whether anything was measured, or tried, of a system.
+// has reports whether anything was measured, or tried, on a system.
 func (s *samples) has(system string) bool {
 	return slices.ContainsFunc(s.List, func(x sample) bool { return x.System == system })
 }
 
-// measured reports whether there is a figure of any system.
+// measured reports whether any system has a figure for the measure.
 func (s *samples) measured(measure string) bool {
 	return slices.ContainsFunc(s.List, func(x sample) bool { return x.Measure == measure && x.Err == "" })
 }
 
-// failed returns how often there should have been a figure and was none, in rounds from that one on.
+// failed returns how often a figure is missing that should be there, in rounds from that one on.
 func (s *samples) failed(system, measure string, round int) int {
 	n := 0
 	for _, x := range s.List {
@@ -171,11 +172,11 @@ func (s *samples) failed(system, measure string, round int) int {
 	return n
 }
 
-// complete reports whether there are figures of pinproxy, by every measure, and of no proxy.
+// complete reports whether there are figures of pinproxy for every measure, and any of direct.
 func (s *samples) complete() bool {
 	for _, m := range measures {
 		if strings.HasPrefix(m.key, "cpu") {
-			continue // the kernel counts in ticks: a short run may take none
+			continue // the kernel counts in ticks: a short run may use none
 		}
 		for _, key := range []string{keyPinproxy, keyCommand} {
 			if s.figure(key, m.key).n == 0 && !(key == keyCommand && slices.Contains(hostOnly, m.group)) {
@@ -221,7 +222,7 @@ func (s *samples) failures() []failure {
 	return list
 }
 
-// shown are the systems there is something of.
+// shown returns the systems that there are samples of.
 func (s *samples) shown() []kind {
 	return slices.DeleteFunc(slices.Clone(kinds), func(k kind) bool { return !s.has(k.key) })
 }

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// bufferSize is what both ends read and write at once.
+// bufferSize is how much both ends read and write at once.
 const bufferSize = 128 << 10
 
 // server is the other end of all connections.
@@ -87,7 +87,7 @@ func answer(c socket) {
 	}
 }
 
-// answerPinned answers who comes from the port.
+// answerPinned answers clients that connect from the port.
 func answerPinned(from uint16) func(socket) {
 	suffix := fmt.Sprintf(":%d", from)
 	return func(c socket) {
@@ -125,7 +125,7 @@ func countFor(t task, n *atomic.Int64) report {
 	return report{Bytes: n.Load() - before, Took: time.Since(began)}
 }
 
-// holding waits for t.N connections, but no longer than t.Time.
+// holding waits for t.N connections, but at most for t.Time.
 func (s *server) holding(t task) report {
 	for end := time.Now().Add(t.Time); ; time.Sleep(5 * time.Millisecond) {
 		s.mu.Lock()

@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socket is a blocking IPv4 TCP socket. Two ends that block are woken by the kernel directly; Go's poller would add
-// as much to a round trip as some of the systems under test do.
+// socket is a blocking IPv4 TCP socket. The kernel wakes two ends that block directly. Go's poller would add as much
+// to a round trip as some of the systems under test do.
 type socket int
 
-// dial connects to dst, from a port of any choice but for from.
+// dial connects to dst. It uses the port from, or any port if from is 0.
 func dial(dst netip.AddrPort, from uint16) (socket, error) {
 	s, err := newSocket(socketPatience)
 	if err != nil {
@@ -63,10 +63,10 @@ func (s socket) bind(a netip.AddrPort) error {
 func (s socket) connect(dst netip.AddrPort) error {
 	for {
 		switch err := unix.Connect(int(s), sockaddr(dst)); {
-		case errors.Is(err, unix.EINTR): // by Go's scheduler; once more goes on with it
+		case errors.Is(err, unix.EINTR): // from Go's scheduler; calling it again continues
 		case errors.Is(err, unix.EISCONN):
 			return nil
-		case errors.Is(err, unix.EINPROGRESS), errors.Is(err, unix.EALREADY): // that is how SO_SNDTIMEO ends
+		case errors.Is(err, unix.EINPROGRESS), errors.Is(err, unix.EALREADY): // this is how SO_SNDTIMEO ends
 			return unix.ETIMEDOUT
 		default:
 			return err
@@ -90,7 +90,7 @@ func (s socket) read(b []byte) (int, error) {
 	}
 }
 
-// write writes once, some or all of b.
+// write writes once: some or all of b.
 func (s socket) write(b []byte) (int, error) {
 	for {
 		n, err := unix.SendmsgN(int(s), b, nil, nil, unix.MSG_NOSIGNAL)
@@ -104,7 +104,7 @@ func (s socket) write(b []byte) (int, error) {
 	}
 }
 
-// timedOut says in another word what the kernel says when SO_RCVTIMEO ends.
+// timedOut translates the error that the kernel returns when SO_RCVTIMEO ends.
 func timedOut(err error) error {
 	if errors.Is(err, unix.EAGAIN) {
 		return unix.ETIMEDOUT
@@ -134,12 +134,12 @@ func (s socket) writeFull(b []byte) error {
 	return nil
 }
 
-// noDelay has small messages sent at once.
+// noDelay makes the kernel send small messages at once.
 func (s socket) noDelay() error {
 	return unix.SetsockoptInt(int(s), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 }
 
-// setQueue bounds what is kept to be sent.
+// setQueue limits how much may wait to be sent.
 func (s socket) setQueue(size int) error {
 	return unix.SetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_SNDBUF, size)
 }

@@ -22,12 +22,12 @@ import (
 
 const (
 	startPatience = 15 * time.Second // for a system to carry its first connection
-	endPatience   = 3 * time.Second  // for it to end when it is told to
+	endPatience   = 3 * time.Second  // for a system to end when told to
 	pinRange      = "20000-29999"
 	tunAddr       = "192.0.2.1" // on a peer's device
 )
 
-// system is something that is measured, on a client host of its own.
+// system is one thing that is measured, on a client host of its own.
 type system struct {
 	kind
 	net    *network
@@ -38,18 +38,18 @@ type system struct {
 
 	logFile     *os.File
 	client      *agent
-	inner       *lab.Host // the one behind, if it is a gateway
-	behind      *agent    // on it
-	unfit       error     // why it is no gateway
+	inner       *lab.Host // the host behind, if it is a gateway
+	behind      *agent    // on inner
+	unfit       error     // why it is not a gateway
 	processes   []*lab.Process
-	proxy       []*lab.Process // those whose time and memory count
-	descendants bool           // and their children's
+	proxy       []*lab.Process // processes whose time and memory count
+	descendants bool           // whether their children's count too
 	local       bool           // its listeners are on loopback
-	mounted     string         // a namespace's file
-	broken      error          // why it is measured no more
+	mounted     string         // file of a namespace
+	broken      error          // why it is not measured any more
 }
 
-// newSystem gives a system its host, and one behind it if it is to be a gateway. Nothing is started yet.
+// newSystem gives a system its host, and a host behind that if it is to be a gateway. It starts nothing yet.
 func newSystem(w *network, k kind, gateway bool, binary, dir string) (*system, error) {
 	name := k.key
 	if gateway {
@@ -63,7 +63,7 @@ func newSystem(w *network, k kind, gateway bool, binary, dir string) (*system, e
 	return s, os.Mkdir(s.dir, 0o755)
 }
 
-// start starts the system and the load beside it, and makes sure that connections go the way they should.
+// start starts the system and the load with it, and checks that connections go the way they should.
 func (s *system) start(ctx context.Context) error {
 	err := attempt(func() error { return s.launch(ctx) })
 	if err == nil {
@@ -82,7 +82,8 @@ func (s *system) start(ctx context.Context) error {
 	return nil
 }
 
-// startBehind starts the load on the host behind. A peer that does not serve that one may be measured otherwise.
+// startBehind starts the load on the host behind. A peer that does not serve this host may still be measured in
+// other ways.
 func (s *system) startBehind(ctx context.Context) (err error) {
 	if s.behind, err = s.agent(s.inner); err != nil {
 		return err
@@ -94,7 +95,8 @@ func (s *system) startBehind(ctx context.Context) (err error) {
 	return nil
 }
 
-// attempt returns what f, or package lab within it, has failed with. It is one system that fails then, not the network.
+// attempt returns the error with which f, or package lab within it, has failed. That failure is of one system, not
+// of the network.
 func attempt(f func() error) (err error) {
 	defer func() {
 		switch r := recover().(type) {
@@ -154,7 +156,7 @@ func (s *system) stop() {
 	}
 	s.processes, s.proxy = nil, nil
 	if s.mounted != "" {
-		_ = unix.Unmount(s.mounted, unix.MNT_DETACH) // or the mount namespace's end does it
+		_ = unix.Unmount(s.mounted, unix.MNT_DETACH) // otherwise the end of the mount namespace does it
 		s.mounted = ""
 	}
 	if s.logFile != nil {
@@ -175,7 +177,7 @@ func (s *system) run(name string, args ...string) (*lab.Process, error) {
 	return p, err
 }
 
-// outfit has cmd write to the log and keep its state in the system's directory.
+// outfit makes cmd write to the log and keep its state in the system's directory.
 func (s *system) outfit(cmd *exec.Cmd) {
 	cmd.Stdout, cmd.Stderr = s.logFile, s.logFile
 	cmd.Env = append(os.Environ(), "RUNTIME_DIRECTORY="+s.dir)
@@ -187,7 +189,7 @@ func (s *system) log() (string, error) {
 	return string(text), err
 }
 
-// lastWords is the end of the log, for an error.
+// lastWords returns the end of the log, for an error.
 func (s *system) lastWords() string {
 	text, _ := s.log()
 	lines := strings.Split(strings.TrimSpace(text), "\n")
@@ -214,7 +216,7 @@ func (s *system) agent(h *lab.Host) (*agent, error) {
 	return startAgent(h, cmd)
 }
 
-// rules are those of pinproxy.
+// rules returns the rules for pinproxy.
 func (s *system) rules() []string {
 	args := []string{"--rule", serverPrefix + ":*=" + pinRange}
 	for _, port := range []uint16{portPinned, portPlain} {
@@ -223,7 +225,7 @@ func (s *system) rules() []string {
 	return args
 }
 
-// pinproxy starts it for the whole host.
+// pinproxy starts pinproxy for the whole host.
 func (s *system) pinproxy(ctx context.Context, args ...string) error {
 	if s.inner != nil {
 		args = append(args, "--gateway", innerLink)
@@ -241,7 +243,7 @@ func (s *system) pinproxy(ctx context.Context, args ...string) error {
 func (s *system) saysReady(ctx context.Context, p *lab.Process) error {
 	return waitFor(startPatience, func() error {
 		if err := errors.Join(ctx.Err(), ended(p)); err != nil {
-			return nil // seen by whoever uses it next
+			return nil // the next one to use it sees this
 		}
 		text, err := s.log()
 		if err == nil && !strings.Contains(text, "msg=ready") {
@@ -276,7 +278,7 @@ func (s *system) command() error {
 	return nil
 }
 
-// many starts pinproxy with many rules, and has it learn many addresses.
+// many starts pinproxy with many rules and makes it learn many addresses.
 func (s *system) many(ctx context.Context) error {
 	file := filepath.Join(s.dir, "rules")
 	if err := os.WriteFile(file, []byte(manyRulesFile()), 0o644); err != nil {
@@ -294,7 +296,7 @@ func (s *system) many(ctx context.Context) error {
 	return err
 }
 
-// to returns where the load finds a service.
+// to returns the addresses at which the load finds a service.
 func (s *system) to(port uint16) []netip.AddrPort {
 	if s.local {
 		return []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)}
@@ -302,7 +304,7 @@ func (s *system) to(port uint16) []netip.AddrPort {
 	return serverAddrs(port)
 }
 
-// check has an agent make connections until one arrives, and looks whether it went through the system.
+// check has an agent try connections until one arrives, and checks that it went through the system.
 func (s *system) check(ctx context.Context, from *agent, to []netip.AddrPort) error {
 	var r report
 	err := waitFor(startPatience, func() (err error) {
@@ -331,7 +333,7 @@ func (s *system) check(ctx context.Context, from *agent, to []netip.AddrPort) er
 	switch {
 	case err != nil:
 		return fmt.Errorf("the server says %q instead of an address", r.Seen)
-	case (s.key == keyDirect) != (r.Local == r.Seen) && s.key != "nft": // which keeps a port that is in the range already
+	case (s.key == keyDirect) != (r.Local == r.Seen) && s.key != "nft": // nft keeps a port that is already in the range
 		return fmt.Errorf("a connection from %s came from %s", r.Local, r.Seen)
 	case slices.Contains([]string{keyPinproxy, keyCommand, keyMany, "nft"}, s.key) && !pinned:
 		return fmt.Errorf("a connection came from port %s instead of %s", strconv.Itoa(int(seen.Port())), pinRange)

@@ -15,7 +15,7 @@ type block struct {
 	cell  func(k kind, m measure) string
 }
 
-// blocks are what the table has.
+// blocks returns the blocks of the table.
 func (s *samples) blocks() []block {
 	list := []block{{"median", "Medians of all rounds.", func(k kind, m measure) string {
 		f := s.figure(k.key, m.key)
@@ -50,7 +50,7 @@ func (s *samples) blocks() []block {
 	return list
 }
 
-// columns are the measures there is something of.
+// columns returns the measures that there are figures of.
 func (s *samples) columns() []measure {
 	var list []measure
 	for _, m := range measures {
@@ -61,7 +61,7 @@ func (s *samples) columns() []measure {
 	return list
 }
 
-// columnsAtATime is what a terminal has room for.
+// columnsAtATime is how many columns fit on a terminal.
 const columnsAtATime = 13
 
 // table prints the figures for a terminal.
@@ -70,7 +70,7 @@ func (s *samples) table(w io.Writer) {
 	row := func(title string, columns []measure, cell func(m measure) string) {
 		fmt.Fprintf(w, "%-*s", first, title)
 		for _, m := range columns {
-			if m.key == "memory" { // it may be a process's
+			if m.key == "memory" { // it may be the memory of a process
 				fmt.Fprintf(w, "%*s", wide, cell(m))
 			} else {
 				fmt.Fprintf(w, "%*s", width, cell(m))
@@ -113,7 +113,7 @@ func (f failure) String() string {
 	return words
 }
 
-// number writes three digits, or all before the point.
+// number writes three digits, or all of those before the decimal point.
 func number(f figure) string {
 	switch {
 	case f.n == 0:

@@ -7,47 +7,48 @@ import (
 
 // Services of the server, by port, on all its addresses.
 const (
-	portSink    = 9001 // reads for ever
-	portSource  = 9002 // writes for ever
-	portShort   = 9003 // a message there and one back; the client closes first
+	portSink    = 9001 // reads forever
+	portSource  = 9002 // writes forever
+	portShort   = 9003 // one message in, one back; the client closes first
 	portEcho    = 9004
-	portHold    = 9005 // holds the connection until it is told to let go
+	portHold    = 9005 // holds the connection until told to release it
 	portPinned  = 9006 // as portShort, for a single source port
-	portPlain   = 9007 // the same, for a server without timestamps: what the one leaves behind must not meet the other
+	portPlain   = 9007 // the same, for a server without timestamps: what one leaves behind must not meet the other
 	portWho     = 9008 // says where the connection comes from
 	messageSize = 100  // of portShort
 	pingSize    = 64
 )
 
-// pushQueue is what may wait to be sent at the end that pushes, in bytes of all flows together if they are many. The
-// kernel lets it grow to megabytes for each otherwise, and has one bound for the memory of TCP on all hosts here.
+// pushQueue limits what may wait to be sent at the end that pushes, in bytes of all flows together if there are
+// many. Without it the kernel lets the queue grow to megabytes for each flow, and all hosts here share one limit for
+// TCP memory.
 const (
 	pushQueue = 32 << 20
 	pushMany  = 64 // flows
 )
 
-// socketPatience bounds every call on a socket, so that an agent answers whatever becomes of the other end.
+// socketPatience limits every call on a socket, so that an agent answers whatever happens to the other end.
 const socketPatience = 3 * time.Second
 
-// servicePorts are all of them.
+// servicePorts are the ports of all services.
 var servicePorts = []uint16{portSink, portSource, portShort, portEcho, portHold, portPinned, portPlain, portWho}
 
-// pinnedTo are the source ports from which alone the server answers on these ports.
+// pinnedTo are the only source ports that the server answers on these ports.
 var pinnedTo = map[uint16]uint16{portPinned: 63999, portPlain: 63998}
 
-// task is what an agent is told to do. It answers each by a report, one after the other.
+// task is what an agent is told to do. The agent answers each task with a report, one after the other.
 type task struct {
-	Do   string           // see agent.perform
+	Do   string           // see performer.perform
 	To   []netip.AddrPort `json:",omitempty"` // taken in turns
 	From uint16           `json:",omitempty"` // port to bind to
 	N    int              `json:",omitempty"` // flows, workers or names
 	Warm time.Duration    `json:",omitempty"` // before anything counts
-	Time time.Duration    `json:",omitempty"` // that counts
+	Time time.Duration    `json:",omitempty"` // for which it counts
 
-	Beside *task `json:",omitempty"` // what is done besides, at the same time
+	Beside *task `json:",omitempty"` // done at the same time
 }
 
-// report is what came of a task.
+// report is the result of a task.
 type report struct {
 	Bytes   int64         `json:",omitempty"` // within Took
 	Took    time.Duration `json:",omitempty"`

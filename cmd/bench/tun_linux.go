@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a TUN device and a socket cost at least. `bench tun` reads packets of up to 64 KiB from a device with
-// segmentation offload and writes what is in them to a socket, and the other way round, with no copy in between. In
-// place of a TCP stack it has a handful of counters for each flow: it acknowledges what it has read, and sends no
-// more than the application's kernel has room for. A packet that is lost stays lost.
+// The minimum cost of a TUN device and a socket. `bench tun` reads packets of up to 64 KiB from a device with
+// segmentation offload and writes their payload to a socket, and does the same in the other direction, with no copy
+// in between. Instead of a TCP stack it has a handful of counters for each flow: it acknowledges what it has read,
+// and sends no more than the application's kernel has room for. A lost packet stays lost.
 
 const (
 	tunName   = "tun0"
@@ -27,15 +27,15 @@ const (
 	maxPayload = 65535 - ipSize - tcpSize
 	tunMSS     = 1460
 
-	// tunWindow is what we let the application have on the way, in units of 1<<tunShift: less than the device's
-	// queue of 500 packets holds, as long as they are large.
+	// tunWindow is how much we let the application have in flight, in units of 1<<tunShift: less than the device's
+	// queue of 500 packets holds, as long as the packets are large.
 	tunShift  = 7
 	tunWindow = 4<<20>>tunShift - 1
 
 	tcpFIN, tcpSYN, tcpRST, tcpPSH, tcpACK = 1, 2, 4, 8, 16
 )
 
-// tunMain is this binary as `bench tun`, until it is killed.
+// tunMain runs this binary as `bench tun` until it is killed.
 func tunMain(stderr io.Writer) int {
 	fd, err := openTUN()
 	if err == nil {
@@ -68,28 +68,29 @@ func openTUN() (int, error) {
 
 type tun struct {
 	fd    int
-	flows map[netip.AddrPort]*tunFlow // by the application's end
+	flows map[netip.AddrPort]*tunFlow // keyed by the application's end
 }
 
-// tunFlow is a flow of one application. The reader of the device has it, and a goroutine of its own for the way down.
+// tunFlow is a flow of one application. The reader of the device serves it, and a goroutine of its own serves the
+// direction down to the application.
 type tunFlow struct {
 	fd       int
 	app, dst netip.AddrPort
 	up       socket
 	shift    uint8  // of the application's windows
-	expects  uint32 // what comes next from the application; the reader's
-	ended    bool   // it has sent its FIN; the reader's
+	expects  uint32 // next sequence number from the application; the reader's
+	ended    bool   // the application has sent its FIN; the reader's
 
 	mu     sync.Mutex
 	room   sync.Cond
-	next   uint32 // what goes to the application next
-	limit  uint32 // up to which it has room
-	acked  uint32 // up to which we have all from it
+	next   uint32 // next sequence number to the application
+	limit  uint32 // up to which the application has room
+	acked  uint32 // up to which we have everything from the application
 	closed bool
 	ways   int // directions that have not ended
 }
 
-// serve reads from the device. Writing to a socket blocks it, and with it the application.
+// serve reads from the device. If writing to a socket blocks, serve blocks, and with it the application.
 func (t *tun) serve() error {
 	packet := make([]byte, headerSize+65536)
 	for {
@@ -106,7 +107,7 @@ func (t *tun) serve() error {
 	}
 }
 
-// segment handles what came from the application.
+// segment handles a segment from the application.
 func (t *tun) segment(ip []byte) {
 	tcp := ip[ipSize:]
 	app := netip.AddrPortFrom(netip.AddrFrom4([4]byte(ip[12:])), binary.BigEndian.Uint16(tcp))
@@ -131,7 +132,7 @@ func (t *tun) segment(ip []byte) {
 		}
 		delete(t.flows, app)
 		return
-	case seq != f.expects: // again what we have, or a gap that can't be filled
+	case seq != f.expects: // a repetition of what we have, or a gap that can't be filled
 		f.acknowledge()
 		return
 	}
@@ -155,7 +156,7 @@ func (t *tun) segment(ip []byte) {
 	}
 }
 
-// windowShift is the option of a SYN.
+// windowShift returns the window scale option of a SYN.
 func windowShift(tcp []byte) uint8 {
 	for o := tcp[tcpSize : tcp[12]>>4*4]; len(o) > 0; {
 		switch kind := o[0]; {
@@ -198,7 +199,7 @@ func (t *tun) open(app, dst netip.AddrPort, seq uint32, shift uint8) *tunFlow {
 	return f
 }
 
-// down sends what the socket gives, as far as there is room.
+// down sends what the socket provides, as far as there is room.
 func (f *tunFlow) down() {
 	defer f.done()
 	b := make([]byte, headerSize+maxPayload)
@@ -217,13 +218,13 @@ func (f *tunFlow) down() {
 			if part == 0 {
 				return
 			}
-			f.send(b[sent:headerSize+sent+part], tcpACK|tcpPSH) // the header where sent bytes were
+			f.send(b[sent:headerSize+sent+part], tcpACK|tcpPSH) // the header overwrites bytes that were sent
 			sent += part
 		}
 	}
 }
 
-// wait returns how much of n there is room for; 0 when the flow has ended.
+// wait waits for room and returns how much of n fits, or 0 when the flow has ended.
 func (f *tunFlow) wait(n int) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -236,7 +237,7 @@ func (f *tunFlow) wait(n int) int {
 	return min(n, int(f.limit-f.next))
 }
 
-// mayGo notes what the application has room for.
+// mayGo records how much room the application has.
 func (f *tunFlow) mayGo(ack, window uint32) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -253,7 +254,7 @@ func (f *tunFlow) acknowledge() {
 	f.send(make([]byte, headerSize), tcpACK)
 }
 
-// end has the way down end, after that of the other direction has.
+// end ends the direction down, after the other direction has ended.
 func (f *tunFlow) end() {
 	f.mu.Lock()
 	f.closed = true
@@ -272,7 +273,7 @@ func (f *tunFlow) done() {
 	}
 }
 
-// send writes a packet of which b has the payload, behind room for the headers.
+// send writes a packet. b has the payload after room for the headers.
 func (f *tunFlow) send(b []byte, flags byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -283,7 +284,7 @@ func (f *tunFlow) send(b []byte, flags byte) {
 	}
 }
 
-// put fills in the headers and writes the packet. The options of a SYN stand where payload does.
+// put fills in the headers and writes the packet. The options of a SYN take the place of the payload.
 func (f *tunFlow) put(b []byte, flags byte, window uint16) {
 	size := len(b) - headerSize
 	clear(b[:headerSize])
@@ -314,12 +315,12 @@ func (f *tunFlow) put(b []byte, flags byte, window uint16) {
 		tcp[12] = byte(tcpSize+size) / 4 << 4
 	}
 	binary.BigEndian.PutUint16(tcp[14:], window)
-	// The pseudo-header's sum; the kernel adds the rest.
+	// The sum of the pseudo-header; the kernel adds the rest.
 	binary.BigEndian.PutUint16(tcp[16:], fold(sum(ip[12:])+unix.IPPROTO_TCP+uint32(len(tcp))))
 	_, _ = unix.Write(f.fd, b)
 }
 
-// sum adds 16-bit words up, as an Internet checksum does (RFC 1071).
+// sum adds up 16-bit words, as an Internet checksum does (RFC 1071).
 func sum(b []byte) (s uint32) {
 	for ; len(b) > 1; b = b[2:] {
 		s += uint32(binary.BigEndian.Uint16(b))

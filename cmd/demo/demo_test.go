@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// Where curl is installed, nothing else runs get.
+// Where curl is installed, only this test runs get.
 func TestGet(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Write([]byte("hello\n"))
@@ -17,7 +17,7 @@ func TestGet(t *testing.T) {
 	for _, test := range []struct {
 		args      []string
 		code      int
-		out, errs string // errs: what it begins with
+		out, errs string // errs is how the error begins
 	}{
 		{[]string{"get", server.URL}, 0, "hello\n", ""},
 		{[]string{"get", "-4", "-m", "5", server.URL}, 0, "hello\n", ""},

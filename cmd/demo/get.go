@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// get prints what is at a URL, within as many seconds as -m says, over one family if -4 or -6 is
-// given: the little of curl that the demo needs.
+// get prints what is at a URL: the little of curl that the demo needs. -m limits it to that many seconds, and -4 or
+// -6 restricts it to one family.
 func get(ctx context.Context, args []string, stdout io.Writer) error {
 	fs := flag.NewFlagSet("get", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)

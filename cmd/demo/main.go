@@ -2,14 +2,14 @@
 //
 //	demo PINPROXY
 //
-// It makes a network of its own out of namespaces, with a firewall in the middle that passes
-// one source port, and goes through it once without and once with the pinproxy binary given, by curl or,
-// where there is none, by its own few lines of HTTPS client:
+// It makes a network of its own out of namespaces, with a firewall in the middle that passes one source port. It
+// makes requests through the firewall, first without and then with the given pinproxy binary. It uses curl or, if
+// there is none, its own few lines of HTTPS client:
 //
 //	demo get [-4|-6] [-m SECONDS] URL
 //
-// What it prints is a transcript: the commands as they were run and all that they printed. Its exit
-// status is 0 only if every one of them did what it should have done.
+// What it prints is a transcript: the commands as they were run and everything that they printed. Its exit status is
+// 0 only if every one of them did what it should.
 package main
 
 import (
@@ -23,8 +23,8 @@ import (
 	"time"
 )
 
-// limit bounds the whole demo, which takes some 4 seconds where nobody else wants the machine. What ignores it is ended by force
-// a little later.
+// limit bounds the whole demo, which takes some 4 seconds on an otherwise idle machine. Anything that ignores the
+// limit is ended by force a little later.
 const limit = 2 * time.Minute
 
 func main() {
@@ -33,7 +33,7 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// run is the whole program and returns its exit status.
+// run is the whole program. It returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case len(args) > 1 && args[0] == "get":

@@ -17,7 +17,7 @@ func (f forbidden) Unwrap() error { return f.error }
 
 const tunDevice = "/dev/net/tun"
 
-// openTUN reports whether the TUN device can be had. Nothing is made by that.
+// openTUN checks whether we can have the TUN device. It does not create anything.
 func openTUN() error {
 	fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -26,7 +26,7 @@ func openTUN() error {
 	return unix.Close(fd)
 }
 
-// hintFor says what to do where the machine lacks something, or keeps it from us.
+// hintFor says what to do if the machine lacks something, or denies it to us.
 func hintFor(err error) string {
 	var path *fs.PathError
 	switch {
@@ -48,7 +48,7 @@ func userNamespaces() string {
 	for _, s := range []struct{ key, off, on string }{
 		{"kernel.apparmor_restrict_unprivileged_userns", "1", "0"}, // Ubuntu since 23.10
 		{"kernel.unprivileged_userns_clone", "0", "1"},             // Debian before 11, hardened kernels
-		{"user.max_user_namespaces", "0", "10000"},                 // Red Hat's advice
+		{"user.max_user_namespaces", "0", "10000"},                 // as Red Hat advises
 	} {
 		now, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(s.key, ".", "/"))
 		if err == nil && strings.TrimSpace(string(now)) == s.off {

@@ -33,7 +33,7 @@ var zone = lab.Zone(`
 	www.bank.example 60 AAAA 2001:db8:2::2
 `)
 
-// show goes through the demo with the pinproxy at path.
+// show runs the demo with the pinproxy at path.
 func show(ctx context.Context, path string, out io.Writer) error {
 	if err := openTUN(); err != nil {
 		return err
@@ -45,7 +45,7 @@ func show(ctx context.Context, path string, out io.Writer) error {
 	if err := lab.Enter(); err != nil {
 		return forbidden{err}
 	}
-	// From here on in namespaces of our own. Building a network knows no deadline, hence the force.
+	// From here on we are in namespaces of our own. Building a network knows no deadline, so force ends the process.
 	force := time.AfterFunc(limit+5*time.Second, func() {
 		fmt.Fprintf(os.Stderr, "\ndemo: error: not done after %s\n", limit)
 		os.Exit(1)
@@ -69,9 +69,9 @@ type demo struct {
 	net      *lab.Net
 	client   *lab.Host
 	firewall *lab.Firewall
-	bank     []*lab.HTTPS  // one a family
-	asked    chan struct{} // gets a value when the slow page is asked for
-	answer   chan struct{} // closed when it may be answered
+	bank     []*lab.HTTPS  // one per family
+	asked    chan struct{} // gets a value when the slow page is requested
+	answer   chan struct{} // closed when the page may be answered
 	path     string        // of pinproxy
 	pinproxy *lab.Process
 }
@@ -98,7 +98,7 @@ func build(n *lab.Net, path string, out io.Writer) *demo {
 	return d
 }
 
-// statement is a page that takes its time.
+// statement serves a page that takes its time.
 func (d *demo) statement(w http.ResponseWriter, r *http.Request) {
 	select {
 	case d.asked <- struct{}{}:

@@ -22,7 +22,7 @@ const (
 	patience = 30 * time.Second // for anything else
 )
 
-// family is what a step needs to know of IPv4 or IPv6.
+// family is what a step needs to know about IPv4 or IPv6.
 type family struct {
 	flag   string // of curl
 	client string
@@ -34,12 +34,12 @@ var (
 	ipv6 = family{"-6", lab.Client6, 1}
 )
 
-// want is what the bank has to see.
+// want returns the source that the bank has to see.
 func (f family) want() netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr(f.client), port)
 }
 
-// all goes through the steps, up to the first that goes wrong.
+// all runs the steps, up to the first that fails.
 func (d *demo) all(ctx context.Context) error {
 	fmt.Fprint(d.w, introduction)
 	before := d.client.Snapshot()
@@ -78,7 +78,7 @@ func (d *demo) all(ctx context.Context) error {
 	return d.compare(before, during, d.client.Snapshot())
 }
 
-// dropped has a request fail at the firewall.
+// dropped shows a request that fails at the firewall.
 func (d *demo) dropped(ctx context.Context, f family) error {
 	drops := d.firewall.Dropped()
 	p, err := d.get(ctx, bankURL, f.flag, "-m", hopeless)
@@ -103,7 +103,7 @@ func (d *demo) start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	cmd := exec.Command(d.path, "--rule", rule)
-	// In a user namespace /run is not ours to write to. Elsewhere pinproxy becomes another user.
+	// In a user namespace we can't write to /run. Elsewhere pinproxy changes to another user.
 	run := filepath.Join(d.dir(), "run")
 	if err := errors.Join(os.Chmod(d.dir(), 0o755), os.MkdirAll(run, 0o755)); err != nil {
 		return err
@@ -121,7 +121,7 @@ func (d *demo) start(ctx context.Context) error {
 	return nil
 }
 
-// pinned has a request succeed, from the source that the firewall passes.
+// pinned shows a request that succeeds, from the source that the firewall passes.
 func (d *demo) pinned(ctx context.Context, f family) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -132,7 +132,7 @@ func (d *demo) pinned(ctx context.Context, f family) error {
 	return d.answered(ctx, p, f)
 }
 
-// answered shows the end of a request and checks its answer, and what the bank saw so far.
+// answered shows the end of a request, and checks its answer and what the bank has seen so far.
 func (d *demo) answered(ctx context.Context, p *lab.Process, f family) error {
 	err := p.Wait()
 	d.output(p.Stdout() + p.Stderr())
@@ -153,7 +153,7 @@ func (d *demo) answered(ctx context.Context, p *lab.Process, f family) error {
 	return nil
 }
 
-// two has a second request wait for the port that the first one holds.
+// two shows a second request that waits for the port that the first one holds.
 func (d *demo) two(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -183,7 +183,7 @@ func (d *demo) two(ctx context.Context) error {
 	return d.answered(ctx, second, ipv4)
 }
 
-// end ends pinproxy as a service manager would.
+// end ends pinproxy the way a service manager would.
 func (d *demo) end(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -203,7 +203,7 @@ func (d *demo) end(ctx context.Context) error {
 	return nil
 }
 
-// compare says how the client's state differs from before.
+// compare shows how the client's state differs from before.
 func (d *demo) compare(before, during, after string) error {
 	d.output(fmt.Sprintf("(lines of the client's links, addresses, routes, rules and sysctls that differ from before:\n"+
 		"%d while pinproxy ran, %d now)\n", len(difference(before, during)), len(difference(before, after))))
@@ -213,7 +213,7 @@ func (d *demo) compare(before, during, after string) error {
 	return nil
 }
 
-// difference returns the lines that only one of two snapshots has.
+// difference returns the lines that are in only one of two snapshots.
 func difference(a, b string) (lines []string) {
 	was, is := strings.Split(a, "\n"), strings.Split(b, "\n")
 	for _, line := range was {
@@ -229,7 +229,7 @@ func difference(a, b string) (lines []string) {
 	return lines
 }
 
-// get starts a request from the client, by curl if there is one. An & among the flags is for the reader.
+// get starts a request from the client, with curl if there is one. An & among the flags is only shown to the reader.
 func (d *demo) get(ctx context.Context, url string, flags ...string) (*lab.Process, error) {
 	shown, argv := []string{"curl", "-sS"}, []string{"curl", "-sS"}
 	if _, err := exec.LookPath("curl"); err != nil {
@@ -250,13 +250,13 @@ func (d *demo) get(ctx context.Context, url string, flags ...string) (*lab.Proce
 
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	ca := d.net.CA()
-	// No proxies and no .curlrc of the user's, and the authority that signed the bank's certificate: as
-	// curl and as Go want to be told it.
+	// No proxies and no .curlrc of the user's. The authority that signed the bank's certificate is named in the
+	// variables that curl and Go read.
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + d.dir(), "CURL_CA_BUNDLE=" + ca, "SSL_CERT_FILE=" + ca}
 	return d.client.Start(cmd)
 }
 
-// dir is a directory that goes with the network.
+// dir returns a directory that is removed with the network.
 func (d *demo) dir() string { return filepath.Dir(d.net.CA()) }
 
 // explainLog shows the line that pinproxy logs at the end of a flow.
@@ -271,7 +271,7 @@ func (d *demo) explainLog(ctx context.Context) error {
 	return nil
 }
 
-// showLog shows those lines of pinproxy's log that have mark in them.
+// showLog shows the lines of pinproxy's log that contain mark.
 func (d *demo) showLog(mark string) {
 	for line := range strings.Lines(d.pinproxy.Stderr()) {
 		if strings.Contains(line, mark) {
@@ -280,7 +280,7 @@ func (d *demo) showLog(mark string) {
 	}
 }
 
-// withLog adds to err what pinproxy has logged.
+// withLog adds pinproxy's log to err.
 func (d *demo) withLog(err error) error {
 	return fmt.Errorf("%w\npinproxy logged:\n%s", err, d.pinproxy.Stderr())
 }

@@ -18,7 +18,7 @@ func (t *transcript) step(format string, args ...any) {
 	fmt.Fprintf(t.w, "\n%d. %s\n\n", t.steps, fmt.Sprintf(format, args...))
 }
 
-// command shows a command line, of root behind # and of anybody else behind $.
+// command shows a command line, after # for root and after $ for anybody else.
 func (t *transcript) command(prompt string, words ...string) {
 	for i, w := range words {
 		words[i] = quote(w)
@@ -26,7 +26,7 @@ func (t *transcript) command(prompt string, words ...string) {
 	fmt.Fprintf(t.w, "   client%s %s\n", prompt, strings.Join(words, " "))
 }
 
-// output shows what a command printed, or the demo has to say.
+// output shows what a command printed, or what the demo has to say.
 func (t *transcript) output(text string) {
 	for line := range strings.Lines(text) {
 		fmt.Fprintf(t.w, "   %s\n", strings.TrimSuffix(line, "\n"))
@@ -54,7 +54,7 @@ func fold(line string) string {
 	return b.String()
 }
 
-// quote makes a word out of what the shell would split or expand.
+// quote quotes a word that the shell would split or expand.
 func quote(word string) string {
 	if word == "&" || !strings.ContainsAny(word, " *'\"$&;|<>[]()?!\\`~#") {
 		return word
