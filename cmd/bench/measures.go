@@ -81,12 +81,12 @@ const (
 // kinds, in the order of the table.
 var kinds = []kind{
 	{keyDirect, "", "direct", "no proxy; where a port is pinned, the program binds it with `SO_REUSEADDR`"},
-	{keyPinproxy, "", "pinproxy", "for the whole host: the destination's prefix to 10,000 source ports, one service to a single port"},
+	{keyPinproxy, "", "pinproxy", "for the whole host, with the destination's prefix pinned to 10,000 source ports and one service to a single port"},
 	{keyCommand, "", "pinproxy -- CMD", "the same rules for one command"},
-	{keyMany, "", "pinproxy, many", "for the whole host with 10,000 rules and 100,000 addresses learned from DNS, those of the server among them"},
-	{keyTUN, "", "TUN alone", "a TUN device and a socket with just enough TCP between them to keep the kernel sending, for one flow: what no proxy with a TUN can beat"},
+	{keyMany, "", "pinproxy, many", "for the whole host with 10,000 rules and 100,000 addresses learned from DNS, including the server's"},
+	{keyTUN, "", "TUN alone", "a TUN device and a socket with just enough TCP between them to keep the kernel sending, for one flow: a mark for proxies with a TUN, not a bound"},
 	{"sing-box-gvisor", "sing-box", "sing-box gvisor", "TUN inbound, stack gvisor, its default MTU; direct outbound"},
-	{"sing-box-system", "sing-box", "sing-box system", "the same, stack system"},
+	{"sing-box-system", "sing-box", "sing-box system", "the same with stack system"},
 	{"tun2socks", "tun2socks", "tun2socks", "proxy direct, MTU 65520"},
 	{"pasta", "pasta", "pasta", "its default MTU of 65520"},
 	{"slirp4netns", "slirp4netns", "slirp4netns", "MTU 65520"},

@@ -26,7 +26,7 @@ func (s *samples) blocks() []block {
 	}}}
 	if s.rounds() > 1 {
 		list = append(list, block{
-			"spread", "Spread: half of the range that the middle half of the rounds is in, as a part of the median.",
+			"spread", "Spread: half of the range of the middle half of the rounds, relative to the median.",
 			func(k kind, m measure) string { return percent(s.figure(k.key, m.key)) },
 		})
 	}
@@ -37,8 +37,8 @@ func (s *samples) blocks() []block {
 		title := fmt.Sprintf("%s is … × what a system makes", ours.title)
 		list = append(list, block{
 			title,
-			fmt.Sprintf("`%s` beside each: its figure divided by the system's in the same round, the median of that. "+
-				"For CPU, round trips and memory less is better.", ours.title),
+			fmt.Sprintf("`%s` relative to each system: its figure divided by the system's in the same round, median of the rounds. "+
+				"For CPU, round trips and memory, less is better.", ours.title),
 			func(k kind, m measure) string {
 				if k.key == ours.key {
 					return "–"
