@@ -23,20 +23,20 @@ const (
 	maxAnswer  = 256 << 20 // bytes; a flow takes some 300
 )
 
-// instance is the running pinproxy, seen from outside.
+// instance is the running pinproxy as seen from outside.
 type instance struct {
 	host.Running
-	path  string // of its control socket
+	path  string // path of its control socket
 	about aboutJSON
 	err   error // why the control socket does not answer
 }
 
-// notRunningError says that there is nobody to ask.
+// notRunningError says that no pinproxy is running.
 type notRunningError struct{}
 
 func (notRunningError) Error() string { return "no pinproxy is running in this network namespace" }
 
-// findInstance finds the running pinproxy and asks it who it is. Nil without an error: there is none.
+// findInstance finds the running pinproxy and asks it who it is. It returns nil without an error if there is none.
 func findInstance(ctx context.Context, o options) (*instance, error) {
 	running, ok, err := host.FindRunning()
 	if err != nil {
@@ -97,7 +97,7 @@ func (i *instance) ask(ctx context.Context, resource string, query url.Values, a
 	return nil
 }
 
-// destination asks what a connection would meet.
+// destination asks what would happen to a connection.
 func (i *instance) destination(ctx context.Context, dst netip.AddrPort, name, rule string) (d destinationJSON, err error) {
 	return d, i.ask(ctx, "/destination", url.Values{"dst": {dst.String()}, "name": {name}, "rule": {rule}}, &d)
 }
@@ -111,7 +111,7 @@ type askError struct {
 func (e *askError) Error() string { return fmt.Sprintf("ask %s: %v", e.path, cause(e.err)) }
 func (e *askError) Unwrap() error { return e.err }
 
-// hint is the way on.
+// hint returns what to do about the error.
 func (e *askError) hint(command string) string {
 	switch {
 	case errors.Is(e.err, fs.ErrPermission):

@@ -15,19 +15,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// identity is who a process is to be, and what it may.
+// identity is the user that a process becomes, and what it may do.
 type identity struct {
-	name     string // of the user, for people
-	uid, gid int    // -1: whoever it is
+	name     string // user name, for people
+	uid, gid int    // -1: unchanged
 	groups   []int
 	caps     []int
-	writes   []writable // all that it may change in the file system; nil: what its user may
+	writes   []writable // everything that it may change in the file system; nil: what its user may
 }
 
-// lastCap is above every capability there is (CAP_CHECKPOINT_RESTORE is 40).
+// lastCap is above every existing capability (CAP_CHECKPOINT_RESTORE is 40).
 const lastCap = 63
 
-// findUser looks a user up by name or number, as /etc/passwd has it.
+// findUser looks up a user by name or number, as in /etc/passwd.
 func findUser(name string) (identity, error) {
 	id := identity{name: name, uid: -1, gid: -1}
 	u, err := accounts.Lookup(name)
@@ -54,7 +54,7 @@ func findUser(name string) (identity, error) {
 	return id, nil
 }
 
-// mapped says whether the user namespace knows uid and gid: in one that root of a container, or anybody, has made it
+// mapped says whether the user namespace knows uid and gid. A namespace made by root of a container, or by anybody,
 // may know root alone.
 func mapped(uid, gid int) bool {
 	return inMap("/proc/self/uid_map", uid) && inMap("/proc/self/gid_map", gid)
@@ -74,24 +74,25 @@ func inMap(path string, id int) bool {
 	return false
 }
 
-// effective are those that the calling thread can use.
+// effective returns a function that says which capabilities the calling thread can use.
 func effective() func(c int) bool {
 	have := capget()
 	return func(c int) bool { return have[c/32].Effective>>(c%32)&1 != 0 }
 }
 
 func capget() (have [2]unix.CapUserData) {
-	_ = unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &have[0]) // none, if it fails
+	_ = unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &have[0]) // none, if this fails
 	return have
 }
 
-// ownFile is this program, whatever has become of its path.
+// ownFile is this program, whatever has happened to its path.
 const ownFile = "/proc/self/exe"
 
-// exec has this process run its program anew as id, without a way back. On an error it is in no state to go on.
+// exec replaces this process with a new run of its program, as id, with no way back. After an error the process is
+// in no state to go on.
 func (id identity) exec(argv, env []string) error {
-	runtime.LockOSThread() // and exec leaves this thread alone
-	var mother int32       // who started us may want us to end with it: a change of user forgets that
+	runtime.LockOSThread() // and exec keeps only this thread
+	var mother int32       // our parent may want us to end with it; a change of user clears that setting
 	_, _, _ = unix.RawSyscall(unix.SYS_PRCTL, unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&mother)), 0)
 	if err := id.become(); err != nil {
 		return fmt.Errorf("become user %s: %w", id.name, err)
@@ -107,7 +108,7 @@ func (id identity) exec(argv, env []string) error {
 	if mother != 0 {
 		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(mother), 0, 0, 0)
 	}
-	// By its path it keeps its name in ps, if id may go there.
+	// Started by its path, it keeps its name in ps, if id may reach that path.
 	err := os.ErrNotExist
 	if path, perr := os.Executable(); perr == nil && sameFile(path, ownFile) {
 		err = syscall.Exec(path, argv, env)
@@ -127,7 +128,7 @@ func sameFile(a, b string) bool {
 	return err == nil && os.SameFile(fa, fb)
 }
 
-// become gives this thread the user, and exactly the capabilities, also after exec.
+// become gives this thread the user and exactly these capabilities, also after exec.
 func (id identity) become() error {
 	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
 		return err

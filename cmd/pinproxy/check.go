@@ -22,7 +22,7 @@ import (
 
 const (
 	lookupTimeout = 10 * time.Second
-	// triedPorts is how many ports of a pin are looked at, each by a walk through the kernel's sockets.
+	// triedPorts is how many ports of a pin are checked, each by a walk through the kernel's sockets.
 	triedPorts = 32
 )
 
@@ -32,13 +32,13 @@ type checker struct {
 	instance *instance  // nil: none is running
 	set      *rules.Set // nil: no rules are known
 	facts    host.Facts
-	lowest   uint16       // port that anybody may bind
-	mayMark  bool         // we may set a socket's mark, and end sockets
+	lowest   uint16       // lowest port that anybody may bind
+	mayMark  bool         // we may set a socket's mark and end sockets
 	running  capabilities // the running pinproxy's
 }
 
-// check answers what would become of a connection to o.target, on stdout; status is 0 if it would leave from its pin
-// now.
+// check reports on stdout what would happen to a connection to o.target. The status is 0 if the connection would
+// leave from its pin now.
 func check(ctx context.Context, o options, stdout io.Writer) (status int, err error) {
 	c := &checker{options: o}
 	if err := c.find(ctx); err != nil {
@@ -81,7 +81,7 @@ func check(ctx context.Context, o options, stdout io.Writer) (status int, err er
 	return exitOK, nil
 }
 
-// find finds the running pinproxy, the rules and what the host is set to.
+// find finds the running pinproxy, the rules and the host's settings.
 func (c *checker) find(ctx context.Context) (err error) {
 	if c.instance, err = findInstance(ctx, c.options); err != nil {
 		return err
@@ -107,7 +107,7 @@ func (c *checker) find(ctx context.Context) (err error) {
 	return nil
 }
 
-// rulesOf makes the running pinproxy's rules ours.
+// rulesOf returns the running pinproxy's rules as a set of ours.
 func rulesOf(about aboutJSON) (*rules.Set, error) {
 	var list []*rules.Rule
 	for _, j := range about.Rules {
@@ -130,8 +130,8 @@ func (c *checker) rulesFrom() string {
 	return ""
 }
 
-// resolve looks the target up as any program would. While a pinproxy runs, it sees the question and the answer, and
-// captures what it has to before we have it: what is found out then is what programs meet.
+// resolve looks the target up as any program would. A running pinproxy sees the query and the answer, and captures
+// what it has to before we get the answer. So what we find out then is what programs meet.
 func (c *checker) resolve(ctx context.Context) ([]netip.Addr, error) {
 	if c.target.addr.IsValid() {
 		return []netip.Addr{c.target.addr}, nil
@@ -151,7 +151,7 @@ func (c *checker) resolve(ctx context.Context) ([]netip.Addr, error) {
 	return addrs, nil
 }
 
-// reason is a failed lookup's, without the name and the resolver's address.
+// reason returns the reason of a failed lookup, without the name and the resolver's address.
 func reason(err error) error {
 	var dns *net.DNSError
 	if errors.As(err, &dns) {
@@ -200,7 +200,7 @@ func (c *checker) look(ctx context.Context, dst netip.AddrPort) (situation, erro
 	return s, c.lookAtPorts(&s, answer.Pin)
 }
 
-// lookAtPorts looks at the pin's ports in the order in which they would be tried, up to one that is free.
+// lookAtPorts checks the pin's ports in the order in which they would be tried, up to the first that is free.
 func (c *checker) lookAtPorts(s *situation, table *pinJSON) error {
 	order := s.order(table)
 	for _, port := range order {
@@ -220,8 +220,8 @@ func (c *checker) lookAtPorts(s *situation, table *pinJSON) error {
 	return nil
 }
 
-// order is the ports in the order in which the running pinproxy takes them: those that are free for it, then those
-// that are not.
+// order returns the ports in the order in which the running pinproxy takes them: first those that are free for it,
+// then the others.
 func (s situation) order(table *pinJSON) []uint16 {
 	var order []uint16
 	if table != nil {
@@ -306,7 +306,7 @@ func (c *checker) try(ctx context.Context, s situation) *connectJSON {
 	case c.mayMark:
 		sockets.Mark = host.Mark
 	case pin.Addr().IsUnspecified() && s.dial.Source.IsValid():
-		pin = netip.AddrPortFrom(s.dial.Source, pin.Port()) // the capture rules let it by
+		pin = netip.AddrPortFrom(s.dial.Source, pin.Port()) // the capture rules let this source pass
 	}
 	trial, err := sockets.Try(ctx, pin, s.dst)
 	if err != nil {
@@ -319,11 +319,11 @@ func (c *checker) try(ctx context.Context, s situation) *connectJSON {
 	return &connectJSON{OK: true, Local: trial.Local.String(), Took: trial.Took.Seconds()}
 }
 
-// capabilities is what a process may do.
+// capabilities says what a process may do.
 type capabilities struct{ netAdmin, bindService bool }
 
-// capabilitiesOf reads those of a process (proc_pid_status(5)); none if it can't be read. Their numbers are those of
-// linux/capability.h.
+// capabilitiesOf reads the capabilities of a process (proc_pid_status(5)). It returns none if they can't be read.
+// The numbers are those of linux/capability.h.
 func capabilitiesOf(process string) capabilities {
 	const bindService, netAdmin = 1 << 10, 1 << 12
 	b, err := os.ReadFile("/proc/" + process + "/status")
@@ -339,7 +339,7 @@ func capabilitiesOf(process string) capabilities {
 	return capabilities{}
 }
 
-// lowestUnprivileged is the sysctl ip_unprivileged_port_start.
+// lowestUnprivileged reads the sysctl ip_unprivileged_port_start.
 func lowestUnprivileged() uint16 {
 	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 	if err != nil {

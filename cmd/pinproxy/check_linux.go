@@ -6,8 +6,8 @@ import (
 	"pinproxy/netstack/host"
 )
 
-// mayMark says whether this process may mark its sockets in this network namespace (CAP_NET_ADMIN): what
-// /proc/self/status says of capabilities is true of the process's own user namespace alone.
+// mayMark says whether this process may mark its sockets in this network namespace (CAP_NET_ADMIN). The capabilities
+// in /proc/self/status hold only for the process's own user namespace.
 func mayMark() bool {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

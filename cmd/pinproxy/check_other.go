@@ -2,5 +2,5 @@
 
 package main
 
-// mayMark: marks are Linux's.
+// mayMark returns false: marks exist only on Linux.
 func mayMark() bool { return false }

@@ -11,7 +11,7 @@ import (
 	"pinproxy/rules"
 )
 
-// text is the report for people: one fact a line, what decides last.
+// text returns the report for people: one fact a line, with the deciding one last.
 func (r report) text() string {
 	var b strings.Builder
 	fmt.Fprintln(&b, r.Target)
@@ -129,7 +129,7 @@ func (p *pinReport) text(b *strings.Builder, r report) {
 	}
 }
 
-// standing is whether the kernel may hand the port to others.
+// standing says whether the kernel may hand the port to others.
 func (p portReport) standing(r rangeReport) string {
 	local := fmt.Sprintf("ip_local_port_range (%d-%d)", r.First, r.Last)
 	switch {
@@ -143,7 +143,7 @@ func (p portReport) standing(r rangeReport) string {
 	return "not reserved; outside " + local
 }
 
-// text says whose socket it is, and what it does.
+// text says whose socket it is and what it does.
 func (s socketState) text() string {
 	who := "the kernel"
 	switch {
@@ -179,7 +179,7 @@ func (s socketState) why(p portState) string {
 	return "in the way of all destinations"
 }
 
-// chosen is the answer to "how is my source port chosen?", in a sentence.
+// chosen answers "how is my source port chosen?" in a sentence.
 func (s situation) chosen(v verdict, facts host.Facts) string {
 	switch {
 	case v.pinned:
@@ -199,7 +199,7 @@ func (s situation) chosen(v verdict, facts host.Facts) string {
 	return fmt.Sprintf("By the kernel: any port of ip_local_port_range (%d-%d) that is free towards the destination and not reserved, a different one each time.", local.First, local.Last)
 }
 
-// from is the address that a connection from the pin has.
+// from returns the address of a connection from the pin.
 func (s situation) from() string {
 	if addr := s.rule.Pin().Addr(); addr.IsValid() {
 		return addr.String()
@@ -207,7 +207,7 @@ func (s situation) from() string {
 	return s.dial.Source.String()
 }
 
-// among says why this port.
+// among says why it is this port.
 func (s situation) among() string {
 	switch n := s.rule.Pin().Ports().Len(); n {
 	case 1:
@@ -217,7 +217,7 @@ func (s situation) among() string {
 	}
 }
 
-// otherwise is what the rule has a connection do that finds no port.
+// otherwise says what the rule does with a connection that finds no port.
 func (s situation) otherwise() string {
 	var ways []string
 	for _, w := range s.rule.Busy() {
@@ -237,7 +237,7 @@ func (s situation) otherwise() string {
 	return strings.Join(ways, ", then ")
 }
 
-// waits: the port has another user, so that the rule's busy list is gone through.
+// waits reports that the port has another user, so that the rule's busy list is used.
 func (s situation) waits() bool {
 	p := s.ports[0]
 	_, taken := p.inTheWay()

@@ -9,13 +9,13 @@ import (
 	"pinproxy/netstack/host"
 )
 
-// cleanup undoes what a killed pinproxy left behind, and prints it.
+// cleanup undoes what a killed pinproxy left behind, and prints what it did.
 func cleanup(ctx context.Context, stdout, stderr io.Writer) error {
 	done, err := host.Cleanup(ctx, stateDir())
 	if held, ok := errors.AsType[*host.HeldError](err); ok {
 		return &runningError{held}
 	}
-	if err == nil { // so nobody is running
+	if err == nil { // so no pinproxy is running
 		var line string
 		if line, err = cleanSocket(); line != "" {
 			done = append(done, line)
@@ -30,7 +30,7 @@ func cleanup(ctx context.Context, stdout, stderr io.Writer) error {
 	return err
 }
 
-// runningError says that what is there belongs to a pinproxy that is running.
+// runningError says that what is there belongs to a running pinproxy.
 type runningError struct{ by *host.HeldError }
 
 func (e *runningError) Error() string { return "nothing is cleaned up: " + e.by.Error() }
@@ -43,7 +43,8 @@ func (e *runningError) hint() string {
 	return fmt.Sprintf("stop it with `kill %d`: it takes back its changes itself", e.by.PID)
 }
 
-// cleanSocket removes the control socket that nobody listens on any more, where it is without --socket.
+// cleanSocket removes the control socket if nobody listens on it any more. It looks at the path used without
+// --socket.
 func cleanSocket() (line string, err error) {
 	path, err := controlSocket(options{})
 	if err != nil {

@@ -27,14 +27,13 @@ import (
 	"pinproxy/rules"
 )
 
-// One command: its namespaces take the place of policy routes, and whatever it
-// sends comes here.
+// One command: its namespaces take the place of policy routes, and everything it sends comes here.
 
-// exactNamesWait is how long a connection waits at the start for the first lookup
-// of the rules' exact names, if it needs to.
+// exactNamesWait is how long a connection at the start may wait for the first lookup of the rules' exact names, if
+// it has to.
 const exactNamesWait = 2 * time.Second
 
-// defaultPath is execvp(3)'s where PATH is not set.
+// defaultPath is the path that execvp(3) uses if PATH is not set.
 const defaultPath = "/bin:/usr/bin"
 
 // runCommand runs o.argv and returns its exit status.
@@ -59,7 +58,7 @@ func runCommand(o options, stderr io.Writer) (int, error) {
 	return attend(child, o, out, log)
 }
 
-// commandConfig is what the command sees.
+// commandConfig returns the configuration of what the command sees.
 func commandConfig(o options, file string, out *outward, log *slog.Logger) netns.Config {
 	c := netns.Config{
 		Path:    file,
@@ -88,7 +87,7 @@ func commandConfig(o options, file string, out *outward, log *slog.Logger) netns
 	return c
 }
 
-// attend puts the parts together, and serves the command until it has ended.
+// attend puts the parts together and serves the command until it has ended.
 func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int, error) {
 	for _, w := range child.Warnings() {
 		log.Info("not done for the command: " + w.Error())
@@ -105,7 +104,7 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 	datagrams := udp.New(out.dialUDP, log, udp.Limits{})
 	pings := ping.NewRelay(out.dialPing, log, udp.Limits{})
 	c := &command{out: out, names: names, tried: make(chan struct{})}
-	var stack *netstack.Stack // there before the first flow
+	var stack *netstack.Stack // set before the first flow
 	c.pins = proxy.New(proxy.Config{
 		Names:       names,
 		Dialer:      sockets,
@@ -170,12 +169,11 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 		return status, child.Leave() // the kernel closes what is open when we exit
 	}
 	cancel()
-	_ = parts.Wait() // logged, and the status is the command's
+	_ = parts.Wait() // logged already, and the status is the command's
 	return status, child.Close()
 }
 
-// lastDatagram is how long what a command sent without a connection, just before its
-// end, may be under way inside pinproxy.
+// lastDatagram is how long a datagram sent just before the command's end may be in transit inside pinproxy.
 const lastDatagram = 50 * time.Millisecond
 
 func lastDatagrams(ctx context.Context) {
@@ -187,8 +185,8 @@ func lastDatagrams(ctx context.Context) {
 	}
 }
 
-// quiet is for lookups that the command will hear of when it makes its own: nil
-// unless a person wants to know.
+// quiet returns the log for lookups whose failure the command will see when it makes its own. It is nil unless a
+// person wants to know.
 func quiet(log *slog.Logger) *slog.Logger {
 	if log.Enabled(context.Background(), slog.LevelInfo) {
 		return log
@@ -196,7 +194,7 @@ func quiet(log *slog.Logger) *slog.Logger {
 	return nil
 }
 
-// logged says at once that there is no network any more: the command goes on.
+// logged logs at once that the network is lost, because the command goes on.
 func logged(log *slog.Logger, err error) error {
 	if err != nil {
 		log.Error("the command has lost its network: " + err.Error())
@@ -223,8 +221,8 @@ func (c *command) handle(ctx context.Context, f *netstack.Flow) {
 	c.pins.Handle(ctx, outwardFlow{f, dst})
 }
 
-// awaitNames waits for the first lookup of the exact names, if dst might be an address of one that
-// the command knows from elsewhere than DNS, /etc/hosts say. The command itself is not kept waiting.
+// awaitNames waits for the first lookup of the exact names if dst may be an address of one that the command knows
+// from somewhere other than DNS, such as /etc/hosts. The command itself does not wait.
 func (c *command) awaitNames(ctx context.Context, dst netip.AddrPort) {
 	if c.names.Decide(dst).Name != "" {
 		return
@@ -243,16 +241,16 @@ func (c *command) awaitNames(ctx context.Context, dst netip.AddrPort) {
 	}
 }
 
-// outward knows what on the host the addresses stand for that only the command sees.
+// outward maps the addresses that only the command sees to what they stand for on the host.
 type outward struct {
 	resolvers *netns.Resolvers
 	loopback  []netip.Addr
 }
 
-// dnsTLSPort is that of DNS over TLS, RFC 7858.
+// dnsTLSPort is the port of DNS over TLS (RFC 7858).
 const dnsTLSPort = 853
 
-// of returns where to dial for dst. A name server's stand-in is nothing but a name server.
+// of returns where to dial for dst. A name server's stand-in serves only as a name server.
 func (o *outward) of(dst netip.AddrPort) (netip.AddrPort, bool) {
 	if real, ok := o.resolvers.Real(dst.Addr()); ok {
 		return netip.AddrPortFrom(real, dst.Port()), dst.Port() == dnsPort || dst.Port() == dnsTLSPort
@@ -269,7 +267,7 @@ func (o *outward) of(dst netip.AddrPort) (netip.AddrPort, bool) {
 	return dst, true
 }
 
-// dial is for the relay of datagrams.
+// dial is for the datagram relay.
 func (o *outward) dial(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
 	real, ok := o.of(dst)
 	if !ok {
@@ -278,18 +276,18 @@ func (o *outward) dial(ctx context.Context, network string, dst netip.AddrPort) 
 	return proxy.Sockets{}.DialPlain(ctx, network, real)
 }
 
-// dialUDP is for what is no DNS.
+// dialUDP is for datagrams that are not DNS.
 func (o *outward) dialUDP(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
 	return o.dial(ctx, "udp", dst)
 }
 
-// dialPing pings what an address stands for.
+// dialPing pings what the address stands for.
 func (o *outward) dialPing(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
 	real, _ := o.of(dst)
 	return ping.Dial(ctx, real)
 }
 
-// outwardFlow is a flow that goes to dst in truth.
+// outwardFlow is a flow whose real destination is dst.
 type outwardFlow struct {
 	*netstack.Flow
 	dst netip.AddrPort
@@ -298,7 +296,8 @@ type outwardFlow struct {
 // Dst implements proxy.Flow.
 func (f outwardFlow) Dst() netip.AddrPort { return f.dst }
 
-// allRouted is the router of a command: all of its connections come as it is.
+// allRouted is the router for a command. It has nothing to do, because all of the command's connections come to us
+// anyway.
 type allRouted struct{}
 
 // Add does nothing.
@@ -307,7 +306,7 @@ func (allRouted) Add(context.Context, []host.Capture) error { return nil }
 // Remove does nothing.
 func (allRouted) Remove(context.Context, []host.Capture) error { return nil }
 
-// lowPortError says that pins are below 1024, and that this is not allowed to us.
+// lowPortError says that pins are below 1024 and that we may not bind such ports.
 type lowPortError struct {
 	port uint16
 	err  error
@@ -321,7 +320,7 @@ func (e *lowPortError) Unwrap() error { return e.err }
 
 // checkLowPorts asks the kernel whether the lowest pin may be bound.
 func checkLowPorts(set *rules.Set) error {
-	const first = 1024 // net.ipv4.ip_unprivileged_port_start may only be lower in practice
+	const first = 1024 // in practice net.ipv4.ip_unprivileged_port_start can only be lower
 	ports := set.PinPorts().Ranges()
 	if len(ports) == 0 || ports[0].First >= first {
 		return nil
@@ -329,5 +328,5 @@ func checkLowPorts(set *rules.Set) error {
 	if err := sockdiag.Bind(netip.AddrPortFrom(netip.IPv4Unspecified(), ports[0].First)); errors.Is(err, fs.ErrPermission) {
 		return &lowPortError{ports[0].First, err}
 	}
-	return nil // another failure is for the flow, which waits
+	return nil // any other failure concerns the flow, which waits
 }

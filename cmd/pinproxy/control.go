@@ -16,15 +16,15 @@ import (
 	"pinproxy/rules"
 )
 
-// The control socket lets others look into the running pinproxy: `check` and `status`. It speaks HTTP, so that a page
-// and metrics can be answered by the same handlers, and any HTTP client can ask.
+// The control socket lets `check` and `status` look into the running pinproxy. It speaks HTTP, so that the same
+// handlers can serve a page and metrics, and any HTTP client can ask.
 //
 //	GET /about                                 what it is and its rules: aboutJSON
 //	GET /status                                all of it at one moment: statusJSON
 //	GET /destination?dst=A:P[&name=N][&rule=R] what a connection would meet: destinationJSON
 //
-// It only tells. Whoever may open the socket, the same user and root, is trusted with what is told, but not to be
-// quick, or few, or to ask for something sensible.
+// It is read-only. Those who may open the socket, the same user and root, may see everything it tells. They are not
+// trusted to be quick, to be few, or to ask for anything sensible.
 const (
 	controlConns   = 16 // at a time; more wait
 	controlHeader  = 8 << 10
@@ -70,7 +70,7 @@ func (c *control) handler() http.Handler {
 	return mux
 }
 
-// answer writes what was asked for. That the other end has gone is its own affair.
+// answer writes what was asked for. If the client has gone, that is the client's problem.
 func answer(w http.ResponseWriter, what any) {
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(what)
@@ -85,7 +85,7 @@ type discard struct{}
 
 func (discard) Write(b []byte) (int, error) { return len(b), nil }
 
-// bounded accepts so many connections at a time.
+// bounded accepts a limited number of connections at a time.
 type bounded struct {
 	net.Listener
 	slots  chan struct{}
@@ -126,8 +126,8 @@ func (c *boundedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// destination is what the rules and the lease table say of a connection to dst: by name if that is given, else by what
-// is known of the address. rule is another rule to tell the pin of.
+// destination returns what the rules and the lease table say of a connection to dst. It goes by name if one is
+// given, else by what is known of the address. rule is another rule whose pin to report.
 func (c *control) destination(dst, name, rule string) (destinationJSON, error) {
 	to, err := netip.ParseAddrPort(dst)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"pinproxy/netstack/host"
 )
 
-// controlSocket is the path of the control socket: of --socket, or beside the state file.
+// controlSocket returns the path of the control socket: from --socket, or next to the state file.
 func controlSocket(o options) (string, error) {
 	if o.socket != "" {
 		return o.socket, nil
@@ -27,7 +27,7 @@ func controlSocket(o options) (string, error) {
 	return host.SocketFile(stateDir(), namespace), nil
 }
 
-// groupOf is the number of a group; -1 for "".
+// groupOf returns the number of a group, or -1 for "".
 func groupOf(name string) (int, error) {
 	if name == "" {
 		return -1, nil
@@ -42,7 +42,7 @@ func groupOf(name string) (int, error) {
 	return int(gid), nil
 }
 
-// share lets the group use the socket at path, too. It is the group's before it is open to it.
+// share also lets the group use the socket at path. The socket is given to the group before it is opened to it.
 func share(path string, group int) error {
 	if group < 0 {
 		return nil
@@ -56,8 +56,8 @@ func share(path string, group int) error {
 	return nil
 }
 
-// listenControl listens on path for the same user and root alone. A socket that nobody listens on any more is
-// replaced; anything else at path stays, and is an error.
+// listenControl listens on path. Only the same user and root may connect. A socket that nobody listens on any more
+// is replaced. Anything else at path stays and is an error.
 func listenControl(ctx context.Context, path string) (net.Listener, func() error, error) {
 	if _, err := removeStale(path); err != nil {
 		return nil, nil, fmt.Errorf("listen on %s: %w", path, err)
@@ -67,14 +67,14 @@ func listenControl(ctx context.Context, path string) (net.Listener, func() error
 	if err != nil {
 		return nil, nil, fmt.Errorf("listen on %s: %w", path, cause(err))
 	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false) // it would remove another's, too
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // it would also remove another's socket
 	mine, err := os.Lstat(path)
 	if err != nil {
 		_ = l.Close()
 		return nil, nil, fmt.Errorf("listen on %s: %w", path, cause(err))
 	}
 	remove := func() error {
-		// An inode's number is soon used again, so its time is looked at, too.
+		// An inode number is soon reused, so the time is compared as well.
 		if now, err := os.Lstat(path); err != nil || !os.SameFile(now, mine) || !now.ModTime().Equal(mine.ModTime()) {
 			return nil // gone, or no longer ours
 		}
@@ -111,7 +111,7 @@ func removeStale(path string) (removed bool, err error) {
 	return true, nil
 }
 
-// cause takes away what repeats the call and what it was about: an errno is enough.
+// cause removes the repetition of the call and its subject from an error: an errno is enough.
 func cause(err error) error {
 	var errno syscall.Errno
 	if errors.As(err, &errno) {
@@ -126,7 +126,7 @@ func cause(err error) error {
 	}
 }
 
-// openControl opens the control socket, if it can: without it everything else works.
+// openControl opens the control socket if possible. Everything else works without it.
 func openControl(ctx context.Context, o options, log *slog.Logger) (l net.Listener, path string, remove func() error) {
 	path, err := controlSocket(o)
 	if err == nil {

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// onlyOwner sets a socket's mode before it is bound: the file then has that mode from the first moment
+// onlyOwner sets a socket's mode before it is bound. The file then has that mode from the first moment
 // (unix_bind_bsd).
 func onlyOwner(_, _ string, c syscall.RawConn) error {
 	var err error

@@ -7,5 +7,5 @@ import (
 	"syscall"
 )
 
-// onlyOwner: the mode of a socket that is not bound yet is Linux's.
+// onlyOwner is unsupported: only Linux lets us set the mode of a socket that is not bound yet.
 func onlyOwner(_, _ string, _ syscall.RawConn) error { return errors.ErrUnsupported }

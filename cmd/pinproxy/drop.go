@@ -11,7 +11,7 @@ import (
 )
 
 // A whole-host pinproxy that is started as root, or with more capabilities than it needs, does as root only what
-// nobody else may do, and then starts itself anew, in the same process, without what it needs no more:
+// nobody else may do. It then starts itself anew, in the same process, without what it no longer needs:
 //
 //	as root   parse the command line, make the directory for state, make the device, fork the namer,
 //	          connect to D-Bus as the user of systemd-resolved
@@ -19,28 +19,29 @@ import (
 //	          ▼
 //	as user   everything else, with CAP_NET_ADMIN, and CAP_NET_BIND_SERVICE where a pin may need it
 //
-// Credentials, capabilities, no_new_privs and Landlock belong to threads, and a Go program has many. exec leaves one,
-// so it is the one way that leaves nothing over, whether the binary has cgo in it or not. Nothing that reads packets, DNS
-// answers or requests is ever run by root; and it is the very situation of a unit with User= and AmbientCapabilities=.
+// Credentials, capabilities, no_new_privs and Landlock belong to threads, and a Go program has many. exec keeps only
+// one thread, so it is the only way that leaves nothing behind, with or without cgo in the binary. Root never runs
+// code that reads packets, DNS answers or requests. The result is the same as that of a unit with User= and
+// AmbientCapabilities=.
 
-// handoverEnv names the descriptor with the handover, from the first to the second.
+// handoverEnv names the descriptor with the handover from the first program to the second.
 const handoverEnv = "PINPROXY_HANDOVER"
 
-// defaultUser is whose process it becomes where --user says nothing: the package makes this user.
+// defaultUser is the user to become if --user is not given. The package creates this user.
 const defaultUser = "pinproxy"
 
-// handover is what the second can't get by itself.
+// handover holds what the second program can't get by itself.
 type handover struct {
 	Tun   device            // made by the first
 	Bus   resolved.Handed   // for systemd-resolved
 	Namer int               // socket of the namer; 0: there is none
-	Rules map[string]string // the rules files, which may be pipes, or for root only
+	Rules map[string]string // the rules files, which may be pipes or readable only by root
 	Notes []string          // what could not be given up, and why
 
-	done bool // this is the second
+	done bool // this is the second program
 }
 
-// device is link.FD, for JSON and for systems without.
+// device is link.FD, for JSON and for other systems.
 type device struct {
 	FD      int
 	Name    string
@@ -63,7 +64,7 @@ func (h *handover) text(path string) (string, error) {
 	return text, nil
 }
 
-// unreadable warns of rules files that could be read once.
+// unreadable warns of rules files that can't be read again.
 func (h *handover) unreadable() (warnings []string) {
 	for path := range h.Rules {
 		f, err := os.Open(path)
@@ -76,8 +77,8 @@ func (h *handover) unreadable() (warnings []string) {
 	return warnings
 }
 
-// lowPorts says whether a port that takes CAP_NET_BIND_SERVICE may be wanted: by a pin or the page now, or by a rules
-// file when it is read again.
+// lowPorts says whether a port that needs CAP_NET_BIND_SERVICE may be wanted: by a pin or the page now, or by a
+// rules file when it is reread.
 func (o options) lowPorts(h *handover) bool {
 	first := uint16(1024)
 	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start"); err == nil {

@@ -21,7 +21,7 @@ import (
 	"pinproxy/proxy/sockdiag"
 )
 
-// takeOver is the handover of the first to the second; in the first it is empty.
+// takeOver returns the handover from the first program to the second. In the first it is empty.
 func takeOver() (*handover, error) {
 	h := &handover{}
 	text, ok := os.LookupEnv(handoverEnv)
@@ -60,7 +60,8 @@ func (h *handover) open(c link.Config) (*link.Link, error) {
 	return link.FromFD(link.FD(h.Tun))
 }
 
-// owners names the programs that have sockets, also those of other users if we had the capabilities at the start.
+// owners returns a function that names the programs that have sockets. It also names those of other users if we had
+// the capabilities at the start.
 func (h *handover) owners() (func([]sockdiag.Socket) []sockdiag.Process, error) {
 	if h.Namer == 0 {
 		return nil, nil
@@ -72,7 +73,7 @@ func (h *handover) owners() (func([]sockdiag.Socket) []sockdiag.Process, error) 
 	return n.Owners, nil
 }
 
-// needed are the capabilities of a whole host's pinproxy.
+// needed returns the capabilities that a whole-host pinproxy needs.
 func needed(o options, h *handover) []int {
 	if o.lowPorts(h) {
 		return []int{unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE}
@@ -80,12 +81,12 @@ func needed(o options, h *handover) []int {
 	return []int{unix.CAP_NET_ADMIN}
 }
 
-// naming are the capabilities that it takes to see what other users' processes have open (proc_fd_permission,
-// ptrace_may_access). They are next to root's, so pinproxy does not keep them: the namer does.
+// naming are the capabilities needed to see what other users' processes have open (proc_fd_permission,
+// ptrace_may_access). They are almost as powerful as root, so pinproxy does not keep them: the namer does.
 var naming = []int{unix.CAP_SYS_PTRACE, unix.CAP_DAC_READ_SEARCH}
 
-// drop gives up what pinproxy does not need, and returns when it has none of it, in the second. It returns an error
-// before anything on the host has been changed.
+// drop gives up what pinproxy does not need. It returns nil in the second program, when nothing is left to give up.
+// It returns an error before anything on the host has been changed.
 func (h *handover) drop(o options) error {
 	if h.done {
 		return nil
@@ -102,7 +103,7 @@ func (h *handover) drop(o options) error {
 		h.Notes = append(h.Notes, err.Error())
 		id = sameUser()
 	}
-	// Who is there already is of more interest than that its device is, too.
+	// That a pinproxy is already running says more than that its device exists.
 	if r, ok, err := host.FindRunning(); err == nil && ok {
 		return &host.HeldError{PID: r.PID}
 	}
@@ -120,7 +121,7 @@ func (h *handover) drop(o options) error {
 		return err
 	}
 	if o.socketGroup >= 0 {
-		id.groups = append(id.groups, o.socketGroup) // to be allowed to give the socket to it
+		id.groups = append(id.groups, o.socketGroup) // so that it may give the socket to the group
 	}
 	id.caps = needed(o, h)
 	id.writes = []writable{{dir, makeFiles}, {"/proc/sys/net", writeFiles}}
@@ -130,7 +131,7 @@ func (h *handover) drop(o options) error {
 	return dropError(id.exec(os.Args, env))
 }
 
-// dropError adds the hint for what goes wrong most.
+// dropError adds the hint for the most common failure.
 func dropError(err error) error {
 	if errors.Is(err, unix.EACCES) {
 		return &userError{fmt.Sprintf("%v", err), fmt.Sprintf("have everybody be allowed to execute %s: sudo chmod 755 %s", ownPath(), ownPath())}
@@ -138,12 +139,12 @@ func dropError(err error) error {
 	return err
 }
 
-// userError is about the user to become.
+// userError is an error about the user to become.
 type userError struct{ msg, hint string }
 
 func (e *userError) Error() string { return e.msg }
 
-// identity chooses whom to become. Where that can't be, it is noted, unless it was asked for.
+// identity chooses the user to become. If that is impossible, it adds a note, or fails if the user was asked for.
 func (h *handover) identity(o options) (identity, error) {
 	same := sameUser()
 	if os.Geteuid() != 0 {
@@ -182,15 +183,15 @@ func (h *handover) identity(o options) (identity, error) {
 	return same, nil
 }
 
-// sameUser is to remain who we are.
+// sameUser is the identity that keeps the current user.
 func sameUser() identity { return identity{name: strconv.Itoa(os.Geteuid()), uid: -1, gid: -1} }
 
-// resolvedUser is whom systemd-resolved runs as, whoever built it.
+// resolvedUser is the user that systemd-resolved runs as, whoever built it.
 const resolvedUser = "systemd-resolve"
 
-// connectToBus connects to D-Bus as somebody from whom systemd-resolved takes orders, or not at all: later may do.
-// Orders of a user without privileges take a polkit rule. Those of root would do, but systemd itself obeys them too:
-// who has such a connection is root. From systemd-resolved's own user nobody else takes any.
+// connectToBus connects to D-Bus as a user from whom systemd-resolved takes orders. If it can't, a later connection
+// may do. An unprivileged user needs a polkit rule to give orders. Root would do, but systemd itself obeys root too,
+// so whoever has such a connection is root. Nobody else takes orders from systemd-resolved's own user.
 func connectToBus() resolved.Handed {
 	can := effective()
 	id, err := findUser(resolvedUser)
@@ -201,11 +202,11 @@ func connectToBus() resolved.Handed {
 	return bus
 }
 
-// prepare has the directory for state be id's, with what is in it, if nobody but pinproxy could have put it there.
+// prepare gives the state directory and its contents to id, if nobody but pinproxy could have put them there.
 func prepare(dir string, id identity) error {
 	if dir == runDir {
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil // who needs it says so
+			return nil // the code that needs it reports it
 		}
 	}
 	if id.uid < 0 {
@@ -256,8 +257,8 @@ func prepare(dir string, id identity) error {
 	return nil
 }
 
-// openOwn returns a descriptor of the very file that is pinproxy's by its name, and by its owner, who has the directory: a
-// link to another's file, that another user has put there, is not given away.
+// openOwn returns a descriptor of a file that is pinproxy's by its name and by its owner, who also owns the
+// directory. So a link to somebody else's file, put there by another user, is not given away.
 func openOwn(dir int, name string, uid int) (int, error) {
 	if !strings.HasPrefix(name, "pinproxy.") {
 		return 0, errors.New("others have files there")
@@ -278,12 +279,12 @@ func openOwn(dir int, name string, uid int) (int, error) {
 	return fd, nil
 }
 
-// passable says whether the user may go into dir.
+// passable says whether the user may enter dir.
 func passable(dir string, uid int) bool {
 	for {
 		info, err := os.Stat(dir)
 		if err != nil {
-			return true // who needs it says so
+			return true // the code that needs it reports it
 		}
 		if info.Mode()&0o001 == 0 && (owner(info) != uid || info.Mode()&0o100 == 0) {
 			return false
@@ -303,8 +304,8 @@ func owner(info fs.FileInfo) int {
 	return -1
 }
 
-// give writes the handover down, and returns the environment to start the second in. All descriptors that it has
-// survive exec.
+// give writes the handover, and returns the environment in which to start the second program. All of the handover's
+// descriptors survive exec.
 func (h *handover) give() ([]string, error) {
 	fd, err := unix.MemfdCreate("handover", 0)
 	if err != nil {

@@ -7,21 +7,21 @@ import (
 	"pinproxy/proxy/sockdiag"
 )
 
-// userError is about the user to become.
+// userError is an error about the user to become.
 type userError struct{ msg, hint string }
 
 func (e *userError) Error() string { return e.msg }
 
-// takeOver finds nothing.
+// takeOver returns an empty handover.
 func takeOver() (*handover, error) { return &handover{}, nil }
 
-// drop is for Linux, where there is something to drop.
+// drop does nothing: only Linux has something to drop.
 func (h *handover) drop(options) error { return nil }
 
 // open opens the device.
 func (h *handover) open(c link.Config) (*link.Link, error) { return link.Open(c) }
 
-// owners is for Linux.
+// owners returns nil: only Linux has it.
 func (h *handover) owners() (func([]sockdiag.Socket) []sockdiag.Process, error) { return nil, nil }
 
 func namerMain() {}

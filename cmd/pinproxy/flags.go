@@ -18,10 +18,10 @@ import (
 	"pinproxy/rules"
 )
 
-// options is the command line, parsed.
+// options are the parsed command line.
 type options struct {
 	command string   // "", "check", "status" or "cleanup"
-	argv    []string // behind --: the command to run, if there is one
+	argv    []string // after --: the command to run, if there is one
 	help    bool
 	version bool
 
@@ -31,21 +31,21 @@ type options struct {
 	offload     bool
 	dialTimeout time.Duration
 	strict      bool
-	gateways    []string // devices: hosts behind them are pinned, too
+	gateways    []string // devices; the hosts behind them are pinned, too
 	dryRun      bool
-	loopback    []netip.Addr // where a command finds the host's loopback
+	loopback    []netip.Addr // addresses at which a command finds the host's loopback
 	logLevel    slog.Level
 	logJSON     bool
 	socket      string // path of the control socket; "" is the default
-	user        string // whom root becomes; "" is the default
+	user        string // the user that root becomes; "" is the default
 
-	target  target // of check
+	target  target // for check
 	connect bool
 	json    bool
 	watch   bool
 
-	socketGroup int    // group that may open the control socket too; -1: none
-	http        string // where the page is served, as host:port; "" for nowhere
+	socketGroup int    // group that may also open the control socket; -1: none
+	http        string // where to serve the page, as host:port; "" for nowhere
 }
 
 // usageError is a mistake on the command line.
@@ -56,9 +56,8 @@ type usageError struct {
 
 func (e *usageError) Error() string { return e.msg }
 
-// parseArgs reads the command line. Its errors are *usageError, *rules.SyntaxError
-// or *rules.ConflictError; each means exit status 2.
-// The texts of rules files come from read.
+// parseArgs reads the command line. Its errors are *usageError, *rules.SyntaxError or *rules.ConflictError. Each
+// means exit status 2. read returns the texts of rules files.
 func parseArgs(args []string, read func(path string) (string, error)) (options, error) {
 	o := options{socketGroup: -1}
 	var socketGroup, httpAddr string
@@ -112,7 +111,7 @@ func parseArgs(args []string, read func(path string) (string, error)) (options, 
 		return o, err
 	}
 	if len(o.argv) > 0 && !fs.Changed("log-level") {
-		level = "warn" // standard error is the command's
+		level = "warn" // standard error belongs to the command
 	}
 	switch {
 	case o.command == "check" && o.dialTimeout <= 0:
@@ -150,7 +149,8 @@ func parseArgs(args []string, read func(path string) (string, error)) (options, 
 	return o, err
 }
 
-// gatewayNames refuses what can't be a gateway. A device that is not there may come later, as to ip(8)'s rules.
+// gatewayNames refuses what can't be a gateway. A device that does not exist yet may come later, as with ip(8)'s
+// rules.
 func gatewayNames(names []string, tun string) ([]string, error) {
 	var list []string
 	for _, name := range names {
@@ -171,7 +171,7 @@ func gatewayNames(names []string, tun string) ([]string, error) {
 	return list, nil
 }
 
-// commandFlags looks at the flags that are for a command only, or for a whole host only.
+// commandFlags checks the flags that are only for a command, or only for a whole host.
 func (o *options) commandFlags(loopback []string, fs *pflag.FlagSet) error {
 	switch {
 	case len(o.argv) == 0 && len(loopback) > 0:
@@ -212,7 +212,7 @@ func (o *options) serves() bool {
 	return !o.help && !o.version && !o.dryRun && o.command == "" && len(o.argv) == 0
 }
 
-// positional reads what is no flag: nothing, or a command.
+// positional reads the arguments that are not flags: nothing, or a command.
 func (o *options) positional(args, ruleTexts []string) error {
 	switch {
 	case len(args) == 0:
@@ -234,7 +234,7 @@ func (o *options) positional(args, ruleTexts []string) error {
 	case len(ruleTexts) == 0 && strings.Contains(args[0], "="):
 		return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), "pinproxy --rule " + quote(args[0])}
 	case len(ruleTexts) > 0 && isOption(args[0]):
-		// An option of the rule that the shell has split off.
+		// An option of a rule that the shell has split off.
 		return &usageError{
 			fmt.Sprintf("unexpected argument %q: a rule with options is one argument, so quote it", args[0]),
 			"pinproxy --rule " + quote(ruleTexts[len(ruleTexts)-1]+" "+strings.Join(args, " ")),
@@ -243,7 +243,7 @@ func (o *options) positional(args, ruleTexts []string) error {
 	return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), commandHint(args[0])}
 }
 
-// belong refuses flags that mean nothing to the command.
+// belong refuses flags that have no meaning for the command.
 func (o *options) belong(fs *pflag.FlagSet) error {
 	var err error
 	fs.Visit(func(f *pflag.Flag) {

@@ -10,11 +10,11 @@ import (
 	"pinproxy/netstack/host"
 )
 
-// guard knows hosts behind a gateway from this one, and keeps them from what is this host's alone. Nil: there is no
-// gateway.
+// guard tells hosts behind a gateway from this one, and keeps them away from what belongs to this host alone. It is
+// nil without a gateway.
 type guard struct{ where *host.Whereabouts }
 
-// newGuard is nil without gateways. Close it.
+// newGuard returns nil without gateways. The caller closes it.
 func newGuard(gateways []string) (*guard, error) {
 	if len(gateways) == 0 {
 		return nil, nil
@@ -33,8 +33,9 @@ func (g *guard) close() error {
 	return g.where.Close()
 }
 
-// behind says whether src is another host's. Most sources are the device's, as this host's own connections have it; with
-// --strict they may have any address of this host. What can't be told is another host's.
+// behind says whether src is the address of another host. Most sources are the device's, which this host's own
+// connections have. With --strict these may have any address of this host. If behind can't tell, it takes src for
+// another host's.
 func (g *guard) behind(src netip.Addr) bool {
 	if g == nil || src == host.Addr4 || src == host.Addr6 {
 		return false
@@ -51,12 +52,12 @@ var (
 	errOwn      = errors.New("it is this host's own")
 )
 
-// notSingle are addresses of nobody and of everybody.
+// notSingle are the addresses of nobody and of everybody.
 var notSingle = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified(), netip.AddrFrom4([4]byte{255, 255, 255, 255})}
 
-// forbid is why a host behind a gateway may not be led to dst. What is forwarded comes here only if the kernel has a
-// route for it that leads elsewhere; but a rule may name another address of the same name, and an IPv6 packet may go to
-// an address that package net takes for an IPv4 one.
+// forbid says why a host behind a gateway must not reach dst. Forwarded traffic comes here only if the kernel has a
+// route for it that leads elsewhere. But a rule may pick another address of the same name, and an IPv6 packet may go
+// to an address that package net takes for an IPv4 one.
 func (g *guard) forbid(dst netip.Addr) error {
 	switch {
 	case g == nil:
@@ -80,7 +81,7 @@ func (g *guard) forbid(dst netip.Addr) error {
 	return nil
 }
 
-// paths is path, or nil if nobody is behind.
+// paths returns path, or nil if there are no hosts behind a gateway.
 func (g *guard) paths() func(src netip.Addr) int {
 	if g == nil {
 		return nil
@@ -88,19 +89,19 @@ func (g *guard) paths() func(src netip.Addr) int {
 	return g.path
 }
 
-// path is how large packets to a host behind a gateway may be; 0 for this host's own connections.
+// path returns the largest packet size towards a host behind a gateway, or 0 for this host's own connections.
 func (g *guard) path(src netip.Addr) int {
 	if !g.behind(src) {
 		return 0
 	}
 	mtu, err := g.where.MTU(src)
 	if err != nil {
-		return 1280 // what IPv6 asks of every link, and IPv4's have all the same
+		return 1280 // IPv6 requires this of every link, and links for IPv4 all have it in practice
 	}
 	return mtu
 }
 
-// lets says whether a DNS query may go on, and answers one that may not.
+// lets says whether a DNS query may go on. It answers a query that may not.
 func (g *guard) lets(d *netstack.Datagram) bool {
 	if g == nil || !g.behind(d.Src().Addr()) || g.forbid(d.Dst().Addr()) == nil {
 		return true

@@ -7,9 +7,9 @@ import (
 	"syscall"
 )
 
-// listenForHangups returns a channel that has something in it when SIGHUP has come: the rules are to be reread. But
-// when the terminal that we were started from is gone, SIGHUP says so, and the context returned ends, as programs do
-// then; unless we were started to survive it, by nohup(1).
+// listenForHangups returns a channel that receives a value when SIGHUP asks for the rules to be reread. SIGHUP also
+// says that the terminal that started us is gone. Then the returned context ends, as programs do in that case,
+// unless we were started to survive it, by nohup(1).
 func listenForHangups(parent context.Context) (stop context.Context, hangups <-chan struct{}, restore func()) {
 	stop, end := context.WithCancel(parent)
 	interactive := hasTerminal() && !signal.Ignored(syscall.SIGHUP)
@@ -30,7 +30,7 @@ func listenForHangups(parent context.Context) (stop context.Context, hangups <-c
 			}
 			select {
 			case reread <- struct{}{}:
-			default: // it will be reread anyway
+			default: // a reread is due already
 			}
 		}
 	}()
@@ -41,7 +41,7 @@ func listenForHangups(parent context.Context) (stop context.Context, hangups <-c
 	}
 }
 
-// hasTerminal tells whether the process has a controlling terminal. One that has hung up is none any more
+// hasTerminal says whether the process has a controlling terminal. A terminal that has hung up does not count
 // (__tty_hangup, tty_signal_session_leader).
 func hasTerminal() bool {
 	f, err := os.Open("/dev/tty")

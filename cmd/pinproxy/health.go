@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 )
 
-// health is whether connections are captured. It begins as not so.
+// health says whether connections are captured. At first they are not.
 type health struct {
 	link  string
 	rules func() int
@@ -23,7 +23,7 @@ const (
 
 func (h *health) set(state int32) { h.state.Store(state) }
 
-// err is nil while connections are captured and the device is up; else it says why not.
+// err returns nil while connections are captured and the device is up. Otherwise it says what is wrong.
 func (h *health) err() error {
 	switch h.state.Load() {
 	case healthStarting:
@@ -41,7 +41,7 @@ func (h *health) err() error {
 	return nil
 }
 
-// ServeHTTP answers a monitor: 200 or 503, and why in words.
+// ServeHTTP answers a monitor: 200 or 503, with the reason in words.
 func (h *health) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	if err := h.err(); err != nil {

@@ -17,17 +17,17 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// --http serves people and their monitoring, who are trusted with what is told there and with nothing else. It only
-// tells: whoever may connect can change nothing, and hold up nobody for long. A web page of somebody else, in a browser
-// that may connect, is not to read it either: there is no CORS header, and a name that is not ours is refused, which
-// it would use to appear as ours (DNS rebinding).
+// --http serves people and their monitoring. They are trusted with what they can read there and with nothing else.
+// The server is read-only: whoever may connect can change nothing, and can hold up nobody for long. Somebody else's
+// web page, in a browser that may connect, must not read it either. So there is no CORS header, and a name that is
+// not ours is refused, since that page could use it to appear as ours (DNS rebinding).
 const (
 	httpConns = 64               // at a time; more wait
-	httpRead  = 10 * time.Second // a request, by a busy browser or a slow network
+	httpRead  = 10 * time.Second // for a request, from a busy browser or over a slow network
 	httpIdle  = 30 * time.Second
 )
 
-// parseHTTP reads the value of --http: where to serve the page. Without a host that is loopback.
+// parseHTTP reads the value of --http: where to serve the page. The default host is loopback.
 func parseHTTP(value string, given bool) (string, error) {
 	if !given {
 		return "", nil
@@ -54,14 +54,14 @@ func parseHTTP(value string, given bool) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-// listenHTTP listens where --http says, before anything else is done; nil if it says nothing.
+// listenHTTP listens where --http says, before anything else is done. It returns nil without --http.
 func listenHTTP(ctx context.Context, o options, log *slog.Logger) (net.Listener, error) {
 	if o.http == "" {
 		return nil, nil
 	}
 	network := "tcp"
 	if a, err := netip.ParseAddrPort(o.http); err == nil && a.Addr().Is4() {
-		network = "tcp4" // Go would take 0.0.0.0 for the addresses of IPv6, too
+		network = "tcp4" // Go would make 0.0.0.0 include the IPv6 addresses
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, network, o.http)
 	if err != nil {
@@ -73,7 +73,7 @@ func listenHTTP(ctx context.Context, o options, log *slog.Logger) (net.Listener,
 	return l, nil
 }
 
-// httpError says that --http can't be had.
+// httpError says that --http can't be served.
 type httpError struct {
 	addr string
 	err  error
@@ -95,7 +95,7 @@ func (e *httpError) hint() string {
 	return ""
 }
 
-// serveHTTP answers on l until ctx ends, and closes it.
+// serveHTTP answers on l until ctx ends, then closes l.
 func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, conns int, read, idle time.Duration) error {
 	s := &http.Server{
 		Handler:           h,
@@ -104,7 +104,7 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, conns int, r
 		WriteTimeout:      controlWrite,
 		IdleTimeout:       idle,
 		MaxHeaderBytes:    controlHeader,
-		ErrorLog:          log.New(discard{}, "", 0), // who asks nonsense is answered, not logged
+		ErrorLog:          log.New(discard{}, "", 0), // a bad request is answered, not logged
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
 	served := make(chan error, 1)
@@ -125,7 +125,7 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, conns int, r
 	return err
 }
 
-// protect lets through what is asked of us: by GET or HEAD, and under a name of ours.
+// protect lets requests through that are GET or HEAD and use a name of ours.
 func protect(name string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
@@ -147,8 +147,8 @@ func protect(name string, next http.Handler) http.Handler {
 	})
 }
 
-// ourName says whether a request's host can't be a name that somebody else made point here: an address, localhost, or
-// what --http says.
+// ourName says whether a request's host can't be a name that somebody else has pointed here: it is an address,
+// localhost, or the name from --http.
 func ourName(host, name string) bool {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
@@ -161,7 +161,7 @@ func ourName(host, name string) bool {
 	return host == "localhost" || strings.HasSuffix(host, ".localhost") || host != "" && host == strings.ToLower(name)
 }
 
-// web is all that --http serves.
+// web serves everything that --http offers.
 func web(name string, p *page, m *exporter) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/{$}", p.serveIndex)
@@ -171,7 +171,7 @@ func web(name string, p *page, m *exporter) http.Handler {
 	return protect(name, mux)
 }
 
-// serveSite answers on l until ctx ends. A failure is told and is nobody else's.
+// serveSite answers on l until ctx ends. It reports a failure, but a failure affects nothing else.
 func serveSite(ctx context.Context, l net.Listener, o options, m *exporter, log *slog.Logger) error {
 	p := newPage(m.c, m.health)
 	m.viewers = p.watching

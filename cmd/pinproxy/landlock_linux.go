@@ -20,8 +20,8 @@ const (
 	makeFiles  = writeFiles | makeSocket | unix.LANDLOCK_ACCESS_FS_MAKE_REG
 )
 
-// changes are all accesses that change something, by the version of Landlock that first knew them. Reading is not
-// restricted: rules files may be anywhere.
+// changes are all accesses that change something, indexed by the version of Landlock that introduced them. Reading
+// is not restricted: rules files may be anywhere.
 var changes = [...]uint64{
 	1: unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_REMOVE_DIR | unix.LANDLOCK_ACCESS_FS_REMOVE_FILE |
 		unix.LANDLOCK_ACCESS_FS_MAKE_CHAR | unix.LANDLOCK_ACCESS_FS_MAKE_DIR | unix.LANDLOCK_ACCESS_FS_MAKE_REG |
@@ -31,13 +31,13 @@ var changes = [...]uint64{
 	3: unix.LANDLOCK_ACCESS_FS_TRUNCATE,
 }
 
-// confine has this thread, and what it execs, change files in these places alone, where the kernel has Landlock.
-// Descriptors that are open stay as they are. It may also not see any more what processes outside have open, whatever
-// its capabilities (hook_ptrace_access_check). no_new_privs must be set.
+// confine lets this thread, and what it execs, change files only in these places, if the kernel has Landlock. Open
+// descriptors stay as they are. The thread also can't see any more what processes outside have open, whatever its
+// capabilities (hook_ptrace_access_check). no_new_privs must be set.
 func confine(places []writable) error {
 	version, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
 	if errno != 0 {
-		return nil // ENOSYS: not in this kernel; EOPNOTSUPP: not switched on
+		return nil // ENOSYS: not in this kernel; EOPNOTSUPP: not enabled
 	}
 	var attr unix.LandlockRulesetAttr
 	for v, access := range changes {
@@ -45,7 +45,7 @@ func confine(places []writable) error {
 			attr.Handled_access_fs |= access
 		}
 	}
-	// Older kernels take the beginning of the struct.
+	// Older kernels accept only the beginning of the struct.
 	set, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr.Handled_access_fs), 0)
 	if errno != 0 {
 		return errno
@@ -65,7 +65,7 @@ func confine(places []writable) error {
 func allow(set int, p writable, handled uint64) error {
 	dir, err := unix.Open(p.path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err // what is not there can't be written to either
+		return err // what does not exist can't be written to either
 	}
 	defer unix.Close(dir)
 	rule := unix.LandlockPathBeneathAttr{Allowed_access: p.access & handled, Parent_fd: int32(dir)}

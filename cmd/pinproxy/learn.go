@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	// routeTimeout bounds one change of routes. The kernel needs microseconds.
+	// routeTimeout limits one change of routes. The kernel needs microseconds.
 	routeTimeout = 2 * time.Second
-	// expireEvery is how often addresses that nobody needs any more are looked for.
+	// expireEvery is how often we look for addresses that nobody needs any more.
 	expireEvery = time.Second
 )
 
@@ -26,16 +26,16 @@ type router interface {
 	Remove(ctx context.Context, list []host.Capture) error
 }
 
-// learner is the way from a DNS answer to a route: what names learns, routes
-// carries out. It is the dns.Observer of pinproxy.
+// learner leads from a DNS answer to a route: names learns, and routes carries out what it learned. It is pinproxy's
+// dns.Observer.
 type learner struct {
 	names  *rules.Names
 	routes router
 	log    *slog.Logger
 
-	withheld atomic.Uint64 // answers to applications, as routes could not be set
+	withheld atomic.Uint64 // answers to applications, withheld because routes could not be set
 
-	mu sync.Mutex // held from a change of names to that of the routes
+	mu sync.Mutex // held from a change of names until the routes have changed
 }
 
 // Wants implements dns.Observer.
@@ -50,7 +50,7 @@ func (l *learner) Observe(name string, addrs []netip.Addr, ttl time.Duration) er
 	return err
 }
 
-// refresh is for answers to ourselves.
+// refresh is for answers to our own queries.
 func (l *learner) refresh(name string, addrs []netip.Addr, ttl time.Duration) error {
 	return l.learn(name, addrs, ttl, false)
 }
@@ -76,7 +76,7 @@ func (l *learner) learn(name string, addrs []netip.Addr, ttl time.Duration, aske
 	return errors.Join(err, l.withdraw(ctx, learned.Drop))
 }
 
-// expire takes away what nothing needs any more, until ctx ends.
+// expire removes what nothing needs any more, until ctx ends.
 func (l *learner) expire(ctx context.Context) error {
 	tick := time.NewTicker(expireEvery)
 	defer tick.Stop()
@@ -100,8 +100,8 @@ func (l *learner) sweep(ctx context.Context) error {
 	return l.withdraw(ctx, l.names.Expired(time.Now()))
 }
 
-// replace makes next decide as soon as apply has made the host capture what it needs, what is known of names
-// included. It returns apply's error, and then everything is as before.
+// replace makes next decide as soon as apply has made the host capture what next needs, including what is known of
+// names. If apply fails, replace returns its error and everything is as before.
 func (l *learner) replace(next *rules.Set, apply func(learned []host.Capture) error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -113,8 +113,8 @@ func (l *learner) replace(next *rules.Set, apply func(learned []host.Capture) er
 	return nil
 }
 
-// withdraw takes captures away, routes first: until then connections are still
-// decided. Those that a flow began to use meanwhile are put back. l.mu is held.
+// withdraw removes captures, routes first: until then connections are still decided. Captures that a flow has
+// started to use in the meantime are put back. l.mu is held.
 func (l *learner) withdraw(ctx context.Context, gone []rules.Capture) error {
 	if len(gone) == 0 {
 		return nil

@@ -7,15 +7,15 @@ import (
 )
 
 const (
-	// rateSpan is what a rate is taken over at least, rateOld at most; rateEvery is how old the look before must be to
-	// make way for this one.
+	// rateSpan is the shortest time over which a rate is taken, and rateOld the longest. rateEvery is how old the
+	// previous look must be before this one replaces it.
 	rateSpan  = 250 * time.Millisecond
 	rateEvery = 900 * time.Millisecond
 	rateOld   = 5 * time.Second
 )
 
-// lookout takes looks at everything, one at a time, for `status` and for the page. Between two looks it costs nothing,
-// and nothing is counted for it on a flow's way.
+// lookout takes looks at everything, one at a time, for `status` and for the page. Between two looks it costs
+// nothing, and it adds no counting to a flow's path.
 type lookout struct {
 	c *control
 
@@ -24,7 +24,7 @@ type lookout struct {
 	owners owners
 }
 
-// moved is what had been moved at a moment.
+// moved is what had been moved by a given moment.
 type moved struct {
 	at    time.Time
 	all   traffic
@@ -45,7 +45,7 @@ func movedBy(s *statusJSON) moved {
 	return m
 }
 
-// look returns what there is now. The first one in a while takes rateSpan, for the sake of the rates.
+// look returns the current state. The first look in a while takes rateSpan, to measure the rates.
 func (l *lookout) look(ctx context.Context) *statusJSON {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -69,7 +69,7 @@ func (l *lookout) look(ctx context.Context) *statusJSON {
 	return &now
 }
 
-// rate fills in what has been moved in each second since before.
+// rate fills in what has been moved per second since before.
 func (s *statusJSON) rate(before moved) {
 	span := s.Now.Sub(before.at).Seconds()
 	if span <= 0 {
@@ -83,7 +83,7 @@ func (s *statusJSON) rate(before moved) {
 		if r := &s.Rules[i]; r.Up+r.Down > 0 {
 			was, ok := before.rules[r.Rule]
 			if !ok {
-				was = traffic{r.Up, r.Down} // it has come since
+				was = traffic{r.Up, r.Down} // it is new since then
 			}
 			r.UpRate, r.DownRate = rate(was, r.Up, r.Down)
 		}
@@ -94,7 +94,7 @@ func (s *statusJSON) rate(before moved) {
 	}
 }
 
-// perSecond is a whole number: fractions of a byte say nothing.
+// perSecond returns a whole number: fractions of a byte mean nothing.
 func perSecond(was, is uint64, span float64) float64 {
 	if is <= was {
 		return 0
