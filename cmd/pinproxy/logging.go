@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// newLog returns the log, which goes where errors go. To the journal it gives no time, which the journal has, and the
-// priority in front of each line (sd-daemon(3)), by which `journalctl -p warning` chooses.
+// newLog returns the log, which goes where errors go. The journal adds the time itself, so its lines have none. They
+// begin with their priority (sd-daemon(3)), by which `journalctl -p warning` selects.
 func newLog(w io.Writer, o options) *slog.Logger {
 	return newLogFor(w, o, toJournal(w, os.Getenv("JOURNAL_STREAM")))
 }
@@ -18,7 +18,7 @@ func newLog(w io.Writer, o options) *slog.Logger {
 func newLogFor(w io.Writer, o options, journal bool) *slog.Logger {
 	ho := &slog.HandlerOptions{Level: o.logLevel}
 	if o.logJSON {
-		ho.ReplaceAttr = durationInSeconds // text does without: it is asked for each attribute of each line
+		ho.ReplaceAttr = durationInSeconds // not for text: this is called for each attribute of each line
 	}
 	var lines *prefixed
 	if journal {
@@ -35,7 +35,7 @@ func newLogFor(w io.Writer, o options, journal bool) *slog.Logger {
 	return slog.New(h)
 }
 
-// durationInSeconds has durations read as in all other JSON of ours, not in nanoseconds.
+// durationInSeconds writes durations as in all our other JSON, not in nanoseconds.
 func durationInSeconds(_ []string, a slog.Attr) slog.Attr {
 	if a.Value.Kind() == slog.KindDuration {
 		return slog.Float64(a.Key, float64(a.Value.Duration().Microseconds())/1e6)
@@ -43,7 +43,7 @@ func durationInSeconds(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// prefixed puts a record's priority in front of its line.
+// prefixed puts a record's priority before its line.
 type prefixed struct {
 	w io.Writer
 
@@ -68,7 +68,7 @@ func (h *journalHandler) Handle(ctx context.Context, r slog.Record) error {
 	h.lines.mu.Lock()
 	defer h.lines.mu.Unlock()
 	h.lines.prefix = priority(r.Level)
-	r.Time = time.Time{} // a handler leaves out the zero time
+	r.Time = time.Time{} // handlers leave out the zero time
 	return h.Handler.Handle(ctx, r)
 }
 
@@ -80,7 +80,7 @@ func (h *journalHandler) WithGroup(name string) slog.Handler {
 	return &journalHandler{h.Handler.WithGroup(name), h.lines}
 }
 
-// priority is a level as syslog numbers it.
+// priority returns the level's number in syslog.
 func priority(l slog.Level) string {
 	switch {
 	case l >= slog.LevelError:

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// toJournal says whether w is the stream to the journal that the service manager names: it may have been redirected
+// toJournal says whether w is the stream to the journal that the service manager names. It may have been redirected
 // since (systemd.exec(5), $JOURNAL_STREAM).
 func toJournal(w io.Writer, stream string) bool {
 	f, ok := w.(*os.File)

@@ -4,5 +4,5 @@ package main
 
 import "io"
 
-// toJournal: the journal is Linux's.
+// toJournal returns false: only Linux has the journal.
 func toJournal(io.Writer, string) bool { return false }

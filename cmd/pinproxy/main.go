@@ -25,17 +25,17 @@ import (
 )
 
 func main() {
-	// A crash, and SIGABRT by a service manager's watchdog, end us by a signal: the status that Go has for them
-	// otherwise is that of a usage error, after which nobody would start us again.
+	// A crash, and SIGABRT from a service manager's watchdog, end us by a signal. Go's usual exit status for them
+	// would be that of a usage error, after which nobody would start us again.
 	debug.SetTraceback("crash")
-	netns.Main() // in the process that becomes a command this is the end
-	namerMain()  // and in the one that names the owners of sockets
+	netns.Main() // does not return in the process that becomes a command
+	namerMain()  // nor in the one that names the owners of sockets
 	shareCPUs(false)
 	os.Exit(run(signals, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// signals returns a context that ends at the first signal to end, and one that
-// ends at the second. A third ends the process as if we did not listen.
+// signals returns two contexts: one ends at the first signal to end, the other at the second. A third signal ends
+// the process as if we did not listen.
 func signals() (stop, now context.Context) {
 	stop, first := context.WithCancel(context.Background())
 	now, second := context.WithCancel(context.Background())
@@ -51,9 +51,8 @@ func signals() (stop, now context.Context) {
 	return stop, now
 }
 
-// run is the whole program, and returns the exit status. It ends in order when
-// the first of signals' contexts ends, at once when the second does. A command's
-// own signals go to the command: they are not listened to then.
+// run is the whole program. It returns the exit status. It ends in order when the first context of signals ends, and
+// at once when the second ends. A command's own signals go to the command: run does not listen to them then.
 func run(signals func() (stop, now context.Context), args []string, stdout, stderr io.Writer) int {
 	say := words{stderr}
 	h, err := takeOver()

@@ -15,10 +15,10 @@ import (
 	"pinproxy/proxy"
 )
 
-// maxRuleMetrics bounds the rules that have metrics of their own. Those that were never hit have none.
+// maxRuleMetrics limits how many rules have metrics of their own. Rules that were never hit have none.
 const maxRuleMetrics = 500
 
-// exporter tells Prometheus what the parts have counted anyway: nothing is counted for it. The manual documents the names.
+// exporter gives Prometheus what the parts count anyway: nothing is counted for it. The manual documents the names.
 type exporter struct {
 	c        *control
 	health   *health
@@ -28,7 +28,7 @@ type exporter struct {
 	viewers  func() int
 }
 
-// metric describes one.
+// metric describes one metric.
 func metric(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("pinproxy_"+name, help, labels, nil)
 }
@@ -60,7 +60,7 @@ var (
 	metricViewers   = metric("page_viewers", "Browsers that show the page.")
 )
 
-// handler serves the metrics, those of Go and of the process too.
+// handler serves the metrics, including those of Go and of the process.
 func (m *exporter) handler() http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(m, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -121,7 +121,7 @@ func (m *exporter) Collect(c chan<- prometheus.Metric) {
 	m.collectRules(gauge, count)
 }
 
-// collectRules is what each rule has counted.
+// collectRules collects what each rule has counted.
 func (m *exporter) collectRules(gauge func(*prometheus.Desc, float64, ...string), count func(*prometheus.Desc, uint64, ...string)) {
 	set := m.c.names.Set()
 	list := set.Rules()

@@ -11,10 +11,10 @@ import (
 	"pinproxy/rules/typo"
 )
 
-// What pflag says of a command line that it can't read, in our words, with the flag or the command that was probably
-// meant as the way on.
+// This file puts pflag's errors about a command line into our words. The hint is the flag or command that was
+// probably meant.
 
-// flagError is a mistake that pflag has found.
+// flagError is an error found by pflag.
 func flagError(fs *pflag.FlagSet, err error) *usageError {
 	var unknown *pflag.NotExistError
 	var missing *pflag.ValueRequiredError
@@ -40,7 +40,7 @@ func flagError(fs *pflag.FlagSet, err error) *usageError {
 	return &usageError{strings.TrimPrefix(err.Error(), "pflag: "), "pinproxy --help"}
 }
 
-// commandHint is the way on for a word that is no command.
+// commandHint returns the hint for a word that is not a command.
 func commandHint(word string) string {
 	switch name := typo.Nearest(word, []string{"check", "status", "cleanup", "help", "version"}); name {
 	case "":
@@ -54,7 +54,7 @@ func commandHint(word string) string {
 	}
 }
 
-// flagHint is how a flag is typed; without one it leads to the list of them.
+// flagHint returns how a flag is typed. Without a flag, it points to the list of them.
 func flagHint(fs *pflag.FlagSet, name string) string {
 	switch name {
 	case "":
@@ -84,7 +84,7 @@ func flagNames(fs *pflag.FlagSet) []string {
 	return names
 }
 
-// byInitial finds the only flag that begins with a letter, as -v for --version.
+// byInitial finds the only flag that begins with a letter, as in -v for --version.
 func byInitial(fs *pflag.FlagSet, letter string) string {
 	found := ""
 	for _, name := range flagNames(fs) {
@@ -103,7 +103,7 @@ func isNumber(text string) bool {
 	return text != "" && !slices.ContainsFunc([]byte(text), func(c byte) bool { return c < '0' || c > '9' })
 }
 
-// shown is a value as it was typed; an empty one would not be seen.
+// shown returns a value as it was typed. It is quoted if it is empty, which would not be visible, or has white space.
 func shown(value string) string {
 	if value == "" || strings.ContainsAny(value, " \t\n") {
 		return fmt.Sprintf("%q", value)

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// monotonic is the kernel's CLOCK_MONOTONIC, which time.Now does not show.
+// monotonic returns the kernel's CLOCK_MONOTONIC, which time.Now does not expose.
 func monotonic() time.Duration {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {

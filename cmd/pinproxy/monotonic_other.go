@@ -4,5 +4,5 @@ package main
 
 import "time"
 
-// monotonic is for systemd only.
+// monotonic returns 0: only systemd needs it.
 func monotonic() time.Duration { return 0 }

@@ -12,9 +12,9 @@ import (
 	"pinproxy/proxy/sockdiag"
 )
 
-// The namer is a process of its own, for the capabilities that it takes to see whose a socket is, if we have them, and
-// because Landlock lets nobody see what is outside. All that it can be asked is which process has the socket of an
-// inode number. It ends with the socket that it is asked over.
+// The namer is a separate process. It has the capabilities needed to see whose a socket is, if we have them. It is
+// separate also because Landlock lets us see nothing outside. It answers one question only: which process has the
+// socket with a given inode number. It ends when the socket it is asked over is closed.
 
 // Marks of the namer: its first argument, before and after it has given up everything else.
 const (
@@ -22,10 +22,10 @@ const (
 	namerReady = "--name-the-owners-of-sockets-for-pinproxy"
 )
 
-// namerSocket is its descriptor of the socket.
+// namerSocket is the descriptor of the namer's socket.
 const namerSocket = 3
 
-// startNamer starts one as id, and returns the other end of its socket.
+// startNamer starts a namer as id, and returns the other end of its socket.
 func startNamer(id identity) (int, error) {
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -46,12 +46,12 @@ func startNamer(id identity) (int, error) {
 	return ends[0], nil
 }
 
-// namerMain belongs at the beginning of main: in the namer it does not return.
+// namerMain belongs at the beginning of main. In the namer it does not return.
 func namerMain() {
 	if len(os.Args) < 2 || os.Args[1] != namerMark && os.Args[1] != namerReady {
 		return
 	}
-	// It is in our process group and unit, but is needed until we end.
+	// The namer is in our process group and unit, but is needed until we end.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	if os.Args[1] == namerReady || len(os.Args) != 5 {
 		sockdiag.Serve(namerSocket)

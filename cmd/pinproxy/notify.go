@@ -7,17 +7,17 @@ import (
 	"strings"
 )
 
-// reloading says that the rules are being reread. With Type=notify-reload systemd takes the READY=1 after it for the
-// end of that, and asks for the time so that it can tell which signal it is about.
+// reloading says that the rules are being reread. With Type=notify-reload, systemd takes the READY=1 that follows as
+// the end of the reload. It needs the time to tell which signal the message is about.
 func reloading() string {
 	return fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", monotonic().Microseconds())
 }
 
-// oneLine is text as it can stand in a state.
+// oneLine returns text in a form that a state can hold.
 func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
 
-// notify tells the service manager, if there is one: sd_notify(3). A failure is
-// the manager's to notice.
+// notify tells the service manager, if there is one: sd_notify(3). It ignores failures, which the manager will
+// notice.
 func notify(state string) {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {

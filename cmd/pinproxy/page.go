@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// The page is one file, which holds its style and its script. It is told everything once, and then each second what has
-// changed. One look a second serves all viewers, and none is taken while there are none: the timeline alone goes on.
+// The page is one file that holds its style and its script. It gets the whole state once, and then each second what
+// has changed. One look a second serves all viewers. Without viewers no looks are taken, and only the timeline goes
+// on.
 const (
 	pageEvery   = time.Second
 	pageViewers = 32
@@ -23,7 +24,7 @@ const (
 //go:embed page.html
 var pageHTML []byte
 
-// page serves the page, and what it shows.
+// page serves the page and what it shows.
 type page struct {
 	c      *control
 	health *health
@@ -35,11 +36,11 @@ type page struct {
 	latest  *frame
 }
 
-// frame is what all viewers are shown at a moment.
+// frame is what all viewers see at one moment.
 type frame struct {
 	state *pageState
 	diff  []byte        // from the frame before, whose number is one less
-	next  chan struct{} // closed when there is another
+	next  chan struct{} // closed when there is a next frame
 
 	once sync.Once
 	full []byte
@@ -49,7 +50,7 @@ func newPage(c *control, h *health) *page {
 	return &page{c: c, health: h, policy: contentPolicy(pageHTML)}
 }
 
-// contentPolicy allows a page's own style and script, and nothing else; not even what somebody smuggles into it.
+// contentPolicy allows only the page's own style and script, not even anything smuggled into the page.
 func contentPolicy(html []byte) string {
 	return fmt.Sprintf("default-src 'none'; style-src %s; script-src %s; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 		hashOf(html, "style"), hashOf(html, "script"))
@@ -68,7 +69,7 @@ func (p *page) serveIndex(w http.ResponseWriter, _ *http.Request) {
 	_, _ = w.Write(pageHTML)
 }
 
-// run takes down each second until ctx ends.
+// run records each second until ctx ends.
 func (p *page) run(ctx context.Context) error {
 	tick := time.NewTicker(pageEvery)
 	defer tick.Stop()
@@ -102,14 +103,14 @@ func (p *page) show(ctx context.Context) {
 		f.state.Seq = p.latest.state.Seq + 1
 		f.diff = f.state.since(p.latest.state, &p.times)
 		if f.diff == nil {
-			f.state.Seq++ // nobody has what this could be told from
+			f.state.Seq++ // nobody has the state that this change would be based on
 		}
 		close(p.latest.next)
 	}
 	p.latest = f
 }
 
-// enter counts a viewer; false if there are too many.
+// enter counts a viewer. It returns false if there are too many.
 func (p *page) enter() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -132,7 +133,7 @@ func (p *page) watching() int {
 	return p.viewers
 }
 
-// current is the frame to begin with.
+// current returns the frame to begin with.
 func (p *page) current(ctx context.Context) *frame {
 	p.mu.Lock()
 	f := p.latest
@@ -159,7 +160,7 @@ func (p *page) serveEvents(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out := http.NewResponseController(w)
-	_ = out.SetReadDeadline(time.Time{}) // nothing more is read, and that is no failure
+	_ = out.SetReadDeadline(time.Time{}) // nothing more is read, and that is not a failure
 	send := func(event string, data []byte) bool {
 		_ = out.SetWriteDeadline(time.Now().Add(controlWrite))
 		if _, err := fmt.Fprintf(w, "event: %s\ndata: %s\n\n", event, data); err != nil {
@@ -175,7 +176,7 @@ func (p *page) serveEvents(w http.ResponseWriter, r *http.Request) {
 		case <-f.next:
 		}
 		p.mu.Lock()
-		next := p.latest // one that is slow has missed some
+		next := p.latest // a slow viewer has missed some
 		p.mu.Unlock()
 		if next.state.Seq == f.state.Seq+1 {
 			ok = send("change", next.diff)
@@ -186,13 +187,13 @@ func (p *page) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// json is all of the state, made once for all who begin with it.
+// json returns the whole state as JSON, made once for all viewers who begin with it.
 func (f *frame) json() []byte {
 	f.once.Do(func() { f.full = mustJSON(f.state) })
 	return f.full
 }
 
-// mustJSON is for what consists of strings and numbers.
+// mustJSON is for values made of strings and numbers.
 func mustJSON(what any) []byte {
 	b, err := json.Marshal(what)
 	if err != nil {

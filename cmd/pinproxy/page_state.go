@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// What the page is shown of what there is. A browser is sent no more than it can show in good time.
+// What the page gets of the state. A browser is sent no more than it can show in good time.
 const (
 	pageRules    = 200
 	pageFlows    = 2000
@@ -17,8 +17,8 @@ const (
 	pageNames    = 200
 )
 
-// pageState is all that the page shows. Only the page reads it, which is of the same version: its form may change. Times
-// are in milliseconds since 1970.
+// pageState is everything that the page shows. Only the page reads it, and it has the same version, so the form may
+// change. Times are in milliseconds since 1970.
 type pageState struct {
 	Seq      uint64        `json:"seq"`
 	Now      int64         `json:"now"`
@@ -50,7 +50,7 @@ type pageTotal struct {
 	Down     uint64  `json:"down"`
 	UpRate   float64 `json:"up_rate"`
 	DownRate float64 `json:"down_rate"`
-	Rules    int     `json:"rules"` // how many there are, with those that are not shown
+	Rules    int     `json:"rules"` // how many there are, including those not shown
 	Flows    int     `json:"flows"`
 	Failures int     `json:"failures"`
 	Names    int     `json:"names"`
@@ -64,13 +64,13 @@ type pageRule struct {
 	Open    int     `json:"open"`
 	Waiting int     `json:"waiting"`
 	Dialing int     `json:"dialing"`
-	Up      float64 `json:"up"` // a second
+	Up      float64 `json:"up"` // per second
 	Down    float64 `json:"down"`
 	Ports   int     `json:"ports"`
 	Free    int     `json:"free"`
 }
 
-// pageFlow is what seldom changes of a flow.
+// pageFlow is the part of a flow that seldom changes.
 type pageFlow struct {
 	ID    uint64 `json:"id"`
 	Stage string `json:"stage"`
@@ -84,15 +84,15 @@ type pageFlow struct {
 	Hint  string `json:"hint,omitempty"`
 }
 
-// pageMoved is the rest: its ID, bytes up and down, both a second, and when a byte moved last.
+// pageMoved is the rest: its ID, bytes up and down, both per second, and when a byte last moved.
 type pageMoved [6]int64
 
-// pageChange is what has changed since the state before. Nil: nothing.
+// pageChange is what has changed since the previous state. Nil: nothing.
 type pageChange struct {
 	Seq      uint64           `json:"seq"`
 	Now      int64            `json:"now"`
 	Total    pageTotal        `json:"total"`
-	Rules    map[int]pageRule `json:"rules,omitempty"` // by their place
+	Rules    map[int]pageRule `json:"rules,omitempty"` // by position
 	Ports    []portJSON       `json:"ports,omitempty"`
 	NoPorts  bool             `json:"no_ports,omitempty"`
 	Flows    []pageFlow       `json:"flows,omitempty"`
@@ -100,10 +100,10 @@ type pageChange struct {
 	Moved    []pageMoved      `json:"moved,omitempty"`
 	Failures []failureJSON    `json:"failures,omitempty"`
 	Names    *[]nameJSON      `json:"names,omitempty"`
-	Strips   map[int]any      `json:"strips,omitempty"` // the last second's, where there was something
+	Strips   map[int]any      `json:"strips,omitempty"` // of the last second, if there was something
 }
 
-// state picks what the page is shown of s. p.mu is held.
+// state picks from s what the page shows. p.mu is held.
 func (p *page) state(s *statusJSON) *pageState {
 	st := &pageState{
 		Seq: 1, Now: s.Now.UnixMilli(), Version: s.Version, PID: s.PID, Link: s.Link, Started: s.Started.UnixMilli(), Seconds: timelineLen, at: s.Now,
@@ -139,7 +139,7 @@ func (p *page) state(s *statusJSON) *pageState {
 	return st
 }
 
-// pickRules leaves out the rules that were never needed, if there are too many.
+// pickRules leaves out rules that were never needed, if there are too many.
 func pickRules(list []ruleStateJSON) []ruleStateJSON {
 	if len(list) <= pageRules {
 		return list
@@ -167,7 +167,7 @@ func pickRules(list []ruleStateJSON) []ruleStateJSON {
 	return picked
 }
 
-// flows fills in the flows: those that are not open first, if there are too many.
+// flows fills in the flows. If there are too many, those that are not open come first.
 func (st *pageState) flows(s *statusJSON) {
 	list := make([]int, 0, len(s.Flows))
 	for _, open := range []bool{false, true} {
@@ -207,7 +207,7 @@ func (st *pageState) count(stage string, second bool) {
 	}
 }
 
-// since is what has changed since the state before, as JSON; nil if it can't be said so.
+// since returns what has changed since the state before, as JSON. It returns nil if a change can't express it.
 func (st *pageState) since(before *pageState, times *timeline) []byte {
 	if !slices.EqualFunc(st.Rules, before.Rules, func(a, b pageRule) bool { return a.Text == b.Text && a.Source == b.Source }) {
 		return nil
@@ -235,7 +235,7 @@ func (st *pageState) since(before *pageState, times *timeline) []byte {
 	return mustJSON(c)
 }
 
-// flows are what is new of both states' flows, which are in the order of their IDs.
+// flows adds what is new in the flows of both states, which are in the order of their IDs.
 func (c *pageChange) flows(st, before *pageState) {
 	i := 0
 	for n, f := range st.Flows {
@@ -258,7 +258,7 @@ func (c *pageChange) flows(st, before *pageState) {
 	}
 }
 
-// samePort says whether nothing has changed of a port but that time has passed.
+// samePort says whether nothing about a port has changed, apart from the time that has passed.
 func samePort(now, before portJSON, passed float64) bool {
 	return now.Rule == before.Rule && now.Port == before.Port && now.State == before.State && now.Waiting == before.Waiting && now.More == before.More &&
 		slices.EqualFunc(now.Holders, before.Holders, func(a, b holderJSON) bool {

@@ -14,25 +14,26 @@ import (
 const (
 	// maxPinListed is how many ports a pin may have for its free ones to be listed as well.
 	maxPinListed = 32
-	// maxPortsListed and maxHolders bound the list.
+	// maxPortsListed and maxHolders limit the list.
 	maxPortsListed = 4096
 	maxHolders     = 16
 )
 
-// What has a port. The words are those of JSON.
+// What holds a port. The words are those of JSON.
 const (
 	portFree     = "free"
 	portFlow     = "flow"
-	portTimeWait = "time_wait" // a connection that is over, in any of the states that are
-	portForeign  = "foreign"   // a program that is not pinproxy
+	portTimeWait = "time_wait" // a connection that is over, in any of the states for that
+	portForeign  = "foreign"   // a program other than pinproxy
 )
 
-// portJSON is a source port of a pin, and what has it. A port serves many destinations, so many may.
+// portJSON is a source port of a pin, and what holds it. A port serves many destinations, so it may have many
+// holders.
 type portJSON struct {
 	Rule    string       `json:"rule"`
 	Port    uint16       `json:"port"`
-	State   string       `json:"state"`   // of what matters most: foreign, flow, time_wait, free
-	Waiting int          `json:"waiting"` // flows, where the pin has no other port
+	State   string       `json:"state"`   // of the holder that matters most: foreign, flow, time_wait, free
+	Waiting int          `json:"waiting"` // flows, if the pin has no other port
 	Holders []holderJSON `json:"holders"`
 	More    int          `json:"more"` // holders that are not listed
 }
@@ -42,17 +43,17 @@ type holderJSON struct {
 	Local   string  `json:"local,omitempty"`
 	Remote  string  `json:"remote,omitempty"`
 	Flow    uint64  `json:"flow,omitempty"`
-	Left    float64 `json:"left,omitempty"` // seconds of a TIME_WAIT
+	Left    float64 `json:"left,omitempty"` // remaining seconds of a TIME_WAIT
 	PID     int     `json:"pid,omitempty"`
 	Process string  `json:"process,omitempty"`
 	UID     *uint32 `json:"uid,omitempty"`  // of a program that may not be named
 	Text    string  `json:"text,omitempty"` // what a program does there
 }
 
-// owners remembers which programs have sockets: to find that out all processes are looked through.
+// owners remembers which programs have sockets, since finding that out takes a search through all processes.
 type owners map[uint64]sockdiag.Process
 
-// of names the owners of sockets by find, and forgets those of others.
+// of uses find to name the owners of the sockets, and forgets those of others.
 func (o *owners) of(list []sockdiag.Socket, find func([]sockdiag.Socket) []sockdiag.Process) owners {
 	now := make(owners)
 	var unknown []sockdiag.Socket
@@ -72,7 +73,7 @@ func (o *owners) of(list []sockdiag.Socket, find func([]sockdiag.Socket) []sockd
 	return now
 }
 
-// ports fills in which ports the pins have, and who has them.
+// ports fills in which ports the pins have, and what holds them.
 func (l *lookout) ports(s *statusJSON) {
 	var all []rules.PortRange
 	for _, r := range s.list {
@@ -118,7 +119,7 @@ func (l *lookout) ports(s *statusJSON) {
 	}
 }
 
-// portsOf lists a pin's ports that are worth a line: all, or of many those that something has.
+// portsOf lists a pin's ports that are worth a line: all of them or, if there are many, those with a holder.
 func portsOf(pin rules.PortSet, on map[uint16][]holderJSON) (list []uint16) {
 	if pin.Len() > maxPinListed {
 		for port := range on {
@@ -137,7 +138,7 @@ func portsOf(pin rules.PortSet, on map[uint16][]holderJSON) (list []uint16) {
 	return list
 }
 
-// settle puts what matters most first, and says what it is.
+// settle puts the holder that matters most first, and sets the port's state to that holder's.
 func (p *portJSON) settle() {
 	rank := func(h holderJSON) int { return slices.Index([]string{portForeign, portFlow, portTimeWait}, h.State) }
 	slices.SortStableFunc(p.Holders, func(a, b holderJSON) int {
@@ -151,13 +152,14 @@ func (p *portJSON) settle() {
 	}
 }
 
-// portHolder is what has a port.
+// portHolder is a holder of a port.
 type portHolder struct {
 	port uint16
 	holderJSON
 }
 
-// sockets asks the kernel what else there is on the ports than flows. That it can't tell is no reason to say nothing.
+// sockets asks the kernel what else than flows is on the ports. If the kernel can't tell, everything else is still
+// reported.
 func (l *lookout) sockets(ports rules.PortSet, flows map[[2]netip.AddrPort]bool) (found []portHolder) {
 	list, err := sockdiag.OnPorts(ports.Contains)
 	if err != nil {
@@ -179,7 +181,7 @@ func (l *lookout) sockets(ports rules.PortSet, flows map[[2]netip.AddrPort]bool)
 	for _, s := range owned {
 		p := known[s.ID()]
 		if p.PID == os.Getpid() {
-			continue // being dialed, or ended just now
+			continue // being dialed, or just ended
 		}
 		h := holderJSON{State: portForeign, Local: s.Local.String(), PID: p.PID, Process: p.Name, Text: s.String()}
 		if s.Remote.Port() != 0 {

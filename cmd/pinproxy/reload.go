@@ -15,7 +15,7 @@ import (
 	"pinproxy/rules"
 )
 
-// SIGHUP has the rules files read again. The new rules take the place of the old ones all or none:
+// SIGHUP makes us reread the rules files. The new rules replace the old ones, all or none:
 //
 //	read, parse, compile             a mistake: one log line with its place; nothing has changed
 //	  │ no answer or expiry crosses the rest: learner.mu
@@ -27,7 +27,7 @@ import (
 //	resolver.Change                  new exact names are looked up, up to 10 s
 //	READY=1
 //
-// A flow keeps the rule by which it was decided, and its lease: also one that waits for a port still.
+// A flow keeps the rule that decided it, and its lease. This includes a flow that still waits for a port.
 //
 //	what fails                       what follows
 //	a file can't be read, or is bad  the old rules stay
@@ -36,7 +36,7 @@ import (
 //	a name can't be resolved         a warning, as at the start
 //	SIGHUP while this is going on    once more after it
 
-// lingerEvery is how often flows of hosts behind a gateway are looked at whose rule has gone, and which linger.
+// lingerEvery is how often we look at flows that linger: those of hosts behind a gateway whose rule has gone.
 const lingerEvery = time.Second
 
 // reloader rereads the rules.
@@ -48,8 +48,8 @@ type reloader struct {
 	pins     *proxy.Proxy
 	resolver *dns.Resolver
 	resolved *resolvedNames
-	behind   func(netip.Addr) bool // whether this is another host's address
-	leased   []host.PortRange      // host.Config.Leased as of now
+	behind   func(netip.Addr) bool // whether this is the address of another host
+	leased   []host.PortRange      // the current host.Config.Leased
 	linger   bool                  // whether there are flows for host.Host.Linger
 }
 
@@ -86,7 +86,7 @@ func (r *reloader) reload(ctx context.Context) {
 	}
 	r.pins.RetainRules(next.Rules())
 	if r.linger {
-		r.lingering(next) // what came in while the rules changed
+		r.lingering(next) // flows that came in while the rules changed
 	}
 	for _, w := range r.host.Warnings() {
 		warn(r.log, w)
@@ -99,7 +99,7 @@ func (r *reloader) reload(ctx context.Context) {
 	})
 }
 
-// replace brings next in place.
+// replace puts next in place.
 func (r *reloader) replace(ctx context.Context, former, next *rules.Set) error {
 	o := r.options
 	o.set = next
@@ -120,7 +120,7 @@ func (r *reloader) replace(ctx context.Context, former, next *rules.Set) error {
 	return err
 }
 
-// stillLeased returns the ports of former pins that flows leave from, or may yet: of their ranges those with a flow.
+// stillLeased returns the port ranges of former pins that a flow leaves from, or may yet leave from.
 func (r *reloader) stillLeased(former *rules.Set) []host.PortRange {
 	ranges := rules.NewPortSet(slices.Concat(former.PinPorts().Ranges(), r.leased)...).Ranges()
 	flows := r.pins.Flows()
@@ -131,8 +131,8 @@ func (r *reloader) stillLeased(former *rules.Set) []host.PortRange {
 	})
 }
 
-// lingering has flows of hosts behind a gateway go on that set has no rule for. Without any, it need not be called
-// again until rules change.
+// lingering keeps flows of hosts behind a gateway alive that set has no rule for. If there are none, it need not be
+// called again until rules change.
 func (r *reloader) lingering(set *rules.Set) {
 	inForce := make(map[string]bool)
 	for _, rule := range set.Rules() {
@@ -150,7 +150,7 @@ func (r *reloader) lingering(set *rules.Set) {
 	r.linger = len(flows) > 0
 }
 
-// refused says why the rules are what they were.
+// refused says why the rules have not changed.
 func (r *reloader) refused(err error) {
 	attrs := []any{"err", err.Error()}
 	var syntax *rules.SyntaxError

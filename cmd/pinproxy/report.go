@@ -10,14 +10,15 @@ import (
 	"pinproxy/rules"
 )
 
-// What `check` says: filled in here, printed as JSON as it is, and as text by check_words.go. The manual documents the
-// fields; they are added to, but neither renamed nor given another meaning. Durations are seconds.
+// What `check` says: filled in here, printed unchanged as JSON, and printed as text by check_words.go. The manual
+// documents the fields. Fields may be added, but are neither renamed nor given another meaning. Durations are in
+// seconds.
 
 type report struct {
 	Target    string        `json:"target"`
-	Pinned    bool          `json:"pinned"`          // the exit status: every address that can be reached
-	Error     string        `json:"error,omitempty"` // the name can't be looked up
-	Rules     string        `json:"rules,omitempty"` // "command line" or "pinproxy"; none if there are none
+	Pinned    bool          `json:"pinned"`          // the exit status: whether it holds for every address that can be reached
+	Error     string        `json:"error,omitempty"` // why the name can't be looked up
+	Rules     string        `json:"rules,omitempty"` // "command line" or "pinproxy"; absent without rules
 	Pinproxy  *pinproxyJSON `json:"pinproxy"`        // null: none is running
 	PortRange rangeReport   `json:"ip_local_port_range"`
 	Addresses []addressJSON `json:"addresses"`
@@ -42,13 +43,13 @@ type addressJSON struct {
 	Pinned   bool         `json:"pinned"`
 	Cause    string       `json:"cause,omitempty"` // why not
 	Hint     string       `json:"hint,omitempty"`
-	Name     string       `json:"name,omitempty"` // by which the rule was found
+	Name     string       `json:"name,omitempty"` // the name that led to the rule
 	Rule     *ruleJSON    `json:"rule"`
 	Lost     []lostJSON   `json:"lost"`
 	Captured bool         `json:"captured"`
 	Local    bool         `json:"local"` // this host itself
 	Route    routeJSON    `json:"route"` // of a program's connection
-	Dial     routeJSON    `json:"dial"`  // of one from the pin
+	Dial     routeJSON    `json:"dial"`  // of a connection from the pin
 	Pin      *pinReport   `json:"pin"`
 	Connect  *connectJSON `json:"connect,omitempty"` // with --connect
 	Chosen   string       `json:"chosen"`
@@ -69,12 +70,12 @@ type routeJSON struct {
 
 type pinReport struct {
 	Pin      string       `json:"pin"`
-	Free     bool         `json:"free"`     // it could be had now
-	Port     uint16       `json:"port"`     // the one that is next; 0 if none is free
+	Free     bool         `json:"free"`     // a port could be had now
+	Port     uint16       `json:"port"`     // the next port; 0 if none is free
 	Waiting  int          `json:"waiting"`  // flows
 	Untried  int          `json:"untried"`  // ports not looked at
-	Reserved int          `json:"reserved"` // of its ports, in ip_local_reserved_ports
-	InRange  int          `json:"in_range"` // in ip_local_port_range
+	Reserved int          `json:"reserved"` // how many of its ports are in ip_local_reserved_ports
+	InRange  int          `json:"in_range"` // how many are in ip_local_port_range
 	Ports    []portReport `json:"ports"`
 }
 
@@ -85,7 +86,7 @@ type portReport struct {
 	Hint       string         `json:"hint,omitempty"`
 	Reserved   bool           `json:"reserved"`
 	InRange    bool           `json:"in_range"`
-	Privileged bool           `json:"privileged"` // and nobody there who may bind it
+	Privileged bool           `json:"privileged"` // and nobody there may bind it
 	Flow       uint64         `json:"flow,omitempty"`
 	Rests      float64        `json:"rests,omitempty"`
 	Sockets    []socketReport `json:"sockets"`
@@ -113,7 +114,7 @@ type connectJSON struct {
 	Hint  string  `json:"hint,omitempty"`
 }
 
-// report is what follows from the situation, with what led to it.
+// report returns what follows from the situation, with what led to it.
 func (s situation) report(facts host.Facts) addressJSON {
 	v := judge(s)
 	a := addressJSON{
@@ -169,7 +170,7 @@ func routeReport(w host.Way, err error) routeJSON {
 	return r
 }
 
-// common is how many ports are in both.
+// common returns how many ports are in both.
 func common(set rules.PortSet, list []host.PortRange) int {
 	n := 0
 	for _, a := range set.Ranges() {
@@ -184,7 +185,7 @@ func common(set rules.PortSet, list []host.PortRange) int {
 
 func rangeJSON(r host.PortRange) rangeReport { return rangeReport(r) }
 
-// conclude decides for all addresses: those to which this host has no route are passed over, as programs do.
+// conclude decides for all addresses. It skips those to which this host has no route, as programs do.
 func (r *report) conclude() {
 	reached := 0
 	r.Pinned = true
@@ -223,7 +224,7 @@ func writeJSON(w io.Writer, what any) error {
 	return nil
 }
 
-// short is a duration for people.
+// short formats a duration for people.
 func short(d time.Duration) string {
 	switch {
 	case d < 10*time.Millisecond:

@@ -17,20 +17,20 @@ import (
 )
 
 const (
-	// resolvedWait bounds what systemd-resolved may hold up the start, or new rules.
+	// resolvedWait limits how long systemd-resolved may hold up the start, or new rules.
 	resolvedWait = 3 * time.Second
-	// revertWait bounds each thing that it may hold up the end by: what it was told goes with the link as well.
+	// revertWait limits how long it may hold up each step of the end. What it was told also goes away with the link.
 	revertWait = time.Second
 )
 
-// standIn is the name server that systemd-resolved is told of: an address of 192.0.0.0/24, which IANA keeps for
-// protocols (RFC 6890), next to the link's own and assigned to nothing.
+// standIn is the name server that systemd-resolved is given. It is an address of 192.0.0.0/24, which IANA reserves
+// for protocols (RFC 6890), next to the link's own and assigned to nothing.
 var standIn = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 0, 53}), dnsPort)
 
-// resolvedNames brings us the rules' names where systemd-resolved looks them up.
+// resolvedNames brings queries for the rules' names to us if systemd-resolved looks them up.
 type resolvedNames struct {
 	link    *resolved.Registration
-	queries *dns.Forwarder // what it asks us
+	queries *dns.Forwarder // its queries to us
 	guard   *guard
 	log     *slog.Logger
 }
@@ -51,7 +51,7 @@ func newResolved(link string, bus resolved.Handed, set *rules.Set, learn *learne
 	return r, nil
 }
 
-// domains are the names of the rules; below a wildcard's, all are meant.
+// domains returns the names of the rules. A wildcard's domain stands for all names below it.
 func domains(set *rules.Set) (list []string) {
 	for _, r := range set.Rules() {
 		if name := r.Host().Name(); name != "" {
@@ -61,13 +61,13 @@ func domains(set *rules.Set) (list []string) {
 	return list
 }
 
-// meant says whether something is for the stand-in, which is this host's alone: whom systemd-resolved knows is
-// nothing for the hosts behind a gateway.
+// meant says whether something is for the stand-in, which only this host may use: hosts behind a gateway must not
+// learn whom systemd-resolved knows.
 func (r *resolvedNames) meant(src, dst netip.AddrPort) bool {
 	return dst == standIn && !r.guard.behind(src.Addr())
 }
 
-// handle takes a datagram over if it is for the stand-in.
+// handle takes over a datagram if it is for the stand-in.
 func (r *resolvedNames) handle(d *netstack.Datagram) bool {
 	if !r.meant(d.Src(), d.Dst()) {
 		return false
@@ -76,7 +76,7 @@ func (r *resolvedNames) handle(d *netstack.Datagram) bool {
 	return true
 }
 
-// carry takes a connection over if it is to the stand-in, and returns at its end.
+// carry takes over a connection if it is to the stand-in, and returns at its end.
 func (r *resolvedNames) carry(ctx context.Context, f *netstack.Flow) bool {
 	if !r.meant(f.Src(), f.Dst()) {
 		return false
@@ -87,7 +87,7 @@ func (r *resolvedNames) carry(ctx context.Context, f *netstack.Flow) bool {
 	return true
 }
 
-// await returns when the link is registered, or a try has failed.
+// await returns when the link is registered or an attempt has failed.
 func (r *resolvedNames) await(ctx context.Context) {
 	select {
 	case <-r.link.Tried():
@@ -96,25 +96,25 @@ func (r *resolvedNames) await(ctx context.Context) {
 	}
 }
 
-// update has systemd-resolved ask us for the names of set, instead of those before.
+// update makes systemd-resolved ask us for the names of set instead of the previous ones.
 func (r *resolvedNames) update(ctx context.Context, set *rules.Set) {
 	ctx, cancel := context.WithTimeout(ctx, resolvedWait)
 	defer cancel()
 	r.link.Update(ctx, domains(set))
 }
 
-// withdraw has systemd-resolved ask others again.
+// withdraw makes systemd-resolved ask others again.
 func (r *resolvedNames) withdraw(ctx context.Context) { r.undo(ctx, r.link.Withdraw) }
 
-// revert takes all of it back, when what systemd-resolved still asks us is answered.
+// revert takes everything back once systemd-resolved's pending queries to us are answered.
 func (r *resolvedNames) revert(ctx context.Context) {
 	r.undo(ctx, func(ctx context.Context) error {
 		r.queries.Drain(ctx)
-		return r.link.Revert(context.WithoutCancel(ctx)) // which has an end of its own
+		return r.link.Revert(context.WithoutCancel(ctx)) // Revert has a time limit of its own
 	})
 }
 
-// undo undoes, as far as that does not take long.
+// undo undoes what can be undone in a short time.
 func (r *resolvedNames) undo(ctx context.Context, what func(context.Context) error) {
 	ctx, cancel := context.WithTimeout(ctx, revertWait)
 	defer cancel()

@@ -13,7 +13,7 @@ import (
 // ruleSources is where the rules come from: the command line, and files that may change.
 type ruleSources struct{ texts, files []string }
 
-// load parses all rules and makes them one set, the successor of the former one. The texts of files come from read.
+// load parses all rules and makes one set of them, the successor of the former one. read returns the texts of files.
 func (s ruleSources) load(former *rules.Set, read func(path string) (string, error)) (*rules.Set, error) {
 	var all []*rules.Rule
 	for _, text := range s.texts {
@@ -52,8 +52,8 @@ func readRules(file string, read func(path string) (string, error)) ([]*rules.Ru
 	return rules.ParseFile(file, strings.NewReader(text))
 }
 
-// maxRulesFile is how many bytes of rules are read: more than a million rules. A file that has no end, such as /dev/zero,
-// would take all memory.
+// maxRulesFile is how many bytes of rules are read: more than a million rules. Without a limit, a file that has no
+// end, such as /dev/zero, would take all memory.
 const maxRulesFile = 64 << 20
 
 // readText reads a file as it is now.

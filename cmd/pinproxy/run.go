@@ -26,16 +26,16 @@ import (
 )
 
 const (
-	drainGrace  = 5 * time.Second // for flows that move bytes when we are told to end
-	undoTimeout = 5 * time.Second // for taking the host's changes back
+	drainGrace  = 5 * time.Second // for flows that still move bytes when we are told to end
+	undoTimeout = 5 * time.Second // for undoing the host's changes
 	dnsPort     = 53
 )
 
-// runDir is what systemd's RuntimeDirectory=pinproxy makes.
+// runDir is the directory that systemd's RuntimeDirectory=pinproxy makes.
 const runDir = "/run/pinproxy"
 
-// stateDir is where the state file and the control socket go: systemd's
-// RuntimeDirectory= if it gave us one.
+// stateDir returns the directory of the state file and the control socket. It is systemd's RuntimeDirectory= if
+// there is one.
 func stateDir() string {
 	if dir := os.Getenv("RUNTIME_DIRECTORY"); dir != "" {
 		return dir
@@ -43,7 +43,7 @@ func stateDir() string {
 	return runDir
 }
 
-// hostConfig says in the host's terms what the rules ask for.
+// hostConfig translates what the rules ask for into the host's terms.
 func hostConfig(o options, log *slog.Logger) host.Config {
 	c := host.Config{
 		Link:     o.tun,
@@ -62,8 +62,8 @@ func hostConfig(o options, log *slog.Logger) host.Config {
 	return c
 }
 
-// serve pins for the whole host until stop ends, then ends in order; when now
-// ends, at once. The host is left as it was in either case.
+// serve pins for the whole host until stop ends, and then ends in order. When now ends, it ends at once. In both
+// cases it leaves the host as it was.
 func serve(stop, now context.Context, o options, h *handover, stderr io.Writer) (err error) {
 	log := newLog(stderr, o)
 	site, err := listenHTTP(stop, o, log)
@@ -110,9 +110,9 @@ func serve(stop, now context.Context, o options, h *handover, stderr io.Writer) 
 	return capture(stop, now, o, dev, proxy.Sockets{Mark: host.Mark, Owners: owners}, h.Bus, lock, site, hangups, log)
 }
 
-// outliveReader keeps a log that nobody reads any more, as of a journal that is restarted, from ending us: Go has SIGPIPE
-// do that where standard output or error is a broken pipe, and the host's changes would stay. The function returned
-// ends it.
+// outliveReader keeps us alive when nobody reads the log any more, as when the journal is restarted. Without it, Go
+// ends a process on SIGPIPE if standard output or error is a broken pipe, and the host's changes would stay. The
+// returned function ends the protection.
 func outliveReader() func() {
 	broken := make(chan os.Signal, 1)
 	signal.Notify(broken, syscall.SIGPIPE)
@@ -141,7 +141,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	if err != nil {
 		return err
 	}
-	var stack *netstack.Stack // there before the first flow
+	var stack *netstack.Stack // set before the first flow
 	pins := proxy.New(proxy.Config{
 		Names:       names,
 		Dialer:      sockets,
@@ -177,7 +177,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	c := newControl(&control{link: dev.Name(), strict: o.strict, began: began, names: names, pins: pins, stack: stack, owners: sockets.Owners})
 	health := &health{link: dev.Name(), rules: func() int { return len(names.Set().Rules()) }}
 
-	// The parts go on while flows are ended in order, so stop does not reach them.
+	// The parts go on while flows end in order, so stop does not reach them.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))
 	defer cancel()
 	parts, ctx := errgroup.WithContext(ctx)
@@ -247,7 +247,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	case <-ctx.Done(): // a part has failed
 		_ = h.Stop(now)
 	}
-	// The netstack resets what is still open, which needs the device: that is set down after it.
+	// The netstack resets what is still open, which needs the device. So the device goes down afterwards.
 	cancel()
 	err = parts.Wait()
 	undone, done := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
@@ -255,7 +255,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	return errors.Join(err, undo(undone))
 }
 
-// warn logs what the host's changes lack.
+// warn logs what is missing from the host's changes.
 func warn(log *slog.Logger, err error) {
 	if demand, ok := errors.AsType[*host.DemandError](err); ok {
 		log.Warn(demand.What, "hint", demand.Hint)
@@ -270,7 +270,7 @@ func ready(log *slog.Logger, dev *link.Link, set *rules.Set) {
 	notify("READY=1")
 }
 
-// dryRun prints the changes that serve would make to this host as it is now.
+// dryRun prints the changes that serve would make to this host in its current state.
 func dryRun(ctx context.Context, o options, stdout io.Writer) error {
 	c := hostConfig(o, nil)
 	facts, err := host.Look(c.Link)
@@ -303,8 +303,7 @@ func dryRun(ctx context.Context, o options, stdout io.Writer) error {
 	return nil
 }
 
-// resolve looks up the exact names of set as any program would, and says in
-// words what can't be planned.
+// resolve looks up the exact names of set as any program would. It returns as comments what can't be planned.
 func resolve(ctx context.Context, set *rules.Set) (captures []host.Capture, comments []string) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()

@@ -12,8 +12,9 @@ import (
 	"pinproxy/rules"
 )
 
-// What the control socket answers. The manual documents the fields, and scripts rely on them: fields are added, but
-// neither renamed nor given another meaning. Times are RFC 3339, durations seconds, addresses as Go writes them.
+// What the control socket answers. The manual documents the fields, and scripts rely on them. Fields may be added,
+// but are neither renamed nor given another meaning. Times are RFC 3339, durations are in seconds, addresses are as
+// Go writes them.
 
 type aboutJSON struct {
 	Version string     `json:"version"`
@@ -26,15 +27,15 @@ type aboutJSON struct {
 
 type ruleJSON struct {
 	Rule   string `json:"rule"`
-	Source string `json:"source,omitempty"` // the rules file; none on the command line
+	Source string `json:"source,omitempty"` // the rules file; absent on the command line
 	Line   int    `json:"line,omitempty"`
 }
 
 type statusJSON struct {
 	aboutJSON
 	Now      time.Time         `json:"now"`
-	Ended    uint64            `json:"ended"`  // flows that were connected, since the start
-	Failed   uint64            `json:"failed"` // flows that were not
+	Ended    uint64            `json:"ended"`  // flows since the start that were connected
+	Failed   uint64            `json:"failed"` // flows since the start that were not
 	Kinds    map[string]uint64 `json:"failed_kinds"`
 	Up       uint64            `json:"up"`
 	Down     uint64            `json:"down"`
@@ -47,22 +48,22 @@ type statusJSON struct {
 	Names    []nameJSON        `json:"names"`
 	Process  processJSON       `json:"process"`
 
-	list []*rules.Rule // of Rules, which may be others a moment later
+	list []*rules.Rule // of Rules, which may have changed a moment later
 }
 
 type ruleStateJSON struct {
 	ruleJSON
-	Hits     uint64  `json:"hits"` // flows it was for
+	Hits     uint64  `json:"hits"` // flows that the rule was for
 	Failed   uint64  `json:"failed"`
 	Open     int     `json:"open"`
-	Waiting  int     `json:"waiting"` // arrived ones too
+	Waiting  int     `json:"waiting"` // including flows that have only arrived
 	Dialing  int     `json:"dialing"`
 	Up       uint64  `json:"up"`
 	Down     uint64  `json:"down"`
 	UpRate   float64 `json:"up_rate"`
 	DownRate float64 `json:"down_rate"`
 	Ports    int     `json:"ports"` // of the pin
-	Free     int     `json:"free"`  // those that nothing has
+	Free     int     `json:"free"`  // ports that nothing holds
 }
 
 type flowJSON struct {
@@ -103,15 +104,15 @@ type nameJSON struct {
 	InUse   bool       `json:"in_use"`
 }
 
-// processJSON is what would grow if something were not given back.
+// processJSON is what would grow if something were not released.
 type processJSON struct {
 	Goroutines int    `json:"goroutines"`
-	Heap       uint64 `json:"heap"`      // bytes of objects, those included that the next collection frees
+	Heap       uint64 `json:"heap"`      // bytes of objects, including those that the next collection frees
 	Endpoints  int    `json:"endpoints"` // of netstack
 }
 
 type destinationJSON struct {
-	Rule string   `json:"rule,omitempty"` // by which a connection goes
+	Rule string   `json:"rule,omitempty"` // the rule that a connection follows
 	Name string   `json:"name,omitempty"`
 	Pin  *pinJSON `json:"pin,omitempty"`
 }
@@ -148,7 +149,7 @@ func ruleInJSON(r *rules.Rule) ruleJSON {
 	return ruleJSON{Rule: r.String(), Source: source, Line: line}
 }
 
-// status is everything at this moment, but for the rates and what the kernel tells of ports: see lookout.
+// status returns everything at this moment, except the rates and what the kernel says of ports: see lookout.
 func (c *control) status() statusJSON {
 	about, totals := c.about(), c.pins.Totals()
 	s := statusJSON{

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// status prints what the running pinproxy tells of itself.
+// status prints what the running pinproxy says about itself.
 func status(ctx context.Context, o options, stdout io.Writer) error {
 	if o.watch {
 		return watchStatus(ctx, o, stdout)
@@ -52,8 +52,8 @@ func writeLine(w io.Writer, what any) error {
 	return nil
 }
 
-// text is the snapshot for people: tables, and under a flow or a failure its cause and what would help. Where width is
-// not 0 the tables are made to fit.
+// text returns the snapshot for people: tables and, under a flow or a failure, its cause and what would help. If
+// width is not 0, the tables are made to fit.
 func (s statusJSON) text(width int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, pid %d, link %s, for %s\n", s.Version, s.PID, s.Link, short(s.Now.Sub(s.Started).Round(time.Second)))
@@ -67,7 +67,7 @@ func (s statusJSON) text(width int) string {
 	return b.String()
 }
 
-// count is how many flows are open, and how many wait for a port or an answer.
+// count returns how many flows are open, and how many wait for a port or an answer.
 func (s statusJSON) count() (open, waiting int) {
 	for _, f := range s.Flows {
 		if f.Stage == "open" {
@@ -88,7 +88,7 @@ func (s statusJSON) ruleTable(b *strings.Builder, width int) {
 	t.write(b, width)
 }
 
-// portTable lists what has the pins' ports.
+// portTable lists what holds the pins' ports.
 func (s statusJSON) portTable(b *strings.Builder, width int) {
 	if len(s.Ports) == 0 && !s.wide() {
 		return
@@ -126,7 +126,7 @@ func (s statusJSON) portTable(b *strings.Builder, width int) {
 	t.write(b, width)
 }
 
-// rowOfFree is one row for ports that nothing has.
+// rowOfFree makes one row for ports that nothing holds.
 func rowOfFree(t *grid, list []portJSON) {
 	switch len(list) {
 	case 0:
@@ -146,7 +146,7 @@ func (s statusJSON) wide() bool {
 	return false
 }
 
-// rows are a port and what has it.
+// rows adds the rows of a port and its holders.
 func (p portJSON) rows(t *grid, flows map[uint64]flowJSON, now time.Time) {
 	waiting := ""
 	if p.Waiting > 0 {
@@ -255,7 +255,7 @@ func orDash(text string) string {
 
 func inSeconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// size is a number of bytes for people: as it is up to four digits, then with a decimal prefix.
+// size formats a number of bytes for people: as it is up to four digits, then with a decimal prefix.
 func size(n float64) string {
 	if n < 10_000 {
 		return fmt.Sprintf("%.0f", n)

@@ -6,8 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// column of a table for people. Where a table is wider than the terminal, the columns with the highest drop are left
-// out first, down to those with 0, which stay; then those with a least width are cut, the widest first.
+// column is a column of a table for people. If a table is wider than the terminal, the columns with the highest drop
+// are left out first; those with drop 0 stay. Then columns with a least width are cut, the widest first.
 type column struct {
 	name  string
 	right bool
@@ -36,7 +36,7 @@ func (g *grid) row(cells ...any) {
 	g.rows = append(g.rows, texts)
 }
 
-// printable leaves out what would speak to the terminal: names of programs are chosen by their users.
+// printable removes what the terminal would act on: users choose the names of programs.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r >= 0x7f && r < 0xa0 {
@@ -46,7 +46,7 @@ func printable(text string) string {
 	}, text)
 }
 
-// write appends the table; width 0 is without limit.
+// write appends the table. Width 0 means no limit.
 func (g *grid) write(b *strings.Builder, width int) {
 	widths := make([]int, len(g.columns))
 	for i, c := range g.columns {
@@ -80,7 +80,7 @@ func (g *grid) write(b *strings.Builder, width int) {
 	}
 }
 
-// fit chooses the columns, and narrows widths.
+// fit chooses the columns and narrows widths.
 func (g *grid) fit(widths []int, width int) (shown []int) {
 	for i := range g.columns {
 		shown = append(shown, i)
@@ -136,7 +136,7 @@ func (c column) cut(text string, n int) string {
 	return cut(text, n)
 }
 
-// cut shortens text to n characters, and shows that it did.
+// cut shortens text to n characters and marks the cut.
 func cut(text string, n int) string {
 	if utf8.RuneCountInString(text) <= n {
 		return text

@@ -11,7 +11,7 @@ import (
 	"pinproxy/rules"
 )
 
-// target is what `check` is asked about.
+// target is the target of `check`.
 type target struct {
 	host string     // a name, canonical, or an address
 	addr netip.Addr // invalid if host is a name
@@ -20,7 +20,7 @@ type target struct {
 
 func (t target) String() string { return net.JoinHostPort(t.host, strconv.Itoa(int(t.port))) }
 
-// name is what rules are asked for.
+// name returns the name to look up in the rules.
 func (t target) name() string {
 	if t.addr.IsValid() {
 		return ""
@@ -28,7 +28,7 @@ func (t target) name() string {
 	return t.host
 }
 
-// parseTarget reads HOST:PORT. HOST is what the host of a rule is, without "*" and prefixes.
+// parseTarget reads HOST:PORT. HOST is written as in a rule, but without "*" and prefixes.
 func parseTarget(text string) (target, error) {
 	fail := func(format string, args ...any) (target, error) {
 		return target{}, &usageError{fmt.Sprintf("HOST:PORT %q: ", text) + fmt.Sprintf(format, args...), "pinproxy check www.bank.example:443"}

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// terminalSize is how many characters fit onto the terminal that w is; 0 if it is none.
+// terminalSize returns how many characters fit on the terminal w, or 0 if w is not a terminal.
 func terminalSize(w io.Writer) (width, height int) {
 	f, ok := w.(*os.File)
 	if !ok {
@@ -18,17 +18,17 @@ func terminalSize(w io.Writer) (width, height int) {
 	if err != nil {
 		return 0, 0
 	}
-	if size.Col == 0 || size.Row == 0 { // a serial line, or a pty that nobody has told
+	if size.Col == 0 || size.Row == 0 { // a serial line, or a pty whose size nobody has set
 		return 80, 24
 	}
 	return int(size.Col), int(size.Row)
 }
 
-// tty tells what happens to the terminal, and keeps it from showing what is typed.
+// tty reports what happens to the terminal, and keeps it from showing typed characters.
 type tty struct {
 	resized, stopped chan os.Signal
 
-	was *unix.Termios // nil: standard input is no terminal
+	was *unix.Termios // nil: standard input is not a terminal
 }
 
 func openTTY() *tty {
@@ -58,13 +58,13 @@ func (t *tty) restore() {
 	}
 }
 
-// stop stops the process, as Ctrl-Z does, and returns when it goes on.
+// stop stops the process, as Ctrl-Z does, and returns when it continues.
 func (t *tty) stop() {
 	t.restore()
 	cont := make(chan os.Signal, 1)
 	signal.Notify(cont, unix.SIGCONT)
 	defer signal.Stop(cont)
-	_ = unix.Kill(unix.Getpid(), unix.SIGSTOP) // may return before another thread has taken it
+	_ = unix.Kill(unix.Getpid(), unix.SIGSTOP) // may return before another thread has taken the signal
 	<-cont
 	t.quiet()
 }

@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// terminalSize: pinproxy runs on Linux, and status asks one on the same host.
+// terminalSize returns 0: pinproxy runs on Linux, and status asks one on the same host.
 func terminalSize(io.Writer) (width, height int) { return 0, 0 }
 
 type tty struct{ resized, stopped chan os.Signal }

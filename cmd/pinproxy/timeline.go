@@ -12,7 +12,7 @@ import (
 
 const (
 	timelineLen   = 300 // seconds
-	timelineRules = 200 // with a memory; those that are not used within the time give theirs to others
+	timelineRules = 200 // rules with a memory; those silent for timelineLen give theirs to others
 	timelineLanes = 12  // ports of a rule
 )
 
@@ -23,13 +23,13 @@ type timeline struct {
 	before map[string]proxy.RuleStats // as of the last tick, of every rule
 }
 
-// strip is a rule's part of it. The memory is a ring: the second tick is at tick % timelineLen.
+// strip is one rule's part of the timeline. The memory is a ring: second tick is at tick % timelineLen.
 type strip struct {
 	lanes           map[uint16]*lane
 	waiting, failed [timelineLen]uint32
 	served          map[uint16]uint64 // as of the last tick
 	hits, failures  uint64            // likewise
-	used            int64             // the last tick with anything to tell
+	used            int64             // the last tick with anything to show
 }
 
 type lane struct {
@@ -37,7 +37,7 @@ type lane struct {
 	used  int64
 }
 
-// step takes down a second.
+// step records one second.
 func (t *timeline) step(pins *proxy.Proxy, list []*rules.Rule) {
 	if t.rules == nil {
 		t.rules = make(map[string]*strip)
@@ -108,7 +108,8 @@ func (s *strip) step(tick int64, n proxy.RuleStats, now map[uint16]int, served m
 	s.thin(tick)
 }
 
-// thin forgets the lanes that say nothing any more, and of too many those that were used longest ago.
+// thin forgets the lanes that have nothing to show any more. If there are still too many, it forgets those used
+// longest ago.
 func (s *strip) thin(tick int64) {
 	for port, l := range s.lanes {
 		if tick-l.used >= timelineLen {
@@ -135,7 +136,8 @@ func (s *strip) ports() []uint16 {
 	return ports
 }
 
-// forget drops rules that are gone, or that have been silent for as long as it remembers.
+// forget drops rules that are gone. If there are too many, it also drops those that have been silent for
+// timelineLen.
 func (t *timeline) forget(list []*rules.Rule) {
 	in := make(map[string]bool, len(list))
 	for _, r := range list {
@@ -148,8 +150,8 @@ func (t *timeline) forget(list []*rules.Rule) {
 	}
 }
 
-// stripJSON is a rule's timeline as the page gets it: a character for each second, the oldest first, "." for none, then
-// 1 for one flow, 2 for two, 3 for up to four and so on, doubling up to 9. Now has the last second's alone.
+// stripJSON is a rule's timeline as the page gets it. Each second is a character, the oldest first: "." for none,
+// then 1 for one flow, 2 for two, 3 for up to four and so on, doubling up to 9. Now has only the last second.
 type stripJSON struct {
 	Lanes   []laneJSON `json:"lanes"`
 	Waiting string     `json:"waiting"`
@@ -161,7 +163,7 @@ type laneJSON struct {
 	Cells string `json:"cells"`
 }
 
-// last returns the last n seconds of a rule; nil if there is nothing to tell of any.
+// last returns the last n seconds of a rule, or nil if the rule has nothing to show.
 func (t *timeline) last(rule string, n int64) *stripJSON {
 	s := t.rules[rule]
 	if s == nil {

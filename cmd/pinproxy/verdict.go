@@ -15,57 +15,58 @@ import (
 	"pinproxy/rules"
 )
 
-// What `check` concludes from what it has found: pure, so that every situation can be tested by describing it.
+// What `check` concludes from its findings. This is pure logic, so that tests can cover every situation by
+// describing it.
 
 // situation is what was found out about connections to one address.
 type situation struct {
 	dst   netip.AddrPort
 	name  string        // that the rules were asked for; may be empty
-	rule  *rules.Rule   // the most specific; nil: none is for it
+	rule  *rules.Rule   // the most specific; nil if none matches
 	lost  []*rules.Rule // others that match
-	given bool          // the rules are those of the command line
+	given bool          // the rules come from the command line
 
-	running bool   // a pinproxy is
-	pid     int    // of it, 0 if that can't be told
+	running bool   // a pinproxy is running
+	pid     int    // its PID; 0 if that can't be told
 	askErr  error  // why its control socket does not answer
-	theirs  string // the rule by which it goes; "" none, if askErr is nil
+	theirs  string // the rule it follows; "" if none, provided askErr is nil
 
 	way     host.Way // of a program's connection
 	wayErr  error
 	dial    host.Way // of one from the pin
 	dialErr error
 
-	ports   []portState // of the pin, as they were tried: the last one is free, or none is
+	ports   []portState // of the pin, in the order tried: the last one is free, or none is
 	untried int         // further ports of the pin
 	waiting int         // flows that wait for the pin
 }
 
 // portState is what is known of a source port towards the destination.
 type portState struct {
-	local      netip.AddrPort // the address unspecified where the pin has none
+	local      netip.AddrPort // unspecified address if the pin has none
 	reserved   bool           // in ip_local_reserved_ports
 	ephemeral  bool           // in ip_local_port_range
-	privileged bool           // whoever would bind it may not
-	mayEnd     bool           // whoever would dial from it can end what is over (CAP_NET_ADMIN)
+	privileged bool           // the process that would bind it may not
+	mayEnd     bool           // the process that would dial from it can end what is over (CAP_NET_ADMIN)
 	bindErr    error          // what bind said
-	held       *heldJSON      // by a flow of the running pinproxy, towards this destination
-	resting    time.Duration  // for how much longer the running pinproxy lets it rest
+	held       *heldJSON      // by a flow of the running pinproxy to this destination
+	resting    time.Duration  // how much longer the running pinproxy lets it rest
 	sockets    []socketState
 }
 
 // socketState is a socket on a port.
 type socketState struct {
 	sockdiag.Socket
-	owner sockdiag.Process // PID 0: none, or not to be seen
+	owner sockdiag.Process // PID 0: none, or not visible
 	ours  bool             // the running pinproxy's
-	same  bool             // its other end is the destination, so that no second connection can be made
+	same  bool             // its other end is the destination, so no second connection can be made
 }
 
-// obstacle is what keeps a port from being had. Empty: nothing does.
+// obstacle is what keeps us from having a port. Empty: nothing.
 type obstacle struct{ cause, hint string }
 
-// obstacle finds what keeps the next connection from a port of the pin. What the lease table says comes before what
-// the kernel does: a flow's port has a socket, too.
+// obstacle finds what keeps the next connection from a port of the pin. The lease table comes before the kernel,
+// because a flow's port has a socket, too.
 func (s situation) obstacle(p portState) obstacle {
 	port := p.local.Port()
 	if o, found := s.otherFamily(); found {
@@ -93,7 +94,7 @@ func (s situation) obstacle(p portState) obstacle {
 		return p.takenBy(socket)
 	}
 	switch {
-	case p.bindErr == nil, errors.Is(p.bindErr, syscall.EACCES): // that is ours: who would bind may
+	case p.bindErr == nil, errors.Is(p.bindErr, syscall.EACCES): // EACCES is our own limit: the process that would bind the port may
 	case errors.Is(p.bindErr, syscall.EADDRINUSE) && p.endable(): // as soon as somebody wants it
 	default:
 		return explained(p.bindErr, p.local, s.dst)
@@ -101,15 +102,15 @@ func (s situation) obstacle(p portState) obstacle {
 	return obstacle{}
 }
 
-// endable: something on the port is over, and can be ended.
+// endable says whether something on the port is over and can be ended.
 func (p portState) endable() bool {
 	return slices.ContainsFunc(p.sockets, func(s socketState) bool { return s.over() && p.mayEnd })
 }
 
-// over: no program has it any more.
+// over says whether no program has the socket any more.
 func (s socketState) over() bool { return s.State.Over() && s.Orphan() }
 
-// explained is the cause that a flow's line in the log would have.
+// explained returns the cause that a flow's log line would have.
 func explained(err error, pin, dst netip.AddrPort) obstacle {
 	var errno syscall.Errno
 	if errors.As(err, &errno) {
@@ -119,7 +120,8 @@ func explained(err error, pin, dst netip.AddrPort) obstacle {
 	return obstacle{err.Error(), proxy.Hint(err)}
 }
 
-// inTheWay finds the socket that matters most: the very 4-tuple, a listener, any other where bind was refused.
+// inTheWay finds the socket that matters most: the very 4-tuple, a listener, or any other socket if bind was
+// refused.
 func (p portState) inTheWay() (worst socketState, found bool) {
 	rank := 0
 	for _, s := range p.sockets {
@@ -142,7 +144,8 @@ func (p portState) inTheWay() (worst socketState, found bool) {
 	return worst, rank > 0
 }
 
-// harmless: a port can be shared by connections to other destinations, if bind says so; and what is over can be ended.
+// harmless says whether a socket is no obstacle. Connections to other destinations can share a port if bind says so,
+// and a socket that is over can be ended.
 func (s socketState) harmless(p portState) bool {
 	switch {
 	case s.over() && p.mayEnd:
@@ -190,8 +193,8 @@ type verdict struct {
 	obstacle
 }
 
-// judge says whether a connection would leave from its pin now, and what is in the way if not: what is wrong with the
-// destination, then with the capture, then with the port.
+// judge says whether a connection would leave from its pin now, and if not, what is in the way. It looks first at
+// the destination, then at the capture, then at the port.
 func judge(s situation) verdict {
 	v := verdict{}
 	if s.rule != nil {
@@ -206,7 +209,7 @@ func judge(s situation) verdict {
 	return v
 }
 
-// choose returns the port that a connection gets, 0 if none is free, and what is in the way of the first.
+// choose returns the port that a connection gets, or 0 if none is free, and what is in the way of the first port.
 func (s situation) choose() (uint16, obstacle) {
 	if o, found := s.otherFamily(); found {
 		return 0, o
@@ -230,7 +233,8 @@ func (s situation) choose() (uint16, obstacle) {
 	return 0, first
 }
 
-// isSelf: the kernel gives a connection to an address of this host that very address as its source.
+// isSelf says whether the connection would be to itself: for a connection to an address of this host, the kernel uses
+// that same address as the source.
 func (s situation) isSelf(p portState) bool {
 	if p.local.Port() != s.dst.Port() {
 		return false
@@ -238,7 +242,7 @@ func (s situation) isSelf(p portState) bool {
 	return p.local.Addr() == s.dst.Addr() || p.local.Addr().IsUnspecified() && s.way.Local
 }
 
-// otherFamily: the pin's source address is an IPv4 one, and the destination is not, or the other way round.
+// otherFamily says whether the pin's source address and the destination are of different families.
 func (s situation) otherFamily() (obstacle, bool) {
 	source := s.rule.Pin().Addr()
 	if !source.IsValid() || source.Is4() == s.dst.Addr().Is4() {
@@ -254,12 +258,12 @@ func (s situation) otherFamily() (obstacle, bool) {
 	}, true
 }
 
-// away: this host has no route to the address, whoever connects.
+// away says whether this host has no route to the address, whoever connects.
 func (s situation) away() bool {
 	return s.wayErr != nil || s.dialErr != nil && (s.rule == nil || !s.rule.Pin().Addr().IsValid())
 }
 
-// unroutable is why a dial from the pin fails before a packet is sent.
+// unroutable says why a dial from the pin fails before a packet is sent.
 func unroutable(s situation) obstacle {
 	source := s.rule.Pin().Addr()
 	if !source.IsValid() {
@@ -276,7 +280,7 @@ func unroutable(s situation) obstacle {
 	}
 }
 
-// uncaptured is why a connection does not come to the running pinproxy at all, or not by this rule.
+// uncaptured says why a connection does not come to the running pinproxy at all, or not by this rule.
 func (s situation) uncaptured() obstacle {
 	switch {
 	case s.way.Local && len(s.ports) == 1 && s.untried == 0 && s.isSelf(s.ports[0]):
@@ -316,7 +320,7 @@ func samePin(text string, rule *rules.Rule) bool {
 	return err == nil && r.Pin().Equal(rule.Pin())
 }
 
-// whyLost says why a rule that matches gives way to the winner.
+// whyLost says why a matching rule loses to the winner.
 func whyLost(winner, loser *rules.Rule) string {
 	w, l := winner.Host(), loser.Host()
 	switch {
@@ -334,5 +338,5 @@ func whyLost(winner, loser *rules.Rule) string {
 	return fmt.Sprintf("%s is the longer prefix", w.Prefix())
 }
 
-// seconds rounds up: what waits so long is free then.
+// seconds rounds up, so that what waits this long is free by then.
 func seconds(d time.Duration) time.Duration { return (d + time.Second - 1).Truncate(time.Second) }

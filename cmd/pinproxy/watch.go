@@ -12,18 +12,18 @@ import (
 const (
 	watchEvery = time.Second
 
-	// Sequences of ECMA-48 and xterm, which every terminal of today knows.
-	screenEnter = "\x1b[?1049h\x1b[?25l" // the other screen, without a cursor
+	// Sequences of ECMA-48 and xterm, which all current terminals know.
+	screenEnter = "\x1b[?1049h\x1b[?25l" // the alternate screen, without a cursor
 	screenLeave = "\x1b[?25h\x1b[?1049l"
 	screenHome  = "\x1b[H"
 	lineRest    = "\x1b[K" // clear to the end of the line
-	screenRest  = "\x1b[J" // and to the end of the screen
+	screenRest  = "\x1b[J" // clear to the end of the screen
 	inverse     = "\x1b[7m"
 	plain       = "\x1b[m"
 )
 
-// watchStatus prints the status again and again: in place on a terminal, else one after the other; as JSON one a line.
-// On a terminal it goes on when pinproxy ends, and shows the next.
+// watchStatus prints the status repeatedly: in place on a terminal, elsewhere one after the other; as JSON, one a
+// line. On a terminal it goes on when pinproxy ends, and shows the next pinproxy.
 func watchStatus(ctx context.Context, o options, stdout io.Writer) error {
 	_, height := terminalSize(stdout)
 	if o.json || height == 0 {
@@ -67,7 +67,7 @@ func watchStatus(ctx context.Context, o options, stdout io.Writer) error {
 	}
 }
 
-// printStatus is for what is no terminal.
+// printStatus is for output that is not a terminal.
 func printStatus(ctx context.Context, o options, stdout io.Writer) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
@@ -101,7 +101,7 @@ type screen struct{ io.Writer }
 
 func (s screen) enter() error { return s.print(screenEnter) }
 
-// leave gives the terminal back as it was; that it is gone is nobody's concern then.
+// leave restores the terminal. If the terminal is gone, the error does not matter.
 func (s screen) leave() { _ = s.print(screenLeave) }
 
 func (s screen) print(text string) error {
@@ -124,7 +124,7 @@ func (s screen) draw(now statusJSON, err error) error {
 	return s.print(paint(text, width, height))
 }
 
-// paint makes lines of text fill a screen and no more. What there is no room for is counted in the last line.
+// paint fits lines of text to a screen. The last line counts those that don't fit.
 func paint(text string, width, height int) string {
 	var list []string
 	for _, line := range strings.Split(strings.TrimSuffix(text, "\n"), "\n") {

@@ -7,20 +7,20 @@ import (
 	"time"
 )
 
-// watchdogEvery is how often the service manager wants to hear that we live, sd_watchdog_enabled(3); 0: never.
+// watchdogEvery returns how often the service manager wants a sign of life, sd_watchdog_enabled(3), or 0 for never.
 func watchdogEvery(getenv func(string) string) time.Duration {
 	micros, err := strconv.ParseInt(getenv("WATCHDOG_USEC"), 10, 64)
 	if err != nil || micros <= 0 {
 		return 0
 	}
 	if pid := getenv("WATCHDOG_PID"); pid != "" && pid != strconv.Itoa(os.Getpid()) {
-		return 0 // another process of the unit is meant
+		return 0 // this is meant for another process of the unit
 	}
 	return time.Duration(micros) * time.Microsecond
 }
 
-// watchdog has tell called twice in every, as long as alive returns: it goes through all that a flow needs, and does
-// not come back if that is stuck.
+// watchdog calls tell twice in every interval, as long as alive returns. alive goes through everything that a flow
+// needs, and does not return if that is stuck.
 func watchdog(ctx context.Context, every time.Duration, alive, tell func()) error {
 	if every <= 0 {
 		return nil
@@ -39,7 +39,7 @@ func watchdog(ctx context.Context, every time.Duration, alive, tell func()) erro
 			alive()
 		}()
 		select {
-		case <-ctx.Done(): // also what is stuck must not keep us
+		case <-ctx.Done(): // a stuck alive must not keep us from ending
 			return nil
 		case <-done:
 			tell()

@@ -17,20 +17,19 @@ import (
 	"pinproxy/rules"
 )
 
-// All that pinproxy says to its user outside the log is in this file.
+// This file has everything that pinproxy says to its user outside the log.
 //
-// An error is one line, "pinproxy: error: …": what was being done, to what, and
-// why it failed, in lower case and without a full stop. Where there is a way on,
-// "pinproxy: hint: …" follows with the command to type, or what to do. A hint
-// never repeats the error. Nothing else is printed unless it was asked for.
+// An error is one line, "pinproxy: error: …": what was being done, to what, and why it failed, in lower case and
+// without a full stop. If something can be done, "pinproxy: hint: …" follows with the command to type, or what to
+// do. A hint never repeats the error. Nothing else is printed unless it was asked for.
 
 // Exit status.
 const (
 	exitOK      = 0
 	exitFailed  = 1
 	exitUsage   = 2
-	exitNoExec  = 126 // the command is there but can't be executed, as a shell says it
-	exitUnknown = 127 // there is no such command
+	exitNoExec  = 126 // the command exists but can't be executed; same as a shell's
+	exitUnknown = 127 // the command does not exist
 )
 
 const usage = `pinproxy pins the source ports of TCP connections by rule, for any program.
@@ -94,7 +93,7 @@ a signal, 126 if it cannot be executed, 127 if it is not found. Manual: pinproxy
 // words speaks to the user.
 type words struct{ w io.Writer }
 
-// print writes text that was asked for.
+// print writes text that the user asked for.
 func (s words) print(w io.Writer, text string) int {
 	if _, err := io.WriteString(w, text); err != nil {
 		return s.error(fmt.Errorf("print: %w", err))
@@ -102,7 +101,7 @@ func (s words) print(w io.Writer, text string) int {
 	return exitOK
 }
 
-// commandError says why a command was not run, and returns the exit status a shell would give.
+// commandError says why a command was not run, and returns the exit status that a shell would give.
 func (s words) commandError(err error) int {
 	var ended *netns.EndedError
 	var exec *netns.ExecError
@@ -157,7 +156,7 @@ func (s words) error(err error) int {
 
 func (s words) hint(text string) { fmt.Fprintf(s.w, "pinproxy: hint: %s\n", text) }
 
-// ruleHint is the corrected rule, as it would be typed where it was given.
+// ruleHint returns the corrected rule as it would be typed where it was given: in a file or on the command line.
 func ruleHint(e *rules.SyntaxError) string {
 	if e.Source != "" {
 		return e.Hint
@@ -165,7 +164,7 @@ func ruleHint(e *rules.SyntaxError) string {
 	return "pinproxy --rule " + quote(e.Hint)
 }
 
-// hintFor knows the way on for failures that have one.
+// hintFor returns the hint for failures that have one.
 func hintFor(err error) string {
 	var held *host.HeldError
 	var running *runningError
@@ -197,14 +196,14 @@ func hintFor(err error) string {
 		return "choose another name: pinproxy --tun pin1 …"
 	case errors.Is(err, link.ErrNoTUN):
 		return "sudo modprobe tun; in a container, pass the device in: --device /dev/net/tun"
-	case errors.As(err, &path): // a file of ours: the error says it all
+	case errors.As(err, &path): // a file of ours: the error says enough
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EPERM):
 		return "pinproxy needs root, or CAP_NET_ADMIN: sudo pinproxy …"
 	}
 	return ""
 }
 
-// forbiddenHint is the way to be allowed namespaces.
+// forbiddenHint returns how to be allowed namespaces.
 func forbiddenHint(by netns.Ban) string {
 	switch by {
 	case netns.ByAppArmor:
@@ -222,7 +221,7 @@ func forbiddenHint(by netns.Ban) string {
 	return "run it as root, or without -- for the whole host"
 }
 
-// ownPath is this program's file, for hints.
+// ownPath returns the path of this program's file, for hints.
 func ownPath() string {
 	if path, err := os.Executable(); err == nil {
 		return path
@@ -230,7 +229,7 @@ func ownPath() string {
 	return "pinproxy"
 }
 
-// indent sets a quoted text off from the lines around it.
+// indent sets quoted text off from the lines around it.
 func indent(text string) string {
 	return "    " + strings.ReplaceAll(text, "\n", "\n    ")
 }
@@ -240,7 +239,7 @@ func quote(text string) string {
 	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
 }
 
-// version is one line from what the Go tool chain put into the binary.
+// version returns one line made from what the Go toolchain put into the binary.
 func version() string {
 	v, revision := "(devel)", ""
 	if info, ok := debug.ReadBuildInfo(); ok {
