@@ -17,10 +17,10 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// browserPatience is how long a browser may take for anything: it starts a dozen processes.
+// browserPatience is the longest time a browser may take for anything: it starts a dozen processes.
 const browserPatience = 90 * time.Second
 
-// browser is a Chromium without a window, on a host, with one tab. It is told what to do through two pipes
+// browser is a headless Chromium on a host, with one tab. It is controlled through two pipes
 // (--remote-debugging-pipe, the DevTools protocol).
 type browser struct {
 	t    *testing.T
@@ -144,7 +144,7 @@ func (b *browser) open(url string) {
 	}
 }
 
-// failed returns what the page's script has failed at, or was refused.
+// failed returns the errors of the page's script, and what it was refused.
 func (b *browser) failed() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -199,14 +199,14 @@ func (b *browser) await(expression string) {
 	}
 }
 
-// scheme has the page be shown dark or light, and so wide.
+// scheme makes the browser show the page dark or light, and this wide.
 func (b *browser) scheme(name string, width int) {
 	b.t.Helper()
 	b.call("Emulation.setEmulatedMedia", map[string]any{"features": []any{map[string]any{"name": "prefers-color-scheme", "value": name}}})
 	b.call("Emulation.setDeviceMetricsOverride", map[string]any{"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false})
 }
 
-// screenshot returns what the page looks like, to its end, as PNG.
+// screenshot returns an image of the whole page, as PNG.
 func (b *browser) screenshot() []byte {
 	b.t.Helper()
 	answer := b.call("Page.captureScreenshot", map[string]any{"format": "png", "captureBeyondViewport": true})

@@ -106,7 +106,7 @@ func TestControl(t *testing.T) {
 	}
 }
 
-// What nobody would ask is answered, too.
+// Requests that no real client would make are answered, too.
 func TestControlRefuses(t *testing.T) {
 	i := serveControl(t)
 	for resource, want := range map[string]string{
@@ -132,7 +132,7 @@ func TestControlRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = c.SetDeadline(time.Now().Add(patience))
-		_, _ = io.WriteString(c, request) // it may be hung up on before its end
+		_, _ = io.WriteString(c, request) // the server may hang up before the request ends
 		r, err := http.ReadResponse(bufio.NewReader(c), nil)
 		if err != nil || r.StatusCode != want {
 			t.Errorf("%.40q: %+v, %v, want %d", request, r, err, want)
@@ -141,7 +141,7 @@ func TestControlRefuses(t *testing.T) {
 	}
 }
 
-// Those who connect and say nothing, or read nothing, hold up the others for two seconds at most.
+// Clients that connect and say nothing, or read nothing, hold up others for at most two seconds.
 func TestControlOutlastsTheSlow(t *testing.T) {
 	i := serveControl(t)
 	for n := range controlConns {
@@ -218,7 +218,7 @@ func TestControlSocketFile(t *testing.T) {
 	refused("a file that is no socket")
 }
 
-// Without a control socket everything else works.
+// Everything else works without a control socket.
 func TestControlSocketIsNotNeeded(t *testing.T) {
 	w := newNetwork(t)
 	p := w.pinproxy("--rule", "203.0.113.2:443=63999", "--socket", "/nowhere/at/all.sock")
@@ -231,7 +231,7 @@ func TestControlSocketIsNotNeeded(t *testing.T) {
 	}
 }
 
-// check and status find the socket wherever it is, and --socket finds it as well; it goes with the process.
+// check and status find the socket wherever it is, and --socket finds it as well. It goes with the process.
 func TestControlSocketElsewhere(t *testing.T) {
 	w := newNetwork(t)
 	dir := publicDir(t)
@@ -255,7 +255,7 @@ func TestControlSocketElsewhere(t *testing.T) {
 	}
 }
 
-// A pinproxy that is stopped is there, and what the kernel tells of connections is true still.
+// A pinproxy that is stopped is still there, and what the kernel says of connections is still true.
 func TestCheckOfStoppedPinproxy(t *testing.T) {
 	w := newNetwork(t)
 	p := w.pinproxy("--rule", "203.0.113.2:443=63999")

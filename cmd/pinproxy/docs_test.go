@@ -17,8 +17,8 @@ import (
 	"pinproxy/rules"
 )
 
-// What the documents show must be true: every rule in them parses, or fails as shown, and they
-// name the flags that there are.
+// What the documents show must be true: every rule in them parses, or fails as shown, and they name only flags that
+// exist.
 //
 // A rule is looked for in two places:
 //
@@ -27,14 +27,14 @@ import (
 //     HOST:PORTS=PIN. It may be quoted. A display is what the manual has between .Bd -literal and .Ed, what
 //     README.md and docs/design.md indent by four blanks, and what the usage text indents by two.
 //
-// A command that the next line answers with "pinproxy: error:" must give just that error, and a rule
-// with a caret under it is quoted by one.
+// If the line after a command begins with "pinproxy: error:", the command must give exactly that error. A rule with a caret
+// under it is quoted by an error.
 
 // document is a text with its displays.
 type document struct {
 	name    string
 	lines   []string
-	display []bool // whether the line of that number is in a display
+	display []bool // whether the line with that number is in a display
 }
 
 const (
@@ -89,7 +89,7 @@ func readManual(t *testing.T) document {
 	return d
 }
 
-// next is the line after number i, without indentation.
+// next returns the line after number i, without indentation.
 func (d *document) next(i int) string {
 	if i+1 < len(d.lines) {
 		return strings.TrimSpace(d.lines[i+1])
@@ -128,7 +128,7 @@ func TestDocumentedRules(t *testing.T) {
 	}
 }
 
-// checkRule parses a rule found at a line. msg is the error it must give, "" for none.
+// checkRule parses a rule found at a line. msg is the error it must give, or "" for none.
 func (d *document) checkRule(t *testing.T, i int, rule, msg string) {
 	t.Helper()
 	got := ""
@@ -188,7 +188,7 @@ var (
 	flagOnCommand = regexp.MustCompile(`(?:^|[\s[])--?([a-z][a-z-]*)`)
 )
 
-// flagsOfCommand returns the flags on a line after the word pinproxy, up to what ends a command.
+// flagsOfCommand returns the flags on a line after the word pinproxy, up to the end of the command.
 func flagsOfCommand(line string) []string {
 	var names []string
 	for _, c := range commandArgs.FindAllStringSubmatch(inQuotes.ReplaceAllString(line, ""), -1) {
@@ -200,8 +200,8 @@ func flagsOfCommand(line string) []string {
 	return names
 }
 
-// declaredFlags returns the names and shorthands that parseArgs declares, sorted: the string literals in
-// second and, of methods whose name ends in P, third place of the calls fs.…Var….
+// declaredFlags returns the names and shorthands that parseArgs declares, sorted. They are the string literals in
+// second place of the calls fs.…Var… and, for methods whose names end in P, in third place.
 func declaredFlags(t *testing.T) []string {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "flags.go", nil, 0)
@@ -234,14 +234,14 @@ func declares(call *ast.CallExpr) []string {
 	var names []string
 	for _, arg := range args {
 		if lit, ok := arg.(*ast.BasicLit); ok {
-			name, _ := strconv.Unquote(lit.Value) // the parser has seen that it is one
+			name, _ := strconv.Unquote(lit.Value) // the parser has checked that it is one
 			names = append(names, name)
 		}
 	}
 	return names
 }
 
-// The rules file that is installed: its examples parse, all of them together, and without a change there is none.
+// The examples in the installed rules file parse, all of them together. As installed, the file has no rules.
 func TestExampleRules(t *testing.T) {
 	const path = "../../packaging/pinproxy.rules"
 	text := readDocument(t, path)
@@ -258,7 +258,7 @@ func TestExampleRules(t *testing.T) {
 	}
 }
 
-// What else is installed or shown names flags that there are.
+// Other files that are installed or shown name only flags that exist.
 func TestExampleFlags(t *testing.T) {
 	want := declaredFlags(t)
 	for _, path := range []string{"systemd/pinproxy.service", "pinproxy.default", "kubernetes/sidecar.yaml"} {

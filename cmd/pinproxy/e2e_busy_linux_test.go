@@ -18,7 +18,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// More connections at once than the pin has ports: what busy= says.
+// More connections at once than the pin has ports: what busy= does.
 
 func TestBusyOtherAddress(t *testing.T) {
 	each(t, func(w *network, f family) {
@@ -37,7 +37,7 @@ func TestBusyOtherAddress(t *testing.T) {
 		for range addrs {
 			echo(w.t, w.mustConnect(first), "hello")
 		}
-		w.fails(first, unix.EHOSTUNREACH, atOnce) // there are but three
+		w.fails(first, unix.EHOSTUNREACH, atOnce) // there are only three
 
 		want := []string{addrs[0].String(), "", ""}
 		for _, from := range server.Seen() {
@@ -133,7 +133,7 @@ func TestBusyWaitEnds(t *testing.T) {
 	})
 }
 
-// The idle flow is ended in order, and the one that waits gets its port.
+// The idle flow is ended in order, and the waiting one gets its port.
 func TestBusyReclaim(t *testing.T) {
 	each(t, func(w *network, f family) {
 		server := w.Server.Serve(at(f.server, 7), lab.Echo)
@@ -164,7 +164,7 @@ func TestBusyReclaim(t *testing.T) {
 	})
 }
 
-// Without reclaim whoever waits behind an idle flow is told of it, in the log.
+// Without reclaim, the log tells about a flow that waits behind an idle one.
 func TestBusyWaitBehindIdleIsHinted(t *testing.T) {
 	w := newNetwork(t)
 	w.Server.Serve(at(lab.Server4, 7), lab.Echo)
@@ -203,10 +203,10 @@ func TestParallelCurlOverOnePort(t *testing.T) {
 	}
 }
 
-// The rest is for the 4-tuple alone.
+// Only the 4-tuple rests.
 func TestCooldown(t *testing.T) {
 	each(t, func(w *network, f family) {
-		const cooldown = 3 * time.Second // longer than it takes to look at it
+		const cooldown = 3 * time.Second // longer than checking it takes
 		server := w.Server.Serve(":7", lab.Echo)
 		p := w.pinproxy("--rule", "*:7=63999 cooldown="+cooldown.String())
 		visit := func(addr string) (stood time.Time) {

@@ -20,8 +20,8 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// What `check` and `status` say in each situation, as transcripts on the client of the drawn network. In what they
-// print, numbers that are others each time are written in capitals: see variable.
+// What `check` and `status` say in each situation, as transcripts on the client of the drawn network. In the output,
+// numbers that differ each time are replaced by words in capitals: see variable.
 //
 //	start ARGS              pinproxy ARGS runs, and is ready
 //	run STATUS ARGS         pinproxy ARGS ends with STATUS; stdout and stderr are looked at afterwards
@@ -72,7 +72,7 @@ func TestCheckTranscripts(t *testing.T) {
 	}
 }
 
-// checkScript is the commands of one transcript.
+// checkScript has the commands of one transcript.
 type checkScript struct {
 	*network
 	pinproxy *running
@@ -94,9 +94,9 @@ func (s *checkScript) runAsUser(ts *testscript.TestScript, _ bool, args []string
 	s.runProgram(ts, "unprivileged", args)
 }
 
-// unprivileged is pinproxy of a user without any privilege, and without a file or a process.
+// unprivileged is pinproxy as a user without any privilege, and without a file or a process.
 func unprivileged() {
-	const another = 65533 // than whom pinproxy becomes
+	const another = 65533 // other than the user that pinproxy becomes
 	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(another), syscall.Setuid(another)); err != nil {
 		fmt.Fprintln(os.Stderr, "become another user:", err)
 		os.Exit(exitFailed)
@@ -104,8 +104,8 @@ func unprivileged() {
 	main()
 }
 
-// otherUsers says whether this process may become another user: not so where an ordinary user runs the tests, whose
-// namespace has one.
+// otherUsers says whether this process may become another user. It may not if an ordinary user runs the tests,
+// because that user's namespace has only one user.
 func otherUsers(name string) (bool, error) {
 	if name != "user" {
 		return false, fmt.Errorf("unknown condition %q", name)
@@ -130,7 +130,7 @@ func (s *checkScript) runProgram(ts *testscript.TestScript, name string, args []
 	}
 }
 
-// variable is what differs from run to run, and what stands for it.
+// variable lists what differs from run to run, and what replaces it.
 var variable = []struct{ pattern, with string }{
 	{`\bin [0-9.]+[mµ]?s\b`, `in TIME`},
 	{`"took": [0-9.e-]+`, `"took": TIME`},
@@ -165,7 +165,7 @@ func (s *checkScript) steady(text string) string {
 	for _, v := range variable {
 		text = regexp.MustCompile(v.pattern).ReplaceAllString(text, v.with)
 	}
-	if strings.HasPrefix(text, "pinproxy VERSION") { // the tables of status are as wide as what stands in them
+	if strings.HasPrefix(text, "pinproxy VERSION") { // the tables of status are as wide as their contents
 		text = regexp.MustCompile(` {3,}`).ReplaceAllString(text, "  ")
 		text = regexp.MustCompile(`(?m)^(\S+=\S+(?:  \d+){5}|\d+  (?:open|waiting)  .*)  \S+  \S+$`).ReplaceAllString(text, "$1  RATE  RATE")
 	}

@@ -14,7 +14,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// 64 MiB that no two seeds share go each way at once.
+// 64 MiB go each way at once. No two seeds have the same bytes.
 func TestBytesArriveUnchangedBothWaysAtOnce(t *testing.T) {
 	t.Parallel()
 	for _, offload := range []string{"auto", "off"} {
@@ -41,7 +41,7 @@ func TestBytesArriveUnchangedBothWaysAtOnce(t *testing.T) {
 
 const total = 64 << 20
 
-// random is the endless stream of a seed.
+// random returns the endless stream of a seed.
 func random(seed byte) io.Reader { return rand.NewChaCha8([32]byte{seed}) }
 
 // exchange sends the bytes of one seed and expects those of another.
@@ -70,7 +70,7 @@ func exchange(c net.Conn, send, receive byte) error {
 
 func TestUnrelatedTrafficNeverEntersTheDevice(t *testing.T) {
 	t.Parallel()
-	// With the rule for a name, lookups are carried through the device: nobody looks up anything then.
+	// With the rule for a name, lookups go through the device. Nobody looks up anything here.
 	for name, rules := range map[string][]string{
 		"rules for names":     {"--rule", "www.bank.example:443,8000=63999"},
 		"rules for addresses": {"--rule", "203.0.113.2:443,8000=63999", "--rule", "[2001:db8:2::2]:443,8000=63999"},
@@ -103,7 +103,7 @@ func TestUnrelatedTrafficNeverEntersTheDevice(t *testing.T) {
 				t.Errorf("%d packets came out of the device, %d went in", tx, rx)
 			}
 
-			c := w.mustConnect(at(lab.Server4, 443)) // would zeroes not be zeroes if it did?
+			c := w.mustConnect(at(lab.Server4, 443)) // makes sure that the device counts at all
 			echo(t, c, "hello")
 			if _, tx := w.Client.Counters("pin0"); tx == 0 {
 				t.Error("the device counts nothing at all")
@@ -112,7 +112,7 @@ func TestUnrelatedTrafficNeverEntersTheDevice(t *testing.T) {
 	}
 }
 
-// A socket that is bound to an address goes its own way, unless --strict.
+// A socket that is bound to an address bypasses pinproxy, unless --strict is given.
 func TestStrictCapturesBoundSockets(t *testing.T) {
 	each(t, func(w *network, f family) {
 		server := w.Server.Serve(at(f.server, 7), lab.Echo)
@@ -166,7 +166,7 @@ func (w *network) echoUDP(addr string) {
 	}
 }
 
-// Connections that are open when pinproxy starts, and those that are when it ends.
+// Connections that are open when pinproxy starts, and those that are open when it ends.
 func TestOpenConnectionSurvivesStartAndStop(t *testing.T) {
 	t.Parallel()
 	for _, f := range families {

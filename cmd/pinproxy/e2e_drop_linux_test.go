@@ -17,10 +17,11 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// What is left of root's privileges when pinproxy is ready. That everything works without them is what all other
-// tests show, as whoever runs them as root.
+// What is left of root's privileges when pinproxy is ready. All other tests show that everything works without them,
+// if they are run as root.
 
-// credentials is a line for each field of /proc/PID/status that tells what a process may, of each of its threads.
+// credentials returns a line for each field of /proc/PID/status that tells what a process may do, for each of its
+// threads.
 func credentials(t *testing.T, pid int) []string {
 	t.Helper()
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
@@ -47,7 +48,7 @@ func credentials(t *testing.T, pid int) []string {
 	return found
 }
 
-// may is what credentials returns for a process of uid, all of whose threads have these capabilities and no others.
+// may is what credentials returns for a process of uid if all of its threads have exactly these capabilities.
 func may(uid int, caps ...int) []string {
 	var set uint64
 	for _, c := range caps {
@@ -99,7 +100,7 @@ func TestPrivilegesAreDropped(t *testing.T) {
 	}
 }
 
-// rulesFile is a file where others may go, but not necessarily read it.
+// rulesFile makes a file in a place where other users may go. They may not necessarily read it.
 func (w *network) rulesFile(text string, mode os.FileMode) string {
 	w.t.Helper()
 	path := filepath.Join(publicDir(w.t), "rules")
@@ -109,7 +110,7 @@ func (w *network) rulesFile(text string, mode os.FileMode) string {
 	return path
 }
 
-// A rules file is read by root at the start, and by somebody else later.
+// A rules file is read by root at the start, and by another user later.
 func TestUnreadableRulesFileIsWarnedOf(t *testing.T) {
 	needRoot(t)
 	w := newNetwork(t)
@@ -118,7 +119,7 @@ func TestUnreadableRulesFileIsWarnedOf(t *testing.T) {
 	p.expect("rules file " + path + " can't be read again, so SIGHUP will fail: permission denied")
 }
 
-// What can be read once is read once.
+// A file that can be read only once is read only once.
 func TestRulesFromAPipe(t *testing.T) {
 	w := newNetwork(t)
 	server := w.Server.Serve(":7", lab.Echo)
@@ -132,7 +133,7 @@ func TestRulesFromAPipe(t *testing.T) {
 	}
 }
 
-// The namer has what it takes to see whose a socket is, and nothing else; and it goes with pinproxy in any way.
+// The namer has what it needs to see whose a socket is, and nothing else. It always ends with pinproxy.
 func TestNamer(t *testing.T) {
 	needRoot(t)
 	t.Parallel()
@@ -146,7 +147,7 @@ func TestNamer(t *testing.T) {
 			if got, want := credentials(t, namer), may(n, naming...); !slices.Equal(got, want) {
 				t.Errorf("the namer is\n%q, want\n%q", got, want)
 			}
-			for _, s := range []syscall.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP} { // as a terminal sends them to all
+			for _, s := range []syscall.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP} { // as a terminal sends them to all processes
 				if err := unix.Kill(namer, s); err != nil {
 					t.Errorf("the namer has ended: %v", err)
 				}
@@ -166,7 +167,7 @@ func TestNamer(t *testing.T) {
 	}
 }
 
-// namer is the process that p has for names.
+// namer returns the process that p has for names.
 func (w *network) namer(p *running) int {
 	w.t.Helper()
 	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.Pid()))
@@ -213,7 +214,7 @@ func TestUserThatCannotBe(t *testing.T) {
 	}
 }
 
-// Root of a container that may do little goes on as it is.
+// Root of a container with few privileges continues as root.
 func TestRootThatCannotBeAnother(t *testing.T) {
 	needRoot(t)
 	w := newNetwork(t)
@@ -229,8 +230,8 @@ func TestRootThatCannotBeAnother(t *testing.T) {
 	echo(t, w.mustConnect(at(lab.Server4, 7)), "hello")
 }
 
-// A directory that is not pinproxy's own is not given away: root stays root then. It does not become somebody who
-// could not work there.
+// A directory that is not pinproxy's own is not given away. Root then stays root, because another user could not
+// work there.
 func TestDirectoryOfOthersStaysTheirs(t *testing.T) {
 	needRoot(t)
 	t.Parallel()
@@ -240,7 +241,7 @@ func TestDirectoryOfOthersStaysTheirs(t *testing.T) {
 		says   string
 	}{
 		{"file", func(run string) error { return os.WriteFile(filepath.Join(run, "theirs"), nil, 0o600) }, "others have files there"},
-		{"foreign", func(run string) error { // as pinproxy's, but somebody else's
+		{"foreign", func(run string) error { // named like pinproxy's, but somebody else's
 			path := filepath.Join(run, "pinproxy.state")
 			return errors.Join(os.WriteFile(path, nil, 0o600), os.Chown(path, nobody, nobody))
 		}, "others have files there"},
@@ -269,7 +270,7 @@ func TestDirectoryOfOthersStaysTheirs(t *testing.T) {
 	}
 }
 
-// What one user's pinproxy has left behind another's takes over and removes.
+// What one user's pinproxy has left behind, another user's takes over and removes.
 func TestAnotherUserCleansUp(t *testing.T) {
 	needRoot(t)
 	w := newNetwork(t)
@@ -290,9 +291,9 @@ func TestAnotherUserCleansUp(t *testing.T) {
 	}
 }
 
-// confined changes files, in its first argument and elsewhere.
+// confined changes files in its first argument and elsewhere.
 func confined() {
-	runtime.LockOSThread() // which alone is confined
+	runtime.LockOSThread() // only this thread is confined
 	dir, elsewhere := os.Args[1], os.Args[2]
 	if err := confine([]writable{{dir, makeFiles}}); err != nil {
 		fmt.Println(err)

@@ -14,12 +14,12 @@ import (
 	"pinproxy/netstack/netstacktest"
 )
 
-// How connections end: what either end does is what the other sees.
+// How connections end: each end sees what the other one does.
 
 func TestHalfCloseByApplication(t *testing.T) {
 	each(t, func(w *network, f family) {
 		w.Server.Serve(at(f.server, 7), func(c net.Conn) {
-			b, err := io.ReadAll(c) // to the end, and only then
+			b, err := io.ReadAll(c) // up to the end, and no further
 			if err == nil {
 				_, _ = c.Write([]byte(strings.ToUpper(string(b))))
 			}
@@ -97,7 +97,7 @@ func TestUpstreamResets(t *testing.T) {
 	})
 }
 
-// delivered waits until the other end's kernel has all that was written to c: a reset discards the rest.
+// delivered waits until the other end's kernel has everything that was written to c: a reset discards the rest.
 func delivered(c net.Conn) {
 	raw, err := c.(*net.TCPConn).SyscallConn()
 	for n := 1; n > 0 && err == nil; time.Sleep(time.Millisecond) {
@@ -126,8 +126,8 @@ func TestApplicationResets(t *testing.T) {
 	})
 }
 
-// An application that binds its own source port and connects again and again. A SYN that is lost on the way,
-// because somebody still knows the old connection, is sent again after a second.
+// An application binds its own source port and connects repeatedly. If a SYN is lost, because somebody still knows
+// the old connection, it is sent again after a second.
 func TestApplicationReusesItsSourcePort(t *testing.T) {
 	for _, test := range []struct {
 		name  string
@@ -145,7 +145,7 @@ func TestApplicationReusesItsSourcePort(t *testing.T) {
 				server := w.Server.Serve(at(f.server, 7), test.serve)
 				w.pinproxy("--rule", inRule(f.server)+":7=63999")
 				for i := range 200 {
-					pauses.Longest() // up to now
+					pauses.Longest() // up to this point
 					start := time.Now()
 					c, err := w.connectAgain(at(f.server, 7))
 					if err != nil {
@@ -167,7 +167,7 @@ func TestApplicationReusesItsSourcePort(t *testing.T) {
 	}
 }
 
-// connectAgain connects from one port. While its last FIN is under way the client's own kernel refuses that.
+// connectAgain connects from one port. The client's own kernel refuses that while the last FIN is on its way.
 func (w *network) connectAgain(addr string) (c net.Conn, err error) {
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if c, err = w.Client.DialFrom(soon(w.t), "tcp", ":40000", addr); !errors.Is(err, unix.EADDRNOTAVAIL) {

@@ -18,8 +18,8 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// What the application sees when no connection comes about: the table of docs/design.md, row by row, as the
-// errno and the duration of a plain connect(). e2e_ends_linux_test.go has how connections end.
+// What the application sees when no connection comes about: the table of docs/design.md, row by row, as the errno
+// and the duration of a plain connect(). e2e_ends_linux_test.go tests how connections end.
 
 // each runs test for both families, on a network of its own.
 func each(t *testing.T, test func(w *network, f family)) {
@@ -30,10 +30,10 @@ func each(t *testing.T, test func(w *network, f family)) {
 	}
 }
 
-// fails wants connect() to end by errno, within limit.
+// fails expects connect() to fail with errno, within limit.
 func (w *network) fails(addr string, want syscall.Errno, limit time.Duration) {
 	w.t.Helper()
-	for try := 1; ; try++ { // a busy machine has its own pauses, but a SYN that nobody answers is one each time
+	for try := 1; ; try++ { // a busy machine has pauses of its own, but an unanswered SYN takes as long on every try
 		start := time.Now()
 		c, err := w.connect(addr)
 		took := time.Since(start)
@@ -52,8 +52,8 @@ func (w *network) fails(addr string, want syscall.Errno, limit time.Duration) {
 
 const (
 	atOnce = time.Second
-	// An ICMP error that arrives while connect() is still at work in the kernel is forgotten (LockDroppedIcmps), and
-	// with both hosts on one machine it does. The next SYN, a second later, gets another.
+	// If an ICMP error arrives while the kernel is still busy with connect(), it is lost (LockDroppedIcmps). With
+	// both hosts on one machine, this happens. The next SYN, a second later, gets another error.
 	afterSYN = 3 * time.Second
 )
 
@@ -107,7 +107,7 @@ func impatientRouter(w *network, _ family) {
 
 func rejectingRouter(w *network, _ family) { w.Router.Firewall(lab.Filter{Reject: true}) }
 
-// noDefaultRoute leaves the client a way to the server alone, so that it has IPv6 still.
+// noDefaultRoute leaves the client only a route to the server, so that it still has IPv6.
 func noDefaultRoute(w *network, f family) {
 	server := netip.MustParseAddr(f.server)
 	w.Client.Route(netip.PrefixFrom(server, server.BitLen()).String(), f.near)
@@ -123,7 +123,7 @@ func prohibitedRoute(w *network, _ family) {
 	}
 }
 
-// routeTo adds a route of a type that leads nowhere, and returns what takes it away.
+// routeTo adds a route of a type that leads nowhere, and returns a function that removes it.
 func (w *network) routeTo(h *lab.Host, kind int, dst netip.Prefix) (remove func()) {
 	w.t.Helper()
 	r := &netlink.Route{Dst: network4or6(dst), Type: kind}
@@ -141,7 +141,7 @@ func network4or6(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// The firewall drops without a word. The application's SYNs go on being sent, by its kernel.
+// The firewall drops without a word. The application's kernel keeps sending SYNs.
 func TestUpstreamSilent(t *testing.T) {
 	each(t, func(w *network, f family) {
 		server := w.Server.Serve(at(f.server, 7), lab.Echo)
@@ -171,7 +171,7 @@ func TestUpstreamSilent(t *testing.T) {
 		}
 
 		open()
-		c, err := w.connect(at(f.server, 7)) // busy=fail: only the free port will do
+		c, err := w.connect(at(f.server, 7)) // busy=fail: only the free port works
 		if err != nil {
 			w.t.Fatalf("once the firewall is open: %v", err)
 		}
@@ -222,7 +222,7 @@ func TestPinIsTakenByAnotherFlow(t *testing.T) {
 	})
 }
 
-// A listener keeps all of its port (inet_csk_bind_conflict), whatever the destination.
+// A listener takes its whole port (inet_csk_bind_conflict), whatever the destination.
 func TestPinIsTakenByAnotherProgram(t *testing.T) {
 	each(t, func(w *network, f family) {
 		w.Server.Serve(at(f.server, 7), lab.Echo)
@@ -239,7 +239,7 @@ func TestPinIsTakenByAnotherProgram(t *testing.T) {
 		if err := l.Close(); err != nil {
 			w.t.Error(err)
 		}
-		w.poll("the port to be free again", func() bool { // having been refused it rests for a millisecond
+		w.poll("the port to be free again", func() bool { // after the refusal it rests for a millisecond
 			c, err := w.connect(at(f.server, 7))
 			return err == nil && c.Close() == nil
 		})
@@ -260,7 +260,7 @@ func TestLogNamesTheProgramThatHasThePin(t *testing.T) {
 	})
 }
 
-// The pin's address is none of the client's.
+// The pin's address is not one of the client's.
 func TestPinIsImpossible(t *testing.T) {
 	each(t, func(w *network, f family) {
 		w.Server.Serve(at(f.server, 7), lab.Echo)

@@ -25,12 +25,12 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// What the network, the kernel and other programs do to pinproxy while it carries a connection. docs/reliability.md has a
-// line for each of these tests; others of it are where the part that is hit is tested.
+// What the network, the kernel and other programs do to pinproxy while it carries a connection. docs/reliability.md
+// has a line for each of these tests. Its other lines are tested with the part that is affected.
 
 var stoppedFor = flag.Duration("stopped", 300*time.Millisecond, "how long TestStoppedAndContinued keeps pinproxy stopped")
 
-// streamed is a connection that carries bytes both ways until it is told to stop, and checks each of them.
+// streamed is a connection that carries bytes both ways until told to stop, and checks each of them.
 type streamed struct {
 	c     *net.TCPConn
 	halt  chan struct{}
@@ -40,10 +40,10 @@ type streamed struct {
 
 func (s *streamed) count() int64 { return s.bytes.Load() }
 
-// streamRound is what goes each way before a streamed connection looks whether it shall stop.
+// streamRound is how much goes each way before a streamed connection checks whether it has to stop.
 const streamRound = 32 << 10
 
-// stream starts one, to an echo server, and returns when it carries bytes.
+// stream starts a streamed connection to an echo server, and returns when it carries bytes.
 func (w *network) stream(addr string) *streamed {
 	w.t.Helper()
 	s := &streamed{c: w.mustConnect(addr), halt: make(chan struct{}), done: make(chan error, 1)}
@@ -52,7 +52,7 @@ func (w *network) stream(addr string) *streamed {
 	return s
 }
 
-// carries waits for n bytes more.
+// carries waits for n more bytes.
 func (s *streamed) carries(t *testing.T, n int64) {
 	t.Helper()
 	before := s.count()
@@ -85,7 +85,8 @@ func (s *streamed) run() error {
 	}
 }
 
-// end stops it, and wants that nothing was lost, and that it went on: of two rounds more, one began after this call.
+// end stops the connection. It checks that nothing was lost and that bytes still flowed: of two more rounds, one
+// began after this call.
 func (s *streamed) end(t *testing.T) {
 	t.Helper()
 	s.carries(t, 2*streamRound)
@@ -96,12 +97,12 @@ func (s *streamed) end(t *testing.T) {
 	_ = s.c.Close()
 }
 
-// recovers waits for a new connection from the pin, and says how long it took.
+// recovers waits for a new connection from the pin, and logs how long that took.
 func (w *network) recovers(server *lab.Server, addr string, from netip.AddrPort) {
 	w.t.Helper()
 	start := time.Now()
 	poll(w.t, "a new connection from the pin", func() bool {
-		c, err := w.connectFor(3*time.Second, addr) // a lost SYN comes again after 1 s
+		c, err := w.connectFor(3*time.Second, addr) // a lost SYN is sent again after 1 s
 		if err != nil {
 			return false
 		}
@@ -132,7 +133,7 @@ func (w *network) uplink() netlink.Link {
 	return l
 }
 
-// The cable is pulled for a moment, in the middle of a transfer: what a DHCP client puts back is put back here.
+// The cable is pulled for a moment in the middle of a transfer. The test restores what a DHCP client would restore.
 func TestLinkDownAndUp(t *testing.T) {
 	each(t, func(w *network, f family) {
 		server := w.Server.Serve(at(f.server, 7), lab.Echo)
@@ -176,7 +177,7 @@ func TestLinkDownAndUp(t *testing.T) {
 	})
 }
 
-// forget ends pinproxy where the host has been changed by the test.
+// forget ends pinproxy after the test has changed the host.
 func (p *running) forget() {
 	p.t.Helper()
 	_ = p.Signal(unix.SIGTERM)
@@ -212,8 +213,8 @@ func (w *network) addDefault(gateway string) error {
 	return w.Client.Netlink().RouteAdd(&netlink.Route{LinkIndex: w.uplink().Attrs().Index, Dst: dst, Gw: gw})
 }
 
-// The host gets another address. New connections have it. Old ones are as lost as any other program's, and whoever needs
-// the port of one gets it by busy=reclaim, or when the address has been gone for a while.
+// The host gets another address. New connections use it. Old ones are as lost as those of any other program. A flow
+// that needs the port of one gets it by busy=reclaim, or when the address has been gone for a while.
 func TestAddressChanges(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -244,7 +245,7 @@ func TestAddressChanges(t *testing.T) {
 	}
 }
 
-// The host's address goes and comes back, while another connection waits for the port: the old one has lost nothing.
+// The host's address goes and comes back, while another connection waits for the port. The old one has lost nothing.
 func TestAddressComesBack(t *testing.T) {
 	w := newNetwork(t)
 	w.Server.Serve(":7", lab.Echo)
@@ -257,7 +258,7 @@ func TestAddressComesBack(t *testing.T) {
 		c, _ := w.connect(at(lab.Server4, 7))
 		next <- c
 	}()
-	p.expect("flow waits behind an idle one") // it has been looked at by now
+	p.expect("flow waits behind an idle one") // pinproxy has checked the old connection by now
 	w.haveAddress(lab.Client4 + "/24")
 	echo(t, c, "still there")
 	_ = c.Close()
@@ -270,7 +271,7 @@ func TestAddressComesBack(t *testing.T) {
 	p.stop()
 }
 
-// loseAddress takes the client's IPv4 address, and the route that goes with it.
+// loseAddress removes the client's IPv4 address, and the route that goes with it.
 func (w *network) loseAddress() {
 	w.t.Helper()
 	old, err := netlink.ParseAddr(lab.Client4 + "/24")
@@ -317,7 +318,7 @@ func TestRouteChanges(t *testing.T) {
 	p.stop()
 }
 
-// The way to the upstream swallows everything for a moment, in the middle of a transfer.
+// The path to the upstream swallows everything for a moment, in the middle of a transfer.
 func TestBlackHoleInMidFlow(t *testing.T) {
 	each(t, func(w *network, f family) {
 		server := w.Server.Serve(at(f.server, 7), lab.Echo)
@@ -336,7 +337,7 @@ func TestBlackHoleInMidFlow(t *testing.T) {
 	})
 }
 
-// A router behind the first one has a smaller MTU all of a sudden, and says so.
+// A router after the first one suddenly has a smaller MTU, and says so.
 func TestPathMTUShrinks(t *testing.T) {
 	each(t, func(w *network, f family) {
 		w.Server.Serve(at(f.server, 7), lab.Echo)
@@ -349,7 +350,7 @@ func TestPathMTUShrinks(t *testing.T) {
 	})
 }
 
-// ICMP that somebody made up does not end a connection, as it ends none of the kernel's own.
+// A forged ICMP message does not end a connection, just as it does not end any of the kernel's own.
 func TestHostUnreachableInMidFlow(t *testing.T) {
 	each(t, func(w *network, f family) {
 		w.Server.Serve(at(f.server, 7), lab.Echo)
@@ -388,12 +389,12 @@ func TestDeviceDeleted(t *testing.T) {
 	echo(t, w.mustConnect(at(lab.Server4, 7)), "as if it had never been")
 }
 
-// No descriptor is left: who comes then is told at once that it is impossible, and the log says what to do. Those who
-// are there stay, and when some go, all is well.
+// When no descriptors are left, new connections are refused at once, and the log says what to do. Open connections
+// stay. When some of them end, all is well again.
 func TestDescriptorsRunOut(t *testing.T) {
 	w := newNetwork(t)
 	server := w.Server.Serve(":7", lab.Echo)
-	// It needs some 20 itself.
+	// pinproxy itself needs some 20.
 	const most = 40
 	cmd := exec.Command("sh", "-c", fmt.Sprintf(`ulimit -n %d; exec pinproxy "$@"`, most), "sh", "--log-format=json", "--rule", "*:7=20000-20999 busy=fail")
 	cmd.Env = append(w.by(user{}).Env, "RUNTIME_DIRECTORY="+w.run)
@@ -474,7 +475,8 @@ func TestLogCannotBeWritten(t *testing.T) {
 	}
 }
 
-// pinproxy is stopped for a while, as by a debugger, a frozen container or a suspend. Connections wait, lose nothing, and go on.
+// pinproxy is stopped for a while, as by a debugger, a frozen container or a suspend. Connections wait, lose nothing
+// and go on.
 func TestStoppedAndContinued(t *testing.T) {
 	w := newNetwork(t)
 	w.names()
@@ -485,7 +487,7 @@ func TestStoppedAndContinued(t *testing.T) {
 	if err := p.Signal(unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	// Whoever comes meanwhile waits. Other traffic does not.
+	// A connection that arrives in the meantime waits. Other traffic does not.
 	var late error
 	var coming sync.WaitGroup
 	coming.Go(func() {
@@ -514,8 +516,8 @@ func TestStoppedAndContinued(t *testing.T) {
 	}
 }
 
-// The resolver lies, is slow, or says nothing, after the name has been learned: what is known stays, and applications see what
-// they would see without pinproxy.
+// After the name has been learned, the resolver lies, is slow, or says nothing. What is known stays, and
+// applications see what they would see without pinproxy.
 func TestResolverGoesBad(t *testing.T) {
 	t.Parallel()
 	const name = "www.bank.example"
@@ -537,7 +539,8 @@ func TestResolverGoesBad(t *testing.T) {
 			a.Truncate = true
 			return a
 		}, func(found []netip.Addr, err error) bool { return err == nil && len(found) == 1 }},
-		// Loopback is not the network's: such an address is passed on as it is, and nothing is captured for it.
+		// Loopback is not part of the network: such an address is passed on as it is, and nothing is captured for
+		// it.
 		{"names loopback", func(q lab.Query) lab.Answer { return lab.Addrs(q, time.Minute, "127.0.0.1") }, func(found []netip.Addr, err error) bool {
 			return err == nil && len(found) == 1 && found[0].IsLoopback()
 		}},

@@ -26,11 +26,12 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// More than anybody needs, all at once. Whoever does nothing of it must hardly notice: `make floods` says how much.
+// Far more than anybody needs, all at once. Programs that take no part in it must hardly notice: `make floods` says
+// how much they do.
 
 var floods = flag.Bool("floods", false, "flood with the numbers of docs/reliability.md, and hold others' latency to them")
 
-// much is a number for `make floods`, and one that the tests have time for.
+// much returns full for `make floods`, and modest otherwise, which the tests have time for.
 func much(full, modest int) int {
 	if *floods {
 		return full
@@ -38,7 +39,7 @@ func much(full, modest int) int {
 	return modest
 }
 
-// bystander is a program that connects, says something and hears it, again and again, from a pin of its own.
+// bystander is a program that repeatedly connects, says something and hears it back, from a pin of its own.
 type bystander struct {
 	w      *network
 	p      *running
@@ -49,7 +50,7 @@ type bystander struct {
 
 const bystanderPort = 443
 
-// watched starts pinproxy with a bystander's rule beside args, and measures how it is without a flood.
+// watched starts pinproxy with args and a rule for a bystander, and measures how the bystander does without a flood.
 func (w *network) watched(args ...string) *bystander {
 	w.t.Helper()
 	b := &bystander{w: w, server: w.Server.Serve(fmt.Sprint(":", bystanderPort), lab.Echo)}
@@ -67,7 +68,7 @@ func (b *bystander) measure() (s sample) {
 	return s
 }
 
-// once is one connection: how long it takes until its answer is there.
+// once makes one connection and returns the time until its answer arrives.
 func (b *bystander) once() (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -98,20 +99,20 @@ func (b *bystander) median(n int) time.Duration {
 	return all[len(all)/2]
 }
 
-// uncaptured is a port that no rule names: a flood of it costs flooder, server and kernel what it costs them, and
-// pinproxy nothing. Whoever shares the processors with it has that to bear in any case.
+// uncaptured is a port that no rule names. A flood of it costs the flooder, the server and the kernel as much as
+// usual, and pinproxy nothing. Anything that shares the processors with the flood has to bear that in any case.
 const uncaptured = 10
 
-// meanwhile is how a bystander fares in a flood.
+// meanwhile is how a bystander does in a flood.
 type meanwhile struct {
 	all  []time.Duration // sorted
-	most sample          // of pinproxy, when it was largest
+	most sample          // of pinproxy, at its largest
 	took time.Duration
 }
 
 func (m meanwhile) median() time.Duration { return m.all[len(m.all)/2] }
 
-// in runs flood and lets the bystander connect until it is over.
+// in runs flood, and lets the bystander connect until it is over.
 func (b *bystander) in(flood func()) meanwhile {
 	t := b.w.t
 	t.Helper()
@@ -143,8 +144,8 @@ func (b *bystander) in(flood func()) meanwhile {
 	return meanwhile{all, most, took}
 }
 
-// during says how the bystander fares in a flood, what it costs, and how long it takes until all of it is given back,
-// which is when gone is true. beside, unless nil, is the same flood not through pinproxy.
+// during reports how the bystander does in a flood, what the flood costs, and how long it takes until everything is
+// released, which is when gone is true. beside, unless nil, is the same flood not through pinproxy.
 func (b *bystander) during(flood, beside func(), gone func(now statusJSON) bool) {
 	t := b.w.t
 	t.Helper()
@@ -188,15 +189,15 @@ func (w *network) statusNow() (s statusJSON, ok bool) {
 	return s, err == nil && json.Unmarshal([]byte(out), &s) == nil
 }
 
-// noneTo reports whether no flow is left of a port.
+// noneTo reports whether no flow to a port is left.
 func noneTo(port uint16) func(statusJSON) bool {
 	return func(s statusJSON) bool {
 		return !slices.ContainsFunc(s.Flows, func(f flowJSON) bool { return f.Dst.Port() == port })
 	}
 }
 
-// flooder floods from a process of its own, so that the bystander's has its own share of the processors:
-// flooder what address port count.
+// flooder floods from a process of its own, so that the bystander has its own share of the processors: flooder what
+// address port count.
 func flooder() {
 	yieldAlways()
 	to := at(os.Args[2], number(os.Args[3]))
@@ -220,8 +221,8 @@ func flooder() {
 	all.Wait()
 }
 
-// otherHosts is program as it stands for another host: with the numbers of `make floods` it yields to what runs on this one.
-// With modest ones it is to be done soon, beside other tests.
+// otherHosts is program for a program that stands for another host. With the numbers of `make floods`, it yields to
+// everything else that runs here. With modest numbers it should finish soon, next to other tests.
 func otherHosts(name string, args ...string) *exec.Cmd {
 	cmd := program(name, args...)
 	if *floods {
@@ -232,13 +233,14 @@ func otherHosts(name string, args ...string) *exec.Cmd {
 
 const yieldEnv = "YIELD_ALWAYS"
 
-// yieldAlways has a process of otherHosts run only where others leave a processor idle. The lowest of nice values does not: who is woken
-// waits until such a process has had its slice of some milliseconds (RUN_TO_PARITY in kernel/sched/fair.c).
+// yieldAlways makes a process of otherHosts run only when others leave a processor idle. The lowest nice value is
+// not enough: a process that wakes up then waits until such a process has had its slice of some milliseconds
+// (RUN_TO_PARITY in kernel/sched/fair.c).
 func yieldAlways() {
 	if os.Getenv(yieldEnv) == "" {
 		return
 	}
-	threads, err := os.ReadDir("/proc/self/task") // sched(7): the policy is a thread's own, and those that it starts have it too
+	threads, err := os.ReadDir("/proc/self/task") // sched(7): the policy belongs to a thread, and threads that it starts inherit it
 	if err != nil {
 		panic(err)
 	}
@@ -304,7 +306,7 @@ func askSilent(to string) error {
 	return err
 }
 
-// SYNs to silent destinations: each is a dial that nobody answers, by somebody who is no longer there.
+// SYNs to silent destinations: each is a dial that nobody answers, from a program that is no longer there.
 func TestFloodOfSYNs(t *testing.T) {
 	w := newNetwork(t)
 	w.routeTo(w.Router, unix.RTN_BLACKHOLE, netip.MustParsePrefix("192.0.2.128/25"))
@@ -313,14 +315,15 @@ func TestFloodOfSYNs(t *testing.T) {
 	b.during(w.floods("knock", "192.0.2.128", 9, n), w.floods("knock", "192.0.2.128", uncaptured, n), noneTo(9))
 }
 
-// Half-open: the application's host never answers our SYN-ACK. It is none of the client's addresses, so nobody resets it.
+// Half-open: the application's host never answers our SYN-ACK. Its address is not one of the client's, so nobody
+// resets the connection.
 func TestFloodOfHalfOpen(t *testing.T) {
 	w := newNetwork(t)
 	n := much(10_000, 100)
 	if most := descriptors(t, n+1000); most < n+1000 {
 		t.Fatalf("%d descriptors are allowed, %d are needed (ulimit -Hn)", most, n+1000)
 	}
-	// Not lab.Echo: each of its connections has two descriptors more, of a pipe to splice through.
+	// Not lab.Echo: each of its connections has two more descriptors, for a pipe to splice through.
 	w.Server.Serve(":9", lab.Sink)
 	b := w.watched("--rule", lab.Server4+":9=20000-39999")
 	b.during(w.floods("half", lab.Server4, 9, n), nil, func(s statusJSON) bool { return noneTo(9)(s) && s.Process.Endpoints == 0 })
@@ -335,7 +338,7 @@ var rawSocket = sync.OnceValues(func() (int, error) {
 	return fd, unix.BindToDevice(fd, "pin0")
 })
 
-// halfOpen sends a SYN of one of a hundred hosts, which are not there.
+// halfOpen sends a SYN from one of a hundred hosts that do not exist.
 func halfOpen(to string) error {
 	fd, err := rawSocket()
 	if err != nil {
@@ -343,14 +346,14 @@ func halfOpen(to string) error {
 	}
 	k := int(knocks.Add(1)) - 1
 	if k%100 == 99 {
-		time.Sleep(2 * time.Millisecond) // the device's queue is no test of ours
+		time.Sleep(2 * time.Millisecond) // we don't test the device's queue
 	}
 	dst := netip.MustParseAddrPort(to)
 	from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(100 + k%100)}), uint16(1024+k/100))
 	return unix.Sendto(fd, rawSYN(from, dst), 0, &unix.SockaddrInet4{Addr: dst.Addr().As4()})
 }
 
-// rawSYN is an IPv4 packet.
+// rawSYN returns a SYN as an IPv4 packet.
 func rawSYN(from, to netip.AddrPort) []byte {
 	b := make([]byte, 40)
 	b[0], b[8], b[9] = 0x45, 64, unix.IPPROTO_TCP
@@ -410,8 +413,8 @@ func TestFloodOfQuestions(t *testing.T) {
 	})
 }
 
-// Answers with a thousand addresses, for more names and addresses than are kept: the newest are pinned, the number of
-// routes is bounded.
+// Answers with a thousand addresses, for more names and addresses than are kept. The newest are pinned, and the
+// number of routes is bounded.
 func TestFloodOfAddresses(t *testing.T) {
 	const each = 1000
 	w := newNetwork(t)

@@ -23,7 +23,7 @@ import (
 //	└─────────────┘.130   .129└──────────────┘.2         └──────────┘        └────────┘
 //	     192.0.2.128/26, 2001:db8:3::/64
 
-// lan is such a network.
+// lan is a network of such hosts.
 type lan struct {
 	*network
 	inner *lab.Host
@@ -43,7 +43,7 @@ func (l *lan) pins(args ...string) *running {
 	return l.pinproxy(append([]string{"--gateway", l.dev}, args...)...)
 }
 
-// innerAddr is the inner host's address of a family.
+// inner returns the inner host's address of a family.
 func (f family) inner() string {
 	if f.name == "IPv6" {
 		return lab.Inner6
@@ -80,7 +80,7 @@ func eachLAN(t *testing.T, test func(l *lan, f family)) {
 	}
 }
 
-// A host behind leaves from the pin, with rp_filter as strict as can be, and the log has its own address.
+// A host behind leaves from the pin, even with the strictest rp_filter, and the log has the host's own address.
 func TestGatewayPinsHostsBehind(t *testing.T) {
 	eachLAN(t, func(l *lan, f family) {
 		for _, dev := range []string{"all", "default", "eth0", l.dev} {
@@ -105,8 +105,8 @@ func TestGatewayPinsHostsBehind(t *testing.T) {
 	})
 }
 
-// A client's query is answered after the route stands, whichever resolver beyond the gateway it asks; so the name of a
-// rule with a wildcard, which nobody has looked up before, is pinned at the first connection.
+// A client's query is answered only when the route is in place, whichever resolver beyond the gateway it asks. So a
+// name of a wildcard rule that nobody has looked up before is pinned from the first connection.
 func TestGatewayHoldsAnswersForHostsBehind(t *testing.T) {
 	eachLAN(t, func(l *lan, f family) {
 		server := l.Server.Serve(":443", lab.Echo)
@@ -133,8 +133,8 @@ func TestGatewayHoldsAnswersForHostsBehind(t *testing.T) {
 	})
 }
 
-// What no rule names is forwarded as ever, and enters the device with no packet. All that the device counts is a few
-// reports of the kernel's, which has a router's devices be in the group of all routers (MLD).
+// Traffic that no rule names is forwarded as always, and no packet of it enters the device. The device counts only a
+// few reports from the kernel, which puts a router's devices into the group of all routers (MLD).
 func TestGatewayForwardsTheRest(t *testing.T) {
 	eachLAN(t, func(l *lan, f family) {
 		server := l.Server.Serve(":7", lab.Echo)
@@ -158,8 +158,8 @@ func TestGatewayForwardsTheRest(t *testing.T) {
 	})
 }
 
-// Whether the gateway hides its hosts or not, and however it says so: what is pinned leaves from the pin, and what is
-// not leaves as it did.
+// Whether the gateway hides its hosts or not, and however it is told to: pinned traffic leaves from the pin, and
+// other traffic leaves as before.
 func TestGatewayThatMasquerades(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -202,8 +202,9 @@ func TestGatewayThatMasquerades(t *testing.T) {
 	}
 }
 
-// 64 MiB go each way at once, in segments that the way to the client takes. The stand-in for WireGuard is a link of its
-// MTU. To a host beyond a tunnel, whose own link has 1500 bytes, the kernel's word that a packet is too big would not come.
+// 64 MiB go each way at once, in segments that fit the path to the client. A link with WireGuard's MTU stands in for
+// WireGuard. A host beyond a tunnel, whose own link has 1500 bytes, would not get the kernel's report that a packet
+// is too big.
 //
 //	branch ──1500── mid ──1420── client
 func TestGatewayCarriesBytesUnchanged(t *testing.T) {
@@ -255,8 +256,8 @@ func (l *lan) branch() *lab.Host {
 	return b
 }
 
-// Clients often ask the gateway itself, by its own address in their network. What goes to this host is never captured;
-// but what its resolver asks in turn is, and it has the answer only after the routes stand.
+// Clients often ask the gateway itself, at its own address in their network. Traffic to this host is never captured.
+// But the queries of its resolver are, and the resolver gets the answer only when the routes are in place.
 func TestGatewayWithAResolverOfItsOwn(t *testing.T) {
 	eachLAN(t, func(l *lan, f family) {
 		server := l.Server.Serve(":443", lab.Echo)
@@ -315,7 +316,7 @@ func (l *lan) forward(q lab.Query) lab.Answer {
 	return a
 }
 
-// A name whose answers also have an address of the gateway itself does not lend its hosts a connection from there.
+// If a name's answers also have an address of the gateway itself, hosts behind it do not get a connection from there.
 func TestGatewayDoesNotLeadHostsToItself(t *testing.T) {
 	eachLAN(t, func(l *lan, f family) {
 		l.Server.Serve(":443", lab.Echo)
@@ -334,7 +335,7 @@ func TestGatewayDoesNotLeadHostsToItself(t *testing.T) {
 	})
 }
 
-// Devices come and go, under the name that the rules have.
+// Devices come and go under the name that the rules use.
 func TestGatewayDeviceComesAndGoes(t *testing.T) {
 	l := newLAN(t, 1500)
 	server := l.Server.Serve(at(lab.Server4, 7), lab.Echo)
@@ -387,7 +388,7 @@ func TestGatewayDeviceComesAndGoes(t *testing.T) {
 	rename("lan0", l.dev) // as it was
 }
 
-// What is left after SIGKILL lets everything by at once, and goes with the next start or cleanup.
+// What is left after SIGKILL lets everything pass at once, and goes with the next start or cleanup.
 func TestGatewayKilled(t *testing.T) {
 	eachLAN(t, func(l *lan, f family) {
 		server := l.Server.Serve(at(f.server, 7), lab.Echo)

@@ -19,7 +19,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// What pinproxy does to the host, and that nothing of it is left.
+// What pinproxy does to the host, and that it leaves nothing behind.
 
 // everything is one rule of each kind.
 var everything = []string{
@@ -30,7 +30,7 @@ var everything = []string{
 	"--rule", "*:9=60000",
 }
 
-// use connects to what everything has rules for, and returns when all of it has ended.
+// use connects to everything that everything has rules for, and returns when all connections have ended.
 func (w *network) use() {
 	w.t.Helper()
 	for _, f := range families {
@@ -64,7 +64,7 @@ func TestHostIsLeftAsItWas(t *testing.T) {
 	}
 }
 
-// What others reserve while pinproxy runs stays theirs.
+// Ports that others reserve while pinproxy runs stay reserved.
 func TestOthersReservedPortsStay(t *testing.T) {
 	const key = "net.ipv4.ip_local_reserved_ports"
 	w := newNetwork(t)
@@ -77,7 +77,7 @@ func TestOthersReservedPortsStay(t *testing.T) {
 	p.stop()
 }
 
-// kill ends pinproxy in the way that lets it undo nothing.
+// kill ends pinproxy in a way that lets it undo nothing.
 func (p *running) kill() {
 	p.t.Helper()
 	_ = p.Signal(unix.SIGKILL)
@@ -93,8 +93,8 @@ func TestKilled(t *testing.T) {
 	w.use()
 	p.kill()
 
-	// Unpinned traffic works at once, by itself; so does what was pinned, from any port.
-	// Lost, a SYN would be sent again after 1 s, and a question after 5.
+	// Unpinned traffic works at once, by itself. So does traffic that was pinned, from any port. A lost SYN would be
+	// sent again after 1 s, and a lost query after 5 s.
 	sentAgain := w.synsSentAgain()
 	for _, f := range families {
 		start := time.Now()
@@ -132,7 +132,7 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// synsSentAgain is how often the client's kernel has sent a SYN that nobody had answered.
+// synsSentAgain returns how often the client's kernel has repeated a SYN that nobody had answered.
 func (w *network) synsSentAgain() (n int) {
 	w.t.Helper()
 	var b []byte
@@ -198,7 +198,7 @@ func TestSecondStart(t *testing.T) {
 	}
 }
 
-// Somebody takes away what pinproxy needs. It is put back, and the next connections are pinned again.
+// Somebody removes what pinproxy needs. It is put back, and the next connections are pinned again.
 func TestHostIsChangedUnderUs(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -231,7 +231,7 @@ func TestHostIsChangedUnderUs(t *testing.T) {
 					seen := server.Seen()
 					return len(seen) > 0 && seen[len(seen)-1] == f.from(63999)
 				})
-				if took := time.Since(start); took > 10*time.Second { // nor does a regular look put it back so soon
+				if took := time.Since(start); took > 10*time.Second { // a regular check would not put it back so soon
 					w.t.Errorf("it took %v until connections were pinned again", took)
 				}
 			})

@@ -18,10 +18,10 @@ import (
 )
 
 // idlers is a program with many connections that say a byte and then nothing: idlers address:port count. It writes
-// "open" when all have been answered. At the end of its standard input each says another byte, and it writes "alive" when all
-// of these have been answered too.
+// "open" when all have been answered. At the end of its standard input each connection says another byte. It writes
+// "alive" when all of these have been answered too.
 //
-// As idlers address:port it is their server, in so much memory as so many connections need.
+// As idlers address:port it is their server, using only as much memory as that many connections need.
 func idlers() {
 	yieldAlways()
 	var err error
@@ -41,7 +41,7 @@ func idlers() {
 
 func idle(addr string, n int) error {
 	conns := make([]net.Conn, n)
-	// each has f called for all connections, a few at a time.
+	// each calls f for all connections, a few at a time.
 	each := func(f func(i int) error) error {
 		const workers = 8
 		failed := make([]error, workers)
@@ -87,7 +87,7 @@ func idle(addr string, n int) error {
 	return nil // the kernel closes them
 }
 
-// serveIdlers echoes bytes, and says so when a connection does not come from its pin.
+// serveIdlers echoes bytes, and reports a connection that does not come from its pin.
 func serveIdlers(addr string) error {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -118,7 +118,7 @@ func serveIdlers(addr string) error {
 	}
 }
 
-// descriptors are how many a program of ours may have: as many as want if the limit can be raised.
+// descriptors returns how many descriptors a program of ours may have: want, if the limit can be raised to that.
 func descriptors(t *testing.T, want int) int {
 	t.Helper()
 	var now unix.Rlimit
@@ -136,7 +136,7 @@ func descriptors(t *testing.T, want int) int {
 type idleCrowd struct {
 	t       *testing.T
 	client  *lab.Host
-	each    int // connections to a destination
+	each    int // connections per destination
 	servers map[string]*lab.Process
 	clients []*lab.Process
 	ends    []io.Closer // of the clients' standard input
@@ -159,7 +159,7 @@ func (w *network) idleCrowd(port, each, dests int) *idleCrowd {
 	return c
 }
 
-// open returns when all connections are, and each has been answered.
+// open returns when all connections are open and each has been answered.
 func (c *idleCrowd) open() {
 	for addr := range c.servers {
 		cmd := otherHosts("idlers", addr, fmt.Sprint(c.each))
@@ -180,7 +180,7 @@ func (c *idleCrowd) open() {
 	c.expect("open")
 }
 
-// end has all answered once more, and ends them.
+// end waits until all connections have been answered once more, and ends them.
 func (c *idleCrowd) end() {
 	for _, end := range c.ends {
 		_ = end.Close()
@@ -203,8 +203,8 @@ func (c *idleCrowd) expect(text string) {
 	}
 }
 
-// Many connections that say nothing, such as those of a pool: each costs memory and a descriptor. Then all speak at once,
-// and their programs end.
+// Many connections that say nothing, such as those of a pool. Each costs memory and a descriptor. Then all speak at
+// once, and their programs end.
 func TestFloodOfIdle(t *testing.T) {
 	const dests, others = 2, 100 // others: what pinproxy needs besides
 	n := much(20_000, 200)
@@ -217,7 +217,7 @@ func TestFloodOfIdle(t *testing.T) {
 	b := w.watched("--rule", "192.0.2.0/25:9=20000-29999 busy=fail")
 	pinned, direct := w.idleCrowd(9, n/dests, dests), w.idleCrowd(uncaptured, n/dests, dests)
 	b.during(pinned.open, direct.open, func(now statusJSON) bool {
-		return len(now.Flows) >= n && now.Process.Goroutines < n // a flow that sleeps has none
+		return len(now.Flows) >= n && now.Process.Goroutines < n // a flow that sleeps has no goroutine
 	})
 	t.Logf("%d idle flows are open, with %.0f MiB; the bystander's last median was beside them", n, b.measure().RSS)
 	b.during(pinned.end, direct.end, noneTo(9))

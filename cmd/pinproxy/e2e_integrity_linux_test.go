@@ -13,12 +13,12 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// Every byte and every ending as over a direct connection.
+// Every byte and every ending is as over a direct connection.
 
 var talkBytes = flag.Int64("talk-bytes", 64<<20, "how much TestTalks carries each way, direct and pinned")
 
-// converse has talks until so many bytes were heard, so many at a time, over connections to the addresses in turn. It
-// returns how the first few went wrong.
+// converse has talks until total bytes were heard, atATime talks at once, over connections to the addresses in turn.
+// It returns the errors of the first few that went wrong.
 func (w *network) converse(ts *talks, atATime int, total int64, addrs ...string) (wrong []error) {
 	var (
 		all   sync.WaitGroup
@@ -67,7 +67,7 @@ func TestTalks(t *testing.T) {
 	for _, way := range []struct {
 		name string
 		port int
-		args []string // pinproxy's, if it is there
+		args []string // pinproxy's arguments, if it runs
 	}{
 		{"direct", 8, nil},
 		{"pinned", 7, []string{"--rule", "*:7=20000-20999"}},
@@ -96,7 +96,7 @@ func TestTalks(t *testing.T) {
 	}
 }
 
-// The way to the upstream loses, duplicates and reorders packets. Nobody sends a lost reset again, so none is sent.
+// The path to the upstream loses, duplicates and reorders packets. Nobody repeats a lost reset, so none is sent.
 func TestTalksOverARoughPath(t *testing.T) {
 	w := newNetwork(t)
 	rough := w.Router.Rough(lab.Roughness{Loss: 0.01, Duplication: 0.01, Reordering: 0.02, Seed: 1})

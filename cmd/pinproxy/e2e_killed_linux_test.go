@@ -16,12 +16,12 @@ import (
 
 var kills = flag.Int("kills", 8, "how often TestKilledAtAnyMoment kills")
 
-// Killed at any moment, while it starts, serves and is used, pinproxy leaves a machine whose other traffic works, and
-// which the next start or cleanup makes what it was.
+// pinproxy is killed at any moment, while it starts, serves and is used. Other traffic of the machine goes on
+// working, and the next start or cleanup restores the machine.
 func TestKilledAtAnyMoment(t *testing.T) {
 	const (
-		latest = 120 * time.Millisecond // after the start; it is ready after some 30 ms on a quiet machine
-		atOnce = 3 * time.Second        // a SYN that is lost comes again after 1 s
+		latest = 120 * time.Millisecond // after the start; on a quiet machine pinproxy is ready after some 30 ms
+		atOnce = 3 * time.Second        // a lost SYN is sent again after 1 s
 	)
 	w := newNetwork(t)
 	w.names()
@@ -75,7 +75,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	p.stop()
 }
 
-// load uses the rules of everything, whatever comes of it, until ctx ends.
+// load uses the rules of everything until ctx ends, and ignores failures.
 func (w *network) load(ctx context.Context) *sync.WaitGroup {
 	var all sync.WaitGroup
 	for i := range 4 {

@@ -12,9 +12,9 @@ package main
 //	└──────────────────┘            └──────────────┘           └──────────────────────┘
 //	       198.51.100.0/24, 2001:db8:1::/64   203.0.113.0/24, 2001:db8:2::/64
 //
-// Hosts are network namespaces (package lab), the test binary started under the name pinproxy is
-// pinproxy, and started as visit it is a plain HTTPS client. Every test takes its pinproxy down by
-// SIGTERM in the end, and the client must then be what it was before.
+// Hosts are network namespaces (package lab). The test binary started under the name pinproxy is pinproxy, and
+// started as visit it is a plain HTTPS client. At its end, every test ends its pinproxy with SIGTERM. The client
+// must then be what it was before.
 
 import (
 	"context"
@@ -44,7 +44,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// programs are what the test binary is under other names.
+// programs lists what the test binary is under other names.
 var programs = map[string]func(){
 	"pinproxy": main,
 	"visit":    visit,
@@ -79,8 +79,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(asking{m}, programs)
 }
 
-// asking runs the tests where all programs ask the server of their own network for names. The files that
-// say so are shared by all hosts, so they are made once, and the tests may run side by side.
+// asking runs the tests where all programs ask the server of their own network for names. All hosts share the files
+// that say so. The files are made once, so that tests can run side by side.
 type asking struct{ m *testing.M }
 
 func (a asking) Run() (status int) {
@@ -99,7 +99,7 @@ func (a asking) Run() (status int) {
 	return status
 }
 
-// program is the test binary under another name.
+// program returns the test binary as a command under another name.
 func program(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Args[0] = name
@@ -107,7 +107,7 @@ func program(name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// environ is ours without what makes programs go another way.
+// environ is our environment without variables that make programs behave differently.
 func environ() []string {
 	return slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
@@ -115,7 +115,7 @@ func environ() []string {
 	})
 }
 
-// zone is what the server knows.
+// zone is what the name server knows.
 const zone = `
 	www.bank.example     30 A     203.0.113.2
 	www.bank.example     30 AAAA  2001:db8:2::2
@@ -135,7 +135,7 @@ const zone = `
 	lure.bank.example    30 AAAA  2001:db8:1::2
 `
 
-// network is the drawing above, without a firewall and with nothing served yet.
+// network is the drawing above, without a firewall and with no services yet.
 type network struct {
 	*lab.Topology
 	net *lab.Net
@@ -143,13 +143,13 @@ type network struct {
 	run string // pinproxy's directory
 }
 
-// newNetwork has t run side by side with other tests.
+// newNetwork makes a network and lets t run side by side with other tests.
 func newNetwork(t *testing.T) *network {
 	t.Parallel()
 	return newNetworkAlone(t)
 }
 
-// newNetworkAlone is for tests that measure time, and so want the machine for themselves.
+// newNetworkAlone is for tests that measure time and so need the machine for themselves.
 func newNetworkAlone(t *testing.T) *network {
 	needTUN(t)
 	n := lab.ForTest(t)
@@ -158,7 +158,7 @@ func newNetworkAlone(t *testing.T) *network {
 	return w
 }
 
-// publicDir is a directory that other users than root may go into: pinproxy becomes one.
+// publicDir returns a directory that users other than root may enter: pinproxy becomes one.
 func publicDir(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -177,8 +177,8 @@ func (w *network) answer(f func(lab.Query) lab.Answer) *lab.DNS {
 	return w.Server.DNS(f, lab.Server4+":53", "["+lab.Server6+"]:53")
 }
 
-// keepTimeWait has no reset end a TIME_WAIT of the client's (RFC 1337), as happens on a busy machine: where an ACK takes so
-// long that the peer sends its FIN again, the answer to that meets one.
+// keepTimeWait keeps a reset from ending a TIME_WAIT of the client's (RFC 1337). That happens on a busy machine: if
+// an ACK takes so long that the peer repeats its FIN, the answer to that FIN meets a TIME_WAIT.
 func (w *network) keepTimeWait() { w.Client.Sysctl("net.ipv4.tcp_rfc1337", "1") }
 
 // running is a pinproxy on a host.
@@ -189,8 +189,8 @@ type running struct {
 	before string // the host's snapshot
 }
 
-// pinproxy starts one on the client, logging as JSON, and returns when it is ready. The test's end ends it,
-// unless the test has.
+// pinproxy starts a pinproxy on the client, logging as JSON, and returns when it is ready. The end of the test ends
+// it, unless the test already has.
 func (w *network) pinproxy(args ...string) *running {
 	w.t.Helper()
 	p := w.startPinproxy(args...)
@@ -198,13 +198,13 @@ func (w *network) pinproxy(args ...string) *running {
 	return p
 }
 
-// startPinproxy does not wait.
+// startPinproxy starts one and does not wait.
 func (w *network) startPinproxy(args ...string) *running {
 	w.t.Helper()
 	return w.startCommand(w.command(append([]string{"--log-format=json"}, args...)...))
 }
 
-// command is a pinproxy that keeps its state in the network's directory.
+// command returns a pinproxy that keeps its state in the network's directory.
 func (w *network) command(args ...string) *exec.Cmd {
 	cmd := program("pinproxy", args...)
 	cmd.Env = append(cmd.Env, "RUNTIME_DIRECTORY="+w.run)
@@ -231,7 +231,7 @@ func (w *network) startCommand(cmd *exec.Cmd) *running {
 	return p
 }
 
-// soon is a context for what is expected to happen.
+// soon returns a context for what is expected to happen.
 func soon(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
@@ -253,7 +253,7 @@ func (p *running) stop() {
 	p.gone()
 }
 
-// gone waits for pinproxy to end in order, and then the host must be what it was.
+// gone waits for pinproxy to end in order. After that the host must be what it was.
 func (p *running) gone() {
 	p.t.Helper()
 	p.ended(exitOK)
@@ -268,7 +268,7 @@ func (p *running) ended(status int) {
 	select {
 	case <-p.Done():
 	case <-time.After(patience):
-		_ = p.Signal(unix.SIGQUIT) // have it say where it is
+		_ = p.Signal(unix.SIGQUIT) // make it print where it is stuck
 		<-p.Done()
 		p.t.Errorf("pinproxy did not end")
 		return
@@ -278,7 +278,7 @@ func (p *running) ended(status int) {
 	}
 }
 
-// exitStatus is a process's, -1 for a signal, and if there was none.
+// exitStatus returns the exit status of a process, or -1 for a signal or if there was none.
 func exitStatus(err error) int {
 	var exit *exec.ExitError
 	switch {
@@ -290,7 +290,7 @@ func exitStatus(err error) int {
 	return -1
 }
 
-// lines cuts a text for diffs.
+// lines splits a text for diffs.
 func lines(text string) []string { return strings.Split(strings.TrimSpace(text), "\n") }
 
 // entry is a line of the log.
@@ -300,7 +300,7 @@ type entry struct {
 	ID, Up, Down uint64
 }
 
-// entries are the log's lines with this message so far.
+// entries returns the log's lines with this message so far.
 func (p *running) entries(msg string) (found []entry) {
 	p.t.Helper()
 	for text := range strings.Lines(p.Stderr()) {
@@ -323,7 +323,7 @@ func (p *running) entries(msg string) (found []entry) {
 	return found
 }
 
-// await returns the first n lines with this message, as soon as they are there.
+// await returns the first n lines with this message as soon as they are there.
 func (p *running) await(msg string, n int) []entry {
 	p.t.Helper()
 	var found []entry
@@ -339,7 +339,7 @@ func (p *running) poll(what string, done func() bool) {
 	poll(p.t, what, done)
 }
 
-// visit is a plain HTTPS client: it prints what the URLs answer.
+// visit is a plain HTTPS client: it prints what the URLs return.
 func visit() {
 	timeout := flag.Duration("timeout", patience, "")
 	ca := flag.String("ca", "", "")
@@ -369,24 +369,24 @@ func (w *network) visit(timeout time.Duration, url string) (string, error) {
 	return strings.TrimSpace(out), err
 }
 
-// family is what differs between the two.
+// family is what differs between IPv4 and IPv6.
 type family struct {
 	name, client, near, server, elsewhere string
 }
 
-// families are both. The server owns elsewhere, too, and more in its prefix.
+// families are both. The server also owns elsewhere, and more in its prefix.
 var families = []family{
 	{"IPv4", lab.Client4, lab.Near4, lab.Server4, "192.0.2.80"},
 	{"IPv6", lab.Client6, lab.Near6, lab.Server6, "2001:db8:cafe::80"},
 }
 
-// at is host:port.
+// at returns host:port.
 func at(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }
 
-// inRule is an address as a rule writes it.
+// inRule returns an address as a rule writes it.
 func inRule(addr string) string { return strings.TrimSuffix(at(addr, 0), ":0") }
 
-// from is where the server sees a connection come from.
+// from returns the address from which the server sees a connection.
 func (f family) from(port int) netip.AddrPort { return netip.MustParseAddrPort(at(f.client, port)) }
 
 // connect connects as any program on the client does.
@@ -403,7 +403,7 @@ func (w *network) connectFor(timeout time.Duration, addr string) (*net.TCPConn, 
 	return c.(*net.TCPConn), c.SetDeadline(time.Now().Add(talkPatience))
 }
 
-// mustConnect is connect where it can't fail.
+// mustConnect is connect where that can't fail.
 func (w *network) mustConnect(addr string) *net.TCPConn {
 	w.t.Helper()
 	c, err := w.connect(addr)

@@ -16,7 +16,7 @@ import (
 
 // Connections by name, to addresses that nobody knew before the answer.
 
-// ask looks name up for addresses of one family ("ip4", "ip6"), as a program on the client does.
+// ask looks up addresses of one family ("ip4", "ip6") for name, as a program on the client does.
 func (w *network) ask(network, name string) []netip.Addr {
 	w.t.Helper()
 	found, err := w.Client.Resolver().LookupNetIP(soon(w.t), network, name)
@@ -29,7 +29,7 @@ func (w *network) ask(network, name string) []netip.Addr {
 	return found
 }
 
-// The name server never gives the same address twice in a row, and each for a second only.
+// The name server never gives the same address twice in a row, and gives each for one second only.
 func TestEveryAnswerHasOtherAddresses(t *testing.T) {
 	t.Parallel()
 	for _, rule := range []string{"turn.bank.example:443=63999", "*.bank.example:443=63999"} {
@@ -57,7 +57,7 @@ func TestEveryAnswerHasOtherAddresses(t *testing.T) {
 	}
 }
 
-// A rule is for the name that was asked for, not for what it is an alias of.
+// A rule is for the name that was asked for, not for the name that this is an alias of.
 func TestNameIsAnAlias(t *testing.T) {
 	each(t, func(w *network, f family) {
 		w.answer(lab.Zone(`

@@ -28,7 +28,7 @@ func TestFirewallLetsPlainClientIn(t *testing.T) {
 	}
 }
 
-// The client has two addresses of each family, and the pin is the one that the kernel would not choose.
+// The client has two addresses of each family. The pin is the one that the kernel would not choose.
 func TestFirewallLetsPlainClientInFromPinnedAddress(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ name, rule, url, from string }{
@@ -61,12 +61,12 @@ func TestFirewallLetsPlainClientInOverIPv6Only(t *testing.T) {
 	w.letIn("www.bank.example:443=63999", "https://www.bank.example/", "[2001:db8:1::2]:63999")
 }
 
-// letIn has a plain client visit url, in vain without pinproxy, and from the given address with it.
+// letIn makes a plain client visit url: in vain without pinproxy, and from the given address with it.
 func (w *network) letIn(rule, url, from string) {
 	w.t.Helper()
 	w.Server.HTTPS(":443", "www.bank.example", "v4.bank.example", "v6.bank.example", lab.Server4, lab.Server6)
 	wall := w.Firewall(63999)
-	short := 100 * time.Millisecond // enough to ask for the name, or twice as long is
+	short := 100 * time.Millisecond // enough to ask for the name, else twice as long
 	poll(w.t, "a packet dropped at the firewall", func() bool {
 		short *= 2
 		if out, err := w.visit(short, url); err == nil {

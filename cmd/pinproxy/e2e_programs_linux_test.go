@@ -18,9 +18,9 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// Real programs, none of which knows of pinproxy. What they came from is told by the servers.
+// Real programs, none of which knows of pinproxy. The servers tell what source they came from.
 
-// need returns where a program is, and ends the test if it is not installed: by skipping it, or in CI by
+// need returns the path of a program. If it is not installed, need ends the test: by skipping it, or in CI by
 // failing it.
 func need(t *testing.T, name string) string {
 	t.Helper()
@@ -33,7 +33,7 @@ func need(t *testing.T, name string) string {
 	return ""
 }
 
-// needRoot ends the test like need does where users other than ours can't be had.
+// needRoot ends the test like need if we can't have users other than ours.
 func needRoot(t *testing.T) {
 	t.Helper()
 	if !isRoot() {
@@ -41,14 +41,14 @@ func needRoot(t *testing.T) {
 	}
 }
 
-// isRoot says whether users other than ours can be had.
+// isRoot says whether we can have users other than ours.
 func isRoot() bool {
 	ids, err := os.ReadFile("/proc/self/uid_map")
 	f := strings.Fields(string(ids))
 	return err == nil && len(f) == 3 && f[2] != "1"
 }
 
-// needTUN ends the test like need does where the TUN driver is root's.
+// needTUN ends the test like need if only root may use the TUN driver.
 func needTUN(t *testing.T) {
 	t.Helper()
 	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
@@ -66,7 +66,7 @@ func lacking(t *testing.T, what string) {
 	t.Skip(what)
 }
 
-// tool is a program of this machine, for at most as long as the test may take.
+// tool returns a program of this machine, which may run for at most as long as the test.
 func tool(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	path := need(t, name)
@@ -92,8 +92,8 @@ func mustOn(t *testing.T, h *lab.Host, cmd *exec.Cmd) string {
 	return strings.TrimSpace(out)
 }
 
-// eachPlace runs a test of a program on the client, and on a host behind it, with pinproxy on the client and a firewall
-// that passes nothing but port 63999. must runs a program there.
+// eachPlace runs a test of a program on the client and on a host behind it. pinproxy runs on the client, and the
+// firewall passes nothing but port 63999. must runs a program in that place.
 func eachPlace(t *testing.T, rule string, test func(w *network, must func(*exec.Cmd) string)) {
 	t.Run("client", func(t *testing.T) {
 		w := newNetwork(t)
@@ -122,7 +122,7 @@ func TestCurl(t *testing.T) {
 	})
 }
 
-// The server answers nobody before all are there.
+// The server answers nobody until all are there.
 func TestFiftyCurlsShareAPool(t *testing.T) {
 	need(t, "curl")
 	w := newNetwork(t)
@@ -158,8 +158,8 @@ func TestFiftyCurlsShareAPool(t *testing.T) {
 	}
 }
 
-// gitDaemon serves the repositories below base. Started as `git daemon` it would be a child of git's, which
-// outlives it when that is killed.
+// gitDaemon serves the repositories below base. If it were started as `git daemon`, it would be a child of git, and
+// would outlive git when that is killed.
 func gitDaemon(t *testing.T, base string) *exec.Cmd {
 	t.Helper()
 	dir, err := tool(t, "git", "--exec-path").Output()
@@ -257,8 +257,8 @@ func (w *network) startSSHD(hostKey, authorized string) {
 	}
 }
 
-// apart becomes the program that it is given, with a /run of its own where sshd finds the empty directory
-// that it insists on. The mount namespace must be its own.
+// apart becomes the program given to it, with a /run of its own. There sshd finds the empty directory that it
+// insists on. The mount namespace must be its own.
 func apart() {
 	err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=0755")
 	if err == nil {

@@ -1,7 +1,7 @@
 package main
 
-// What has no connection, carried for an application in a network of its own whose only way out is the
-// TUN. The relays' sockets are the client's:
+// Traffic without connections, carried for an application in a network of its own whose only way out is the TUN. The
+// relays' sockets are the client's:
 //
 //	 app                        client                    router                  server
 //	┌─────────────┐            ┌─────────────┐ eth0  eth0┌──────┐eth1       eth0┌──────────────┐
@@ -33,7 +33,7 @@ import (
 	"pinproxy/proxy/udp"
 )
 
-// carried is an application's network of which datagrams and pings are carried.
+// carried is an application's network whose datagrams and pings are carried.
 type carried struct {
 	*lab.Topology
 	app   *lab.Host
@@ -63,7 +63,7 @@ func carry(t testing.TB) *carried {
 	for _, a := range []string{"192.0.2.200/32", "2001:db8:ff::1/128"} {
 		c.app.Addr("lo", a)
 	}
-	// The kernel makes a new IPv6 address reachable a little later, on a work queue.
+	// The kernel makes a new IPv6 address reachable only a little later, on a work queue.
 	for end := time.Now().Add(30 * time.Second); ; runtime.Gosched() {
 		routes, err := c.app.Netlink().RouteGet(net.ParseIP("2001:db8:ff::1"))
 		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
@@ -107,10 +107,10 @@ func carry(t testing.TB) *carried {
 	return c
 }
 
-// mayPing allows ICMP sockets to root, which is who we are here. A new network namespace allows them to nobody.
+// mayPing allows root, which we are here, to use ICMP sockets. A new network namespace allows them to nobody.
 func mayPing(h *lab.Host) { h.Sysctl("net.ipv4.ping_group_range", "0 0") }
 
-// echoUDP has the server send back what comes to port 7.
+// echoUDP makes the server send back what arrives at port 7.
 func (c *carried) echoUDP(t testing.TB) {
 	t.Helper()
 	for _, addr := range bothServers {
@@ -133,7 +133,7 @@ func sendBack(s net.PacketConn) {
 	}
 }
 
-// dialUDP is a connected socket of the application's.
+// dialUDP returns a connected socket of the application.
 func (c *carried) dialUDP(t testing.TB, addr netip.Addr, port uint16) *net.UDPConn {
 	t.Helper()
 	conn, err := c.app.Dial(t.Context(), "udp", netip.AddrPortFrom(addr, port).String())
@@ -214,7 +214,7 @@ func TestRelayTellsOfNoRoute(t *testing.T) {
 	}
 }
 
-// The way has a smaller MTU than the TUN: an application that fragments nothing learns of it, and one that
+// The path has a smaller MTU than the TUN. An application that allows no fragmentation learns of it, and one that
 // does not care gets through.
 func TestRelayTellsOfPathMTU(t *testing.T) {
 	const mtu = 1300
@@ -253,7 +253,7 @@ func TestRelayTellsOfPathMTU(t *testing.T) {
 				sendAndReceive(t, conn, family+", small enough", make([]byte, mtu-48))
 				setOption(t, conn, level, discover, unix.IP_PMTUDISC_DONT)
 				if where == "client" {
-					// The server learns of it the same way, by losing an answer.
+					// The server learns of it the same way, by losing a reply.
 					if _, err := conn.Write(make([]byte, 1400)); err != nil {
 						t.Fatal(err)
 					}
@@ -276,7 +276,7 @@ func sendAndReceive(t *testing.T, conn net.Conn, what string, b []byte) {
 	}
 }
 
-// awaitMTU waits until the server knows that the path to where addr is answered from has this MTU.
+// awaitMTU waits until the server knows that this is the MTU of the path on which it answers addr.
 func (c *carried) awaitMTU(t *testing.T, addr netip.Addr, mtu int) {
 	t.Helper()
 	to := net.ParseIP(lab.Client4)
@@ -321,7 +321,7 @@ func setOption(t *testing.T, conn syscall.Conn, level, name, value int) {
 	onRaw(t, conn, func(fd int) error { return unix.SetsockoptInt(fd, level, name, value) })
 }
 
-// receiveErrors has the application told of what is no hard error for a socket (icmp_err_convert).
+// receiveErrors makes the application see errors that are not hard errors for a socket (icmp_err_convert).
 func receiveErrors(t *testing.T, conn syscall.Conn, dst netip.Addr) {
 	t.Helper()
 	if dst.Is6() {
@@ -337,7 +337,7 @@ func getOption(t *testing.T, conn syscall.Conn, level, name int) (value int) {
 	return value
 }
 
-// dialPing is an ICMP socket of the application's.
+// dialPing returns an ICMP socket of the application.
 func (c *carried) dialPing(t *testing.T, addr netip.Addr) *net.UDPConn {
 	t.Helper()
 	var conn net.Conn
@@ -351,7 +351,7 @@ func (c *carried) dialPing(t *testing.T, addr netip.Addr) *net.UDPConn {
 	return conn.(*net.UDPConn)
 }
 
-// echoRequest is one; the kernel fills in identifier and checksum.
+// echoRequest returns an echo request. The kernel fills in identifier and checksum.
 func echoRequest(dst netip.Addr, seq byte, size int) []byte {
 	b := make([]byte, 8+size)
 	_, _ = rand.Read(b[8:])
@@ -398,7 +398,7 @@ func TestRelayPingsNobody(t *testing.T) {
 		if _, err := conn.Write(echoRequest(addr, 1, 56)); err != nil {
 			t.Fatal(err)
 		}
-		// The router asks in vain who has it, and says so.
+		// The router asks in vain who has the address, and says so.
 		if n, err := conn.Read(make([]byte, 1500)); !errors.Is(err, syscall.EHOSTUNREACH) {
 			t.Errorf("%s: read = %d, %v, want EHOSTUNREACH", family, n, err)
 		}
@@ -419,7 +419,7 @@ func TestRelayPingForbidden(t *testing.T) {
 	}
 }
 
-// A probe with a small TTL ends at the router, which the application gets to know, and which of its probes it was.
+// A probe with a small TTL ends at the router. The application learns of that, and which of its probes it was.
 func TestRelayTraceroute(t *testing.T) {
 	c := carry(t)
 	mayPing(c.Client)
@@ -462,7 +462,7 @@ type offence struct {
 	seq  byte // if the probe was an echo request
 }
 
-// drainErrors returns what stands in a socket's error queue.
+// drainErrors returns what is in a socket's error queue.
 func drainErrors(t *testing.T, conn *net.UDPConn) (all []offence) {
 	t.Helper()
 	onRaw(t, conn, func(fd int) error {

@@ -21,7 +21,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// SIGHUP, while all kinds of things go on.
+// SIGHUP while all kinds of things go on.
 
 // rulesFile is a file of rules that a pinproxy reads.
 type rulesFile struct {
@@ -36,7 +36,7 @@ func newRulesFile(t *testing.T, rules ...string) *rulesFile {
 	return f
 }
 
-// write replaces the file as a whole.
+// write replaces the whole file.
 func (f *rulesFile) write(rules ...string) {
 	f.t.Helper()
 	err := os.WriteFile(f.path+".new", []byte(strings.Join(rules, "\n")+"\n"), 0o644)
@@ -48,7 +48,7 @@ func (f *rulesFile) write(rules ...string) {
 	}
 }
 
-// reread has p follow new rules, and returns when it does.
+// reread makes p follow new rules, and returns when it does.
 func (f *rulesFile) reread(p *running, rules ...string) {
 	f.t.Helper()
 	f.write(rules...)
@@ -57,7 +57,7 @@ func (f *rulesFile) reread(p *running, rules ...string) {
 	p.await("rules reread", f.n)
 }
 
-// refused has p try to follow new rules, and returns what it says against it.
+// refused makes p try to follow new rules, and returns p's objection.
 func (f *rulesFile) refused(p *running, rules ...string) entry {
 	f.t.Helper()
 	n := len(p.entries("rules not reread, the former ones stay"))
@@ -66,7 +66,7 @@ func (f *rulesFile) refused(p *running, rules ...string) entry {
 	return p.await("rules not reread, the former ones stay", n+1)[n]
 }
 
-// from is where the server sees a new connection to addr come from.
+// from returns the address from which the server sees a new connection to addr.
 func (w *network) from(server *lab.Server, addr string) netip.AddrPort {
 	w.t.Helper()
 	before := len(server.Seen())
@@ -82,9 +82,9 @@ func (w *network) from(server *lab.Server, addr string) netip.AddrPort {
 	return seen[before]
 }
 
-// The rules change twenty times under a thousand flows, half of them of a rule that goes and comes, and under a program
-// that connects through a kept rule without a pause. The firewall passes the pins only, so a packet that left otherwise
-// would be lost, and counted.
+// The rules change twenty times under a thousand flows, half of them of a rule that goes and comes, and under a
+// program that connects through a kept rule without a pause. The firewall passes only the pins, so it would drop and
+// count a packet that left from anywhere else.
 func TestReloadUnderLoad(t *testing.T) {
 	const flows = 500 // of each rule
 	w := newNetwork(t)
@@ -121,7 +121,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var connected atomic.Int64
 	prober := make(chan error, 1)
-	go func() { // until ctx ends, or a connection fails
+	go func() { // runs until ctx ends or a connection fails
 		for ctx.Err() == nil {
 			if err := w.probe(); err != nil {
 				prober <- fmt.Errorf("connection %d: %w", connected.Load()+1, err)
@@ -161,7 +161,7 @@ func TestReloadUnderLoad(t *testing.T) {
 		t.Errorf("%d flows of the kept rule, want %d", n, flows)
 	}
 
-	// The host is as a start with these rules makes it, whichever they are.
+	// The host is in the state that a start with these rules gives it, whichever they are.
 	file.reread(p, other...)
 	reread := w.Client.Snapshot()
 	for _, c := range open {
@@ -174,7 +174,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	}
 }
 
-// probe makes one connection by the kept rule, to the end.
+// probe makes one connection by the kept rule and carries it to its end.
 func (w *network) probe() error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -200,7 +200,7 @@ var (
 	anyPriority = regexp.MustCompile(`priority 4[0-9]{3} `)
 )
 
-// numberless is a snapshot with the ports in the place of the numbers of tables, and without priorities: these depend on
+// numberless returns a snapshot with ports in place of table numbers, and without priorities, since these depend on
 // what was there before.
 func numberless(snapshot string) []string {
 	ports := make(map[string]string)
@@ -221,7 +221,7 @@ func numberless(snapshot string) []string {
 	return list
 }
 
-// Whatever is wrong with a file, all stays as it was, and the place is named.
+// Whatever is wrong with a file, everything stays as it was, and the place is named.
 func TestReloadOfBadRules(t *testing.T) {
 	w := newNetwork(t)
 	web := w.Server.Serve(":443", lab.Echo)
@@ -236,7 +236,7 @@ func TestReloadOfBadRules(t *testing.T) {
 		{[]string{"# good", "203.0.113.2:443=64000", "203.0.113.3:443 = 64001"}, file.path + ":3:16: a blank may stand only before an option", "203.0.113.3:443=64001"},
 		{[]string{"203.0.113.2:443=64000", "203.0.113.2:443=64001"}, file.path + ":2", ""},
 		{[]string{"203.0.113.2:443=64000 busy=never"}, file.path + `:1:28: there is no way "never"`, ""},
-		{[]string{"203.0.113.2:80=64000"}, file.path + ":1", ""}, // ties with one of the command line
+		{[]string{"203.0.113.2:80=64000"}, file.path + ":1", ""}, // ties with a rule of the command line
 		{[]string{tooMany()}, "ranges of ports too many", ""},
 	} {
 		e := file.refused(p, test.rules...)
@@ -260,7 +260,7 @@ func TestReloadOfBadRules(t *testing.T) {
 		t.Errorf("a file is missing: connection came from %v", from)
 	}
 
-	// Once all are right again, they are followed. What the command line says stays.
+	// Once all files are right again, they are followed. The rules of the command line stay.
 	other.write("192.0.2.0/24:443=63997")
 	file.reread(p, "203.0.113.2:443=64000")
 	for addr, want := range map[string]uint16{at(lab.Server4, 443): 64000, at("192.0.2.9", 443): 63997} {
@@ -294,7 +294,7 @@ func tooMany() string {
 	return "203.0.113.2:" + strings.Join(ports, ",") + "=64000"
 }
 
-// A flow keeps what it has, and what it waits for; the next one gets the new rule.
+// A flow keeps what it has and what it waits for. The next one gets the new rule.
 func TestReloadChangesThePin(t *testing.T) {
 	each(t, func(w *network, f family) {
 		server := w.Server.Serve(at(f.server, 7), lab.Echo)
@@ -340,8 +340,8 @@ func TestReloadChangesThePin(t *testing.T) {
 	})
 }
 
-// Hosts behind a gateway have no address that tells their open connections from others. They go on all the same, and
-// what they went by goes with the last of them.
+// Hosts behind a gateway have no address that tells their open connections from others. The connections go on all
+// the same, and their policy rules go with the last of them.
 func TestReloadBehindAGateway(t *testing.T) {
 	eachLAN(t, func(l *lan, f family) {
 		server := l.Server.Serve(":7", lab.Echo)
@@ -361,7 +361,7 @@ func TestReloadBehindAGateway(t *testing.T) {
 		if n := lingering(); n != len(open) {
 			l.t.Errorf("%d rules for %d flows", n, len(open))
 		}
-		c := l.mustConnect(at(f.server, 7)) // goes past pinproxy, which does not hide its address
+		c := l.mustConnect(at(f.server, 7)) // bypasses pinproxy, which does not hide its address
 		echo(l.t, c, "unpinned")
 		for i := range 3 {
 			for _, c := range append(open, other) {
@@ -379,7 +379,7 @@ func TestReloadBehindAGateway(t *testing.T) {
 			_ = c.Close()
 		}
 		p.poll("the rules of these flows to go", func() bool { return lingering() <= 1 })
-		echo(l.t, other, "still there") // its rule has changed its text
+		echo(l.t, other, "still there") // the text of its rule has changed
 		_ = other.Close()
 		p.poll("the last one to go", func() bool { return lingering() == 0 })
 	})
@@ -395,8 +395,8 @@ func (w *network) status() string {
 	return strings.ReplaceAll(strings.ReplaceAll(out, "\n", ""), ": ", ":")
 }
 
-// What is known of a name survives while a rule is for it, even if nobody can be asked any more; and what new rules
-// name is learned.
+// What is known of a name survives while there is a rule for it, even if nobody can be asked any more. Names in new
+// rules are learned.
 func TestReloadOfNames(t *testing.T) {
 	w := newNetwork(t)
 	var silent atomic.Bool
@@ -415,7 +415,7 @@ func TestReloadOfNames(t *testing.T) {
 		t.Errorf("something is known of names without a rule; %d queries", n)
 	}
 
-	// An exact name is looked up before the new rules are said to be followed; a wildcard waits for an answer.
+	// An exact name is looked up before pinproxy says that it follows the new rules. A wildcard waits for an answer.
 	file.reread(p, "www.bank.example:443=63999", "*.example:443=63998")
 	if from := w.from(web, at(lab.Server4, 443)); from.Port() != 63999 {
 		t.Errorf("connection to a new name came from %v", from)
@@ -425,7 +425,7 @@ func TestReloadOfNames(t *testing.T) {
 		t.Errorf("connection to a name below a new wildcard came from %v", from)
 	}
 
-	// Other rules for the same names, and nobody to ask.
+	// Different rules for the same names, and nobody to ask.
 	silent.Store(true)
 	for i := range 4 {
 		pin := uint16(64000 + 2*i)
@@ -438,7 +438,7 @@ func TestReloadOfNames(t *testing.T) {
 		}
 	}
 
-	// Without names DNS is let be, and addresses are nothing special.
+	// Without names in the rules, DNS is left alone, and addresses are nothing special.
 	file.reread(p, "192.0.2.200:443=63990")
 	if from := w.from(web, at("192.0.2.80", 443)); from.Port() == 64007 {
 		t.Errorf("connection to a former name came from %v", from)
@@ -474,7 +474,7 @@ func TestReloadTellsTheServiceManager(t *testing.T) {
 	told(`READY=1\nSTATUS=rules not reread: ` + regexp.QuoteMeta(file.path) + `:1:\d+: .*`)
 }
 
-// SIGHUP means another thing when it comes of a terminal that is gone.
+// SIGHUP has another meaning when it comes from a terminal that is gone.
 func TestTerminalHangsUp(t *testing.T) {
 	w := newNetwork(t)
 	ptmx, tty := w.pty(user{})

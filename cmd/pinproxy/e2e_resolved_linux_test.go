@@ -1,7 +1,7 @@
 package main
 
-// The client of these tests has a system D-Bus and a systemd-resolved of its own: real ones, in files that only
-// programs started as inside see.
+// The client of these tests has its own system D-Bus and its own systemd-resolved. They are real ones, with files
+// that only programs started through inside see.
 //
 //	 client                                                                         server
 //	┌───────────────────────────────────────────────────────────┐                  ┌──────────────┐
@@ -33,8 +33,8 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// inside becomes a program that has /run, and files of /etc, of its own: those below the directory that is its first
-// argument. The mount namespace must be its own.
+// inside becomes a program with its own /run, and its own files in place of some of /etc. They are below the
+// directory in its first argument. The mount namespace must be its own.
 func inside() {
 	dir, path := os.Args[1], os.Args[2]
 	err := unix.Mount(filepath.Join(dir, "run"), "/run", "", unix.MS_BIND, "")
@@ -51,8 +51,8 @@ func inside() {
 	os.Exit(1)
 }
 
-// modest becomes the test binary's program that is its first argument, as user nobody with CAP_NET_ADMIN;
-// with HIDEPID set, in a /proc that hides other users' processes.
+// modest becomes the program of the test binary in its first argument, as user nobody with CAP_NET_ADMIN. With
+// HIDEPID set, its /proc hides other users' processes.
 func modest() {
 	runtime.LockOSThread()
 	id := identity{uid: nobody, gid: nobody, groups: []int{nobody}, caps: []int{unix.CAP_NET_ADMIN}}
@@ -70,8 +70,8 @@ func modest() {
 	os.Exit(1)
 }
 
-// callers makes connections to name:port by the ways of any program, one after the other, each to be
-// echoed: callers name:port count. A # in the name is the connection's number.
+// callers makes connections to name:port as any program would, one after the other, and expects each to be echoed:
+// callers name:port count. A # in the name stands for the connection's number.
 func callers() {
 	count, err := strconv.Atoi(os.Args[2])
 	for i := 0; i < count && err == nil; i++ {
@@ -137,7 +137,7 @@ func newHousehold(t *testing.T, settings string) *household {
 	need(t, "resolvectl")
 	h := newHome(t)
 	w := h.network
-	for _, dir := range []string{"..", "../lib", "../usr/lib", "../../usr/lib"} { // as installed, and as .ci/run has it
+	for _, dir := range []string{"..", "../lib", "../usr/lib", "../../usr/lib"} { // as installed, and as in .ci/run
 		if nss, _ := filepath.Glob(filepath.Join(filepath.Dir(program), dir, "*/libnss_resolve.so.2")); len(nss) > 0 {
 			h.libs = filepath.Dir(nss[0])
 		}
@@ -165,7 +165,7 @@ func newHousehold(t *testing.T, settings string) *household {
 	return h
 }
 
-// withoutLine leaves out the lines that begin so.
+// withoutLine removes the lines that begin with prefix.
 func withoutLine(text, prefix string) string {
 	var kept strings.Builder
 	for line := range strings.Lines(text) {
@@ -188,14 +188,14 @@ func (h *household) write(name, content string) {
 	}
 }
 
-// command is a program inside.
+// command returns a program to run inside.
 func (h *household) command(path string, args ...string) *exec.Cmd {
 	cmd := program("inside", append([]string{h.dir, path}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 	return cmd
 }
 
-// ours is a program of these tests', inside.
+// ours returns a program of these tests, to run inside.
 func (h *household) ours(name string, args ...string) *exec.Cmd {
 	link := filepath.Join(h.dir, name)
 	if self, err := os.Executable(); err == nil {
@@ -229,7 +229,7 @@ func (h *household) resolvectl(args ...string) string {
 	return h.must(h.command(need(h.t, "resolvectl"), args...))
 }
 
-// pinproxy starts one inside, and returns when it is ready.
+// pinproxy starts a pinproxy inside, and returns when it is ready.
 func (h *household) pinproxy(args ...string) *running {
 	h.t.Helper()
 	return h.startPinproxy(h.ours("pinproxy", append([]string{"--log-format=json"}, args...)...))
@@ -243,7 +243,7 @@ func (h *household) startPinproxy(cmd *exec.Cmd) *running {
 	return p
 }
 
-// call makes connections to a name, as a program inside.
+// call makes connections to a name, like a program inside.
 func (h *household) call(name string, count int) {
 	h.t.Helper()
 	cmd := h.ours("callers", name+":443", strconv.Itoa(count))
@@ -251,7 +251,7 @@ func (h *household) call(name string, count int) {
 	h.must(cmd)
 }
 
-// turning answers for every name with an address that it gave to nobody before, for a second.
+// turning answers for every name with an address that it has never given before, valid for a second.
 func (w *network) turning() *lab.DNS {
 	var count atomic.Int32
 	return w.answer(func(q lab.Query) lab.Answer {
@@ -271,14 +271,14 @@ func cameFrom(t *testing.T, seen []netip.AddrPort, want int, port uint16) {
 
 const registered = "systemd-resolved asks pinproxy for the rules' names"
 
-// A wildcard's names have other addresses each time. Programs ask systemd-resolved, by either way.
+// A wildcard's names have other addresses each time. Programs ask systemd-resolved in both ways.
 func TestResolved(t *testing.T) {
 	h := newHousehold(t, "DNS="+lab.Server4+"\n")
 	names := h.turning()
 	server := h.Server.Serve(":443", lab.Echo)
 	h.Server.Serve(":80", lab.Echo)
 
-	h.call("early.bank.example", 1) // systemd-resolved has it in its cache now
+	h.call("early.bank.example", 1) // systemd-resolved now has it in its cache
 	early := len(server.Seen())
 
 	p := h.pinproxy("--rule", "*.bank.example:443=63999", "--rule", "www.shop.example:443=63998", "--rule", "*:9=60000")
@@ -327,7 +327,7 @@ func TestResolved(t *testing.T) {
 	h.call("late.bank.example", 1)
 }
 
-// systemd-resolved ends, and starts again; somebody takes the settings away.
+// systemd-resolved ends and starts again, and somebody removes the settings.
 func TestResolvedForgets(t *testing.T) {
 	h := newHousehold(t, "DNS="+lab.Server4+"\n")
 	h.turning()
@@ -351,7 +351,7 @@ func TestResolvedForgets(t *testing.T) {
 	cameFrom(t, server.Seen(), 15, 63999)
 }
 
-// SIGHUP brings other rules, with other names.
+// SIGHUP brings different rules with different names.
 func TestResolvedReload(t *testing.T) {
 	h := newHousehold(t, "DNS="+lab.Server4+"\n")
 	h.turning()
@@ -382,7 +382,8 @@ func TestResolvedReload(t *testing.T) {
 	}
 }
 
-// A pinproxy that was never root may not tell systemd-resolved anything, unless polkit lets it. It says so, and goes on.
+// A pinproxy that was never root may not tell systemd-resolved anything, unless polkit allows it. It says so, and
+// goes on.
 func TestResolvedForbids(t *testing.T) {
 	h := newHousehold(t, "DNS="+lab.Server4+"\n")
 	h.turning()
@@ -404,7 +405,7 @@ func TestResolvedForbids(t *testing.T) {
 	p.stop()
 }
 
-// A /proc that shows a user his own processes alone does not tell of what network systemd-resolved is.
+// A /proc that shows users only their own processes does not tell in which network systemd-resolved is.
 func TestResolvedIsHidden(t *testing.T) {
 	h := newHousehold(t, "DNS="+lab.Server4+"\n")
 	h.turning()

@@ -13,16 +13,16 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// Resolvers on this host that programs ask, and that keep answers: which of their own queries are seen, and
-// what they hide. docs/pinproxy.8 has a table of it.
+// Resolvers on this host that programs ask and that cache answers: which of their own queries we see, and what they
+// hide. docs/pinproxy.8 has a table of this.
 
-// resolver is one of them.
+// resolver is one of these resolvers.
 type resolver struct {
 	name    string
 	program string
 	config  string
 	args    []string
-	direct  bool // pinproxy asks the name server itself, not the resolver
+	direct  bool // pinproxy asks the name server itself, not this resolver
 	unseen  bool // its sockets are bound, and not captured
 	forget  func(h *household, p *lab.Process)
 }
@@ -70,7 +70,7 @@ positive-time-to-live hosts 600
 persistent hosts no
 `
 
-// hangup has a program forget what it knows.
+// hangup makes a program forget what it knows.
 func hangup(_ *household, p *lab.Process) { _ = p.Signal(unix.SIGHUP) }
 
 var resolvers = []resolver{
@@ -109,7 +109,8 @@ func TestResolversOfTheHost(t *testing.T) {
 			})
 			h.awaitResolver(r)
 
-			// pin is from where a connection comes to the address that name has for programs, 0: any port.
+			// pin returns the port from which a connection comes to the address that programs get for name, or 0 for
+			// any port.
 			pin := func(name string) uint16 {
 				t.Helper()
 				before := len(server.Seen())
@@ -151,7 +152,7 @@ func TestResolversOfTheHost(t *testing.T) {
 			}
 			r.forget(h, daemon)
 			poll(t, "the resolver to forget", func() bool {
-				now, _, err := h.Client.Run(h.getent("early.bank.example")) // meanwhile it may be deaf
+				now, _, err := h.Client.Run(h.getent("early.bank.example")) // it may be deaf in the meantime
 				return err == nil && !strings.HasPrefix(now, known+" ")
 			})
 			if got := pin("early.bank.example"); got != 63999 {
@@ -168,7 +169,8 @@ func when(yes bool, port uint16) uint16 {
 	return 0
 }
 
-// longLived answers for every name with an address that it gave to nobody before, for ten minutes; for one, always the same.
+// longLived answers for every name with an address that it has never given before, valid for ten minutes. For one
+// name the address is always the same.
 func (w *network) longLived() *lab.DNS {
 	var count atomic.Int32
 	return w.answer(func(q lab.Query) lab.Answer {
@@ -180,7 +182,7 @@ func (w *network) longLived() *lab.DNS {
 	})
 }
 
-// lookUp returns the address that the C library has for a name, inside.
+// lookUp returns the address that the C library returns for a name, inside.
 func (h *household) lookUp(name string) string {
 	h.t.Helper()
 	addr, _, _ := strings.Cut(h.must(h.getent(name)), " ")
@@ -195,7 +197,7 @@ func (h *household) getent(name string) *exec.Cmd {
 func (h *household) awaitResolver(r resolver) {
 	h.t.Helper()
 	first := h.getent
-	if r.program == "nscd" { // without it programs ask the name server
+	if r.program == "nscd" { // without nscd, programs ask the name server
 		first = func(string) *exec.Cmd { return h.command(need(h.t, "nscd"), "-f", "/run/resolver.conf", "-g") }
 	}
 	poll(h.t, r.program, func() bool {

@@ -20,7 +20,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// How one command ends, what it leaves, and that its bytes arrive.
+// How a single command ends, what it leaves behind, and that its bytes arrive.
 
 // shuttle connects to an address, sends standard input and prints what comes back.
 func shuttle() {
@@ -39,7 +39,7 @@ func shuttle() {
 	}
 }
 
-// What a command has written arrives, though it ends at once, and though the other end reads slowly.
+// What a command has written arrives even if the command ends at once and the other end reads slowly.
 func TestRunLastBytesArrive(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		const size = 4 << 20
@@ -67,7 +67,7 @@ func TestRunLastBytesArrive(t *testing.T) {
 	})
 }
 
-// A server that does not close its end keeps nobody waiting, and loses nothing.
+// A server that does not close its end makes nobody wait, and loses nothing.
 func TestRunServerDoesNotClose(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		arrived, done := make(chan int64, 1), make(chan struct{})
@@ -92,10 +92,10 @@ func TestRunServerDoesNotClose(t *testing.T) {
 	})
 }
 
-// endsAtOnce is less than a flow lingers, after a moment of silence.
+// endsAtOnce is shorter than the time that a flow lingers after a moment of silence.
 const endsAtOnce = time.Second
 
-// The data test of a command's streams and of its connections, 64 MiB each.
+// The data test for a command's streams and for its connections, 64 MiB each.
 func TestRunCarriesData(t *testing.T) {
 	const size = 64 << 20
 	eachUser(t, func(w *network, u user) {
@@ -117,8 +117,8 @@ func TestRunCarriesData(t *testing.T) {
 	})
 }
 
-// background starts a shell that waits for a file, and then writes how it reaches the server to another.
-// It returns that file's path and what makes the shell go on.
+// background starts a shell that waits for a file, and then writes to another file how it reaches the server. It
+// returns the script, the path of that other file, and a function that lets the shell go on.
 func (w *network) background() (script, out string, goOn func()) {
 	w.t.Helper()
 	dir := w.t.TempDir()
@@ -126,8 +126,8 @@ func (w *network) background() (script, out string, goOn func()) {
 		_ = os.Chmod(d, 0o777)
 	}
 	out, sign := filepath.Join(dir, "out"), filepath.Join(dir, "sign")
-	// The kernel takes up to a second to notice that a device has lost its carrier (linkwatch). On a busy machine a program
-	// may take as long to start.
+	// The kernel takes up to a second to notice that a device has lost its carrier (linkwatch). On a busy machine a
+	// program may take as long to start.
 	script = fmt.Sprintf(`while ! test -e %s; do sleep 0.02; done
 		for a in 203.0.113.2:7 [2001:db8:2::2]:7; do
 			until timeout 2 reach $a | grep unreachable; do :; done >>%s.new
@@ -139,7 +139,7 @@ func (w *network) background() (script, out string, goOn func()) {
 	}
 }
 
-// comesTo waits for a file with this content.
+// comesTo waits until a file has this content.
 func (w *network) comesTo(file, want string) {
 	w.t.Helper()
 	var got []byte
@@ -187,7 +187,7 @@ func TestRunBackgroundChildLosesNetwork(t *testing.T) {
 	})
 }
 
-// unchanged wants the client and this mount namespace to be what they were.
+// unchanged checks that the client and this mount namespace are what they were.
 func (w *network) unchanged(before, mounts string) {
 	w.t.Helper()
 	if diff := cmp.Diff(lines(before), lines(w.Client.Snapshot())); diff != "" {
@@ -204,7 +204,7 @@ func mountinfo(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// What is mounted on /run/netns is of others, on this machine, and may go while we look.
+	// Mounts on /run/netns belong to others on this machine, and may go while we look.
 	var own strings.Builder
 	for line := range strings.Lines(string(b)) {
 		if !strings.Contains(line, " /run/netns/") {
@@ -216,8 +216,8 @@ func mountinfo(t *testing.T) string {
 
 var commandRounds = flag.Int("command-rounds", 5, "how often TestRunManySideBySide runs 20 commands")
 
-// Many commands, 20 at a time, each with a connection of its own, from one pool of ports: none fails, and nothing
-// is left. The host is the same while they run.
+// Many commands, 20 at a time, each with a connection of its own, share one pool of ports: none fails, and nothing
+// is left behind. The host is unchanged while they run.
 func TestRunManySideBySide(t *testing.T) {
 	const atATime = 20
 	eachUser(t, func(w *network, u user) {
@@ -230,7 +230,7 @@ func TestRunManySideBySide(t *testing.T) {
 			for i := range atATime {
 				cmd := w.by(u, "--rule", "*.bank.example:7=63000-63099", "--", "reach", at(families[i%2].nested(), 7)+",hello")
 				all.Go(func() {
-					// A word about a port that another one has just had is right.
+					// A message about a port that another command has just had is fine.
 					if got := w.result(cmd); got.out != "hello\n" || got.status != 0 {
 						w.t.Errorf("%+v", got)
 					}
@@ -251,7 +251,7 @@ func TestRunManySideBySide(t *testing.T) {
 	})
 }
 
-// The log is the user's, and says nothing while all is well.
+// The log is for the user, and says nothing while all is well.
 func TestRunLog(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		w.Server.Serve(":7", lab.Echo)
@@ -261,7 +261,7 @@ func TestRunLog(t *testing.T) {
 		if !strings.Contains(got.said, "msg=ready link=pin0") || !strings.Contains(got.said, "local=198.51.100.2:63999") {
 			w.t.Errorf("with --log-level=info it said\n%s", got.said)
 		}
-		// A pin that can't be had is told.
+		// If a pin can't be had, the log says so.
 		l, err := w.Client.Listen("tcp", ":63999")
 		if err != nil {
 			w.t.Fatal(err)
@@ -274,7 +274,7 @@ func TestRunLog(t *testing.T) {
 	})
 }
 
-// Standard error that nobody reads any more is no reason to end.
+// A standard error that nobody reads any more is no reason to end.
 func TestRunSurvivesBrokenPipe(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		w.Server.Serve(":7", lab.Echo)

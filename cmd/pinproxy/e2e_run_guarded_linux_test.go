@@ -15,9 +15,9 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// Where a command can't be given namespaces, or only in a roundabout way.
+// Environments in which a command can't have namespaces, or can have them only in a roundabout way.
 
-// guards are what guarded does to itself before it becomes the program of its arguments.
+// guards are what guarded does to itself before it becomes the program in its arguments.
 var guards = map[string]func() error{
 	"no capability": func() error { return dropCapabilities(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN) },
 	"few capabilities": func() error {
@@ -36,7 +36,7 @@ var guards = map[string]func() error{
 		return errors.Join(unix.Mount("none", "/mnt", "tmpfs", 0, ""), unix.Mknod("/mnt/tun", unix.S_IFCHR|0o600, int(unix.Mkdev(10, 200))),
 			unix.Mount("/mnt/tun", "/dev/net/tun", "", unix.MS_BIND, ""), become(nobody))
 	},
-	"no resolv.conf": func() error { // but a link to where none is
+	"no resolv.conf": func() error { // a link to a file that does not exist
 		return errors.Join(unix.Mount("none", "/mnt", "tmpfs", 0, "mode=755"), os.Symlink("/mnt/none", "/mnt/resolv.conf"),
 			unix.Mount("/mnt", "/etc", "", unix.MS_BIND, ""), become(nobody))
 	},
@@ -53,9 +53,9 @@ var guards = map[string]func() error{
 	},
 }
 
-// guarded becomes the program of its arguments behind the first, which names a guard.
+// guarded becomes the program in its arguments after the first, which names a guard.
 func guarded() {
-	runtime.LockOSThread() // capabilities are a thread's
+	runtime.LockOSThread() // capabilities belong to a thread
 	err := guards[os.Args[1]]()
 	if err == nil {
 		err = unix.Exec("/proc/self/exe", os.Args[2:], os.Environ())
@@ -68,7 +68,7 @@ func become(id int) error {
 	return errors.Join(syscall.Setgroups([]int{id}), syscall.Setgid(id), syscall.Setuid(id))
 }
 
-// dropCapabilities loses some for good, exec included.
+// dropCapabilities gives up capabilities for good, also across exec.
 func dropCapabilities(list ...uint) error {
 	var have [2]unix.CapUserData
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -81,7 +81,7 @@ func dropCapabilities(list ...uint) error {
 	return errors.Join(err, unix.Capset(&head, &have[0]))
 }
 
-// forbidUserNamespaces does as the filters of container runtimes: clone(2) with CLONE_NEWUSER gives EPERM.
+// forbidUserNamespaces does what the filters of container runtimes do: clone(2) with CLONE_NEWUSER gives EPERM.
 func forbidUserNamespaces() error {
 	const number, flags = 0, 16 // in struct seccomp_data (include/uapi/linux/seccomp.h), little-endian
 	filter := []unix.SockFilter{
@@ -97,7 +97,7 @@ func forbidUserNamespaces() error {
 		unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0))
 }
 
-// guarded is pinproxy behind a guard, in mount and user namespaces of its own if asked for.
+// guarded runs pinproxy behind a guard, in mount and user namespaces of its own if flags ask for them.
 func (w *network) guarded(guard string, flags uintptr, args ...string) result {
 	w.t.Helper()
 	cmd := w.by(user{}, args...)
@@ -137,7 +137,7 @@ func TestRunForbidden(t *testing.T) {
 	}
 }
 
-// As containers have it: root without the capabilities that make it root of the host.
+// As in containers: root without the capabilities that make it root of the host.
 func TestRunAsRootOfContainer(t *testing.T) {
 	needRoot(t)
 	w := newNetwork(t)
@@ -187,7 +187,7 @@ func TestRunOtherResolverFiles(t *testing.T) {
 	}
 }
 
-// The command's own pinproxy: the outer one has the last word, since it is nearer to the network.
+// A command that is itself a pinproxy: the outer one has the last word, since it is nearer to the network.
 func TestRunNested(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		w.names()
@@ -204,7 +204,7 @@ func TestRunNested(t *testing.T) {
 	})
 }
 
-// nested is a name of the server in this family.
+// nested returns a name of the server in this family.
 func (f family) nested() string {
 	return map[string]string{"IPv4": "v4", "IPv6": "v6"}[f.name] + ".bank.example"
 }

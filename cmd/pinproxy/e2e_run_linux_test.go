@@ -18,10 +18,10 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// One command, `pinproxy … -- CMD`, as root and as an ordinary user. The network is that of all end-to-end
-// tests; pinproxy runs on the client, and CMD where nothing of the client is to be seen.
+// A single command, `pinproxy … -- CMD`, as root and as an ordinary user. The network is that of all end-to-end
+// tests. pinproxy runs on the client, and CMD runs where it can see nothing of the client.
 
-// user is who types the command.
+// user is the user who types the command.
 type user struct {
 	name string
 	attr *syscall.SysProcAttr
@@ -45,7 +45,7 @@ func nobodyUser() user {
 	return user{"user", &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody, Groups: []uint32{nobody}}}}
 }
 
-// by is pinproxy with these arguments, started by u, whose PATH has the test binary's programs.
+// by returns pinproxy with these arguments, started by u, whose PATH has the test binary's programs.
 func (w *network) by(u user, args ...string) *exec.Cmd {
 	w.t.Helper()
 	cmd := program("pinproxy", args...)
@@ -59,7 +59,7 @@ func (w *network) by(u user, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// programs returns a directory in which the test binary stands under its names.
+// programs returns a directory that has the test binary under each of its names.
 func (w *network) programs() string {
 	w.t.Helper()
 	self, err := os.Executable()
@@ -75,7 +75,7 @@ func (w *network) programs() string {
 	return dir
 }
 
-// linkFile makes a file under another name, by copying it where it must be.
+// linkFile makes a file available under another name, by copying it if it must.
 func linkFile(from, to string) error {
 	if _, err := os.Lstat(to); err == nil {
 		return nil
@@ -98,7 +98,7 @@ func linkFile(from, to string) error {
 	return out.Close()
 }
 
-// result is what came of a command.
+// result is what a command did.
 type result struct {
 	out, said string
 	status    int
@@ -111,7 +111,7 @@ func (w *network) result(cmd *exec.Cmd) result {
 	return result{out, said, exitStatus(err)}
 }
 
-// runs wants a command to print want and nothing else, with status 0.
+// runs expects a command to print want and nothing else, with status 0.
 func (w *network) runs(cmd *exec.Cmd, want string) {
 	w.t.Helper()
 	if diff := cmp.Diff(result{want, "", 0}, w.result(cmd), cmp.AllowUnexported(result{})); diff != "" {
@@ -119,8 +119,8 @@ func (w *network) runs(cmd *exec.Cmd, want string) {
 	}
 }
 
-// reach connects to each address and prints the local address, or the errno. With a word behind a comma
-// it sends that and prints what comes back.
+// reach connects to each address and prints the local address or the errno. With a word after a comma, it sends the
+// word and prints what comes back.
 func reach() {
 	for _, arg := range os.Args[1:] {
 		addr, text, say := strings.Cut(arg, ",")
@@ -140,7 +140,7 @@ func reach() {
 	}
 }
 
-// congestion connects to an address and prints the congestion control towards it.
+// congestion connects to an address and prints the congestion control of the connection.
 func congestion() {
 	c, err := net.DialTimeout("tcp", os.Args[1], patience)
 	if err != nil {
@@ -160,7 +160,7 @@ func congestion() {
 	}
 }
 
-// Nothing paces the way to netstack, whatever the host's congestion control is.
+// Nothing paces the connection to netstack, whatever the host's congestion control is.
 func TestIsNotPaced(t *testing.T) {
 	w := newNetwork(t)
 	w.Server.Serve(":7", lab.Echo)
@@ -181,13 +181,13 @@ func TestRunIsNotPaced(t *testing.T) {
 	})
 }
 
-// errnoText is the last word of an error.
+// errnoText returns the last part of an error.
 func errnoText(err error) string {
 	text := err.Error()
 	return text[strings.LastIndex(text, ": ")+2:]
 }
 
-// blurt sends n bytes to an address, and ends at once.
+// blurt sends n bytes to an address and ends at once.
 func blurt() {
 	n := flag.Int("n", 0, "")
 	flag.Parse()
@@ -199,7 +199,7 @@ func blurt() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	os.Exit(0) // closes the connection no sooner
+	os.Exit(0) // the connection is not closed before this
 }
 
 func TestRunExitStatus(t *testing.T) {
@@ -237,7 +237,7 @@ func TestRunExitStatus(t *testing.T) {
 	})
 }
 
-// A command finds itself as it would without us.
+// A command finds itself in the same state as without us.
 func TestRunCommandIsAsWithout(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		script := `id -u; id -g; pwd; umask; ulimit -n; env | grep -v ^_= | sort
@@ -262,7 +262,7 @@ func TestRunCommandIsAsWithout(t *testing.T) {
 	})
 }
 
-// is has cmd be another program, as the same user.
+// is makes cmd another program, run by the same user.
 func (u user) is(cmd *exec.Cmd, argv ...string) *exec.Cmd {
 	other := exec.Command(argv[0], argv[1:]...)
 	other.Env, other.Dir, other.SysProcAttr = cmd.Env, cmd.Dir, cmd.SysProcAttr
@@ -300,7 +300,7 @@ func TestRunPinsPlainClient(t *testing.T) {
 	})
 }
 
-// The test binary resolves names by the C library where it is linked to it, and by itself else.
+// The test binary resolves names with the C library if it is linked to it, otherwise by itself.
 func TestRunPinsStaticProgram(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		w.names()
@@ -313,12 +313,12 @@ func TestRunPinsStaticProgram(t *testing.T) {
 	})
 }
 
-// What no rule is for leaves from any port, and fails as it does without us.
+// A connection that no rule is for leaves from any port, and fails as it does without us.
 func TestRunUnpinned(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		w.names()
 		server := w.Server.Serve(":7", lab.Echo)
-		w.Client.Route("192.0.2.128/25", lab.Near4) // where the router has no route but back
+		w.Client.Route("192.0.2.128/25", lab.Near4) // the router has no route there except back
 		args := []string{"--rule", "other.example:443=63999", "--", "reach"}
 		for _, f := range families {
 			w.runs(w.by(u, append(args, at(f.server, 7)+",hello", at(f.server, 4), at("www.bank.example", 7))...), "hello\nconnection refused\nreached\n")
@@ -332,7 +332,7 @@ func TestRunUnpinned(t *testing.T) {
 	})
 }
 
-// Without a route on the host there is none for the command, and IPv6 only where the host has it.
+// If the host has no route, the command has none, and it has IPv6 only if the host has it.
 func TestRunUnreachable(t *testing.T) {
 	t.Parallel()
 	needTUN(t)
@@ -375,8 +375,8 @@ func TestRunResolverFiles(t *testing.T) {
 	})
 }
 
-// Ports below 1024 are for who has the capability. A file can have it, and then the process looks
-// in /proc as if it were root's.
+// Ports below 1024 are for processes with the capability. A file can have the capability, and then the process looks
+// in /proc as if it belonged to root.
 func TestRunLowPort(t *testing.T) {
 	needRoot(t)
 	w := newNetwork(t)
@@ -410,8 +410,8 @@ func TestRunLowPort(t *testing.T) {
 	}
 }
 
-// copyFile makes a program. While a process that was forked meanwhile has it open to be written, it can't be
-// executed (ETXTBSY, golang/go#22315), so none is.
+// copyFile copies a program. While a process forked in the meantime has the copy open for writing, it can't be
+// executed (ETXTBSY, golang/go#22315), so nothing is forked during the copy.
 func copyFile(from, to string) error {
 	b, err := os.ReadFile(from)
 	if err != nil {

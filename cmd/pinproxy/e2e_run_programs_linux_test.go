@@ -11,7 +11,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// Real programs as one command.
+// Real programs as the command.
 
 func TestRunCurl(t *testing.T) {
 	curl := need(t, "curl")
@@ -38,7 +38,7 @@ func TestRunGitClone(t *testing.T) {
 		w.Firewall(63999)
 		base := filepath.Dir(w.net.File("base", ""))
 		repo := filepath.Join(base, "ledger")
-		// all runs git outside, as the user who owns the repository then.
+		// all runs git outside, as the user who then owns the repository.
 		all := func(args ...string) {
 			w.t.Helper()
 			cmd := u.is(w.by(u), append([]string{git}, args...)...)
@@ -73,7 +73,7 @@ func TestRunGitClone(t *testing.T) {
 	})
 }
 
-// As root: sshd lets nobody in.
+// Only as root: sshd does not let the user nobody in.
 func TestRunSSH(t *testing.T) {
 	need(t, "sshd")
 	ssh := need(t, "ssh")
@@ -94,7 +94,7 @@ func TestRunSSH(t *testing.T) {
 	}
 }
 
-// The first of the host's name servers is dead: the C library goes on to the second, as it would outside.
+// The first of the host's name servers is dead. The C library goes on to the second, as it would outside.
 func TestRunResolversFailOver(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		w.Server.DNS(lab.Zone(zone), at(lab.Server6, 53))
@@ -107,7 +107,7 @@ func TestRunResolversFailOver(t *testing.T) {
 	})
 }
 
-// A name that the command knows from a file is one that pinproxy knows from it, too.
+// A name that the command knows from a file is also known to pinproxy from that file.
 func TestRunNameFromHostsFile(t *testing.T) {
 	needRoot(t)
 	w := newNetwork(t)
@@ -119,7 +119,8 @@ func TestRunNameFromHostsFile(t *testing.T) {
 	}
 }
 
-// Without the capability a TIME_WAIT that the peer's lack of timestamps leaves cannot be ended, and the log names it.
+// Without the capability, pinproxy can't end a TIME_WAIT that is left because the peer has no timestamps. The log
+// names it.
 func TestRunWaitsForTimeWait(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		w.keepTimeWait()
@@ -181,7 +182,7 @@ func TestRunTmux(t *testing.T) {
 		defer run("kill-server")
 		screen("ready>")
 		run("send-keys", "reach v4.bank.example:7,pinned", "Enter")
-		// What is typed before a prompt, or before the command has the terminal, may be the shell's.
+		// What is typed before a prompt, or before the command has the terminal, may go to the shell.
 		screen("\npinned\nready>")
 		run("send-keys", "sh -c 'echo up; exec sed s/^/heard-/'", "Enter")
 		screen("\nup\n")

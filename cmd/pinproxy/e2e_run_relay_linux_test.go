@@ -14,10 +14,10 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// What one command does without a connection.
+// What a command does without a connection.
 
-// ask sends a datagram of so many bytes to an address and prints the size of the answer, or the errno.
-// With "off" in place of a size it sends one, and ends at once.
+// ask sends a datagram of a given size to an address and prints the size of the answer, or the errno. With "off" in
+// place of a size it sends one and ends at once.
 func ask() {
 	size := 0
 	_, err := fmt.Sscan(os.Args[1], &size)
@@ -65,7 +65,7 @@ func TestRunDatagrams(t *testing.T) {
 			w.runs(w.by(u, "--rule", "*:7=63999", "--", "ask", size, at(lab.Server4, 7), at(lab.Server6, 7)), size+"\n"+size+"\n")
 		}
 		w.runs(w.by(u, "--rule", "*:7=63999", "--", "ask", "1", at(lab.Server4, 8), at(lab.Server6, 8)), "connection refused\nconnection refused\n")
-		// One that is sent just before the command's end.
+		// A datagram that is sent just before the command's end.
 		for range 5 {
 			w.runs(w.by(u, "--rule", "*:7=63999", "--", "ask", "off", at(lab.Server4, 7)), "")
 			select {
@@ -77,7 +77,7 @@ func TestRunDatagrams(t *testing.T) {
 	})
 }
 
-// Host's loopback, by datagrams; and a stand-in for a name server is nothing else.
+// The host's loopback, by datagrams. A stand-in for a name server serves only as that.
 func TestRunDatagramsToStandIns(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		s, err := w.Client.ListenPacket("udp", "127.0.0.1:7")
@@ -90,8 +90,8 @@ func TestRunDatagramsToStandIns(t *testing.T) {
 	})
 }
 
-// pinging sends an echo request to each address, by the socket for who has no privileges, and prints the answer's
-// type, or the errno. There is no ping(8) on every machine.
+// pinging sends an echo request to each address, through the socket for unprivileged users, and prints the type of
+// the answer, or the errno. Not every machine has ping(8).
 func pinging() {
 	for _, text := range os.Args[1:] {
 		kind, err := pingOnce(netip.MustParseAddr(text))

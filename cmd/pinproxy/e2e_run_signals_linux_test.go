@@ -18,7 +18,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// Signals, job control and the terminal of one command.
+// Signals, job control and the terminal of a command.
 
 // trap prints the signals it gets, one a line, beginning with "trapping PID". It ends at SIGTERM with status 9.
 func trap() {
@@ -63,7 +63,7 @@ func (w *network) expect(p *lab.Process, text string) {
 	}
 }
 
-// A signal that ends the command ends it as by itself.
+// A signal that ends the command ends pinproxy with the same status.
 func TestRunSignalThatKills(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		for _, s := range []syscall.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP} {
@@ -84,7 +84,7 @@ func TestRunSignalThatKills(t *testing.T) {
 type terminal struct {
 	w    *network
 	ptmx *os.File
-	out  chan string // what is printed, piece by piece
+	out  chan string // the output, piece by piece
 	seen string
 	all  strings.Builder
 }
@@ -114,7 +114,7 @@ func (w *network) pty(u user) (ptmx, tty *os.File) {
 	return ptmx, tty
 }
 
-// on has cmd run in a session of its own on the terminal.
+// on makes cmd run in a session of its own on the terminal.
 func on(tty *os.File, cmd *exec.Cmd) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 	if cmd.SysProcAttr == nil {
@@ -155,7 +155,7 @@ func (t *terminal) read() {
 	}
 }
 
-// typed sends what a person types.
+// typed sends what a person would type.
 func (t *terminal) typed(text string) {
 	t.w.t.Helper()
 	if _, err := t.ptmx.WriteString(text); err != nil {
@@ -163,7 +163,7 @@ func (t *terminal) typed(text string) {
 	}
 }
 
-// expect waits for text after what was expected before, and returns what came before it.
+// expect waits for text after the text expected before, and returns what came in between.
 func (t *terminal) expect(text string) string {
 	t.w.t.Helper()
 	late := time.After(patience)
@@ -198,7 +198,7 @@ const pinned = "pinproxy --rule '*:443=63999' -- "
 func TestRunCtrlC(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		term := w.terminal(u)
-		// A command that catches it gets it once, and goes on.
+		// A command that catches the signal gets it once, and goes on.
 		term.typed(pinned + "trap\n")
 		term.expect("trapping ")
 		for range 3 {
@@ -217,13 +217,13 @@ func TestRunCtrlC(t *testing.T) {
 		if before := term.expect("got SIGINT\n"); strings.Contains(before, "SIGWINCH") {
 			w.t.Errorf("SIGWINCH came twice: %q", before)
 		}
-		// TERM of somebody else reaches it through us.
+		// A TERM sent to us by another process reaches it through us.
 		term.typed(ctrlZ)
 		term.expect("Stopped")
 		term.typed("kill %1; fg; echo status=$?\n")
 		term.expect("got SIGTERM")
 		term.expect("status=9\n")
-		// One that does not ends, with the shell's usual status.
+		// A command that does not catch the signal ends, with the shell's usual status.
 		seconds := map[string]string{"root": "86401", "user": "86402"}[u.name] // nobody else's
 		term.typed(pinned + "sleep " + seconds + "\n")
 		w.awaitCommand("sleep\x00" + seconds + "\x00")
@@ -250,7 +250,7 @@ func (w *network) awaitCommand(line string) (pid int) {
 	return pid
 }
 
-// Whenever it comes, it ends what is being started.
+// Whenever Ctrl-C comes, it ends what is being started.
 func TestRunCtrlCAtTheStart(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		ptmx, tty := w.pty(u)
@@ -271,7 +271,7 @@ func TestRunCtrlCAtTheStart(t *testing.T) {
 			case <-time.After(patience):
 				w.t.Fatalf("not ended by Ctrl-C after %d * 0.5 ms", i)
 			}
-			// Killed by it before it could listen, or as the command would be.
+			// Killed by the signal before pinproxy could listen for it, or in the way the command would be.
 			if got := exitStatus(p.Wait()); got != -1 && got != 130 {
 				w.t.Errorf("after %d * 0.5 ms status %d, want 130", i, got)
 			}
@@ -309,14 +309,14 @@ func TestRunCtrlZ(t *testing.T) {
 	})
 }
 
-// A shell under pinproxy has job control of its own, and comes and goes as a job.
+// A shell under pinproxy has job control of its own, and stops and continues as a job.
 func TestRunInteractiveShell(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		term := w.terminal(u)
 		term.typed(pinned + "bash --norc --noprofile --noediting -i\n")
 		term.expect("-i\n")
 		term.expect("ready> ")
-		term.typed("PS1='in''ner> '\n") // the echo of this is no prompt
+		term.typed("PS1='in''ner> '\n") // the echo of this is not a prompt
 		term.expect("inner> ")
 		term.typed("cat\n")
 		term.typed("one\n")
@@ -355,7 +355,7 @@ func TestRunIgnoredSignals(t *testing.T) {
 	})
 }
 
-// sigIgnHere are the signals that all programs here ignore, as whoever started the tests had it.
+// sigIgnHere returns the signals that all programs here ignore because the starter of the tests did.
 func sigIgnHere(t *testing.T) uint64 {
 	t.Helper()
 	status, err := os.ReadFile("/proc/self/status")

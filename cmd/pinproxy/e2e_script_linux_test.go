@@ -31,7 +31,7 @@ func TestTranscripts(t *testing.T) {
 	})
 }
 
-// Rules that can't be read, and where the caret stands.
+// Rules that can't be parsed, and where the caret is.
 var malformed = []struct {
 	rule   string
 	column int
@@ -98,7 +98,7 @@ var malformed = []struct {
 	{"google.co.uk:443=63999 cooldown=1s cooldown=2s", 36},
 }
 
-// None of them changes anything on the host. A hint is a command that is right.
+// None of them changes anything on the host. A hint is a command that works.
 func TestMalformedRules(t *testing.T) {
 	t.Parallel()
 	client := lab.ForTest(t).Topology().Client
@@ -142,7 +142,7 @@ func TestNotPermitted(t *testing.T) {
 	before := w.Client.Snapshot()
 	for _, args := range [][]string{{"--rule", "*:443=63999"}, {"--rule", "*:443=63999", "--offload", "off"}} {
 		cmd := w.command(args...)
-		// Root of a user namespace that has nothing to say about the client's network.
+		// Root of a user namespace that has no power over the client's network.
 		cmd.SysProcAttr = &syscall.SysProcAttr{
 			Cloneflags:  unix.CLONE_NEWUSER,
 			UidMappings: []syscall.SysProcIDMap{{ContainerID: 1000, HostID: 0, Size: 1}},

@@ -10,12 +10,12 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// The floods of those that do not take what they are sent.
+// Floods of programs that do not take what they are sent.
 
 // slow is how long they don't.
 func slow() time.Duration { return time.Duration(much(5000, 300)) * time.Millisecond }
 
-// crowd has n programs connect to the flooded port at once, do something, and reset the connection.
+// crowd makes n programs connect to the flooded port at once, do something and reset the connection.
 func (w *network) crowd(n int, do func(c *net.TCPConn)) {
 	var all sync.WaitGroup
 	for range n {
@@ -33,7 +33,7 @@ func (w *network) crowd(n int, do func(c *net.TCPConn)) {
 	all.Wait()
 }
 
-// Many programs that do not read what they are sent as fast as it can be sent.
+// Many programs that do not read as fast as they are sent to.
 func TestFloodOfSlowReaders(t *testing.T) {
 	w := newNetwork(t)
 	w.Server.Serve(":9", lab.Source(1<<40))
@@ -62,7 +62,7 @@ func TestFloodOfSlowUpstreams(t *testing.T) {
 		defer close(over)
 		w.crowd(much(1000, 10), func(c *net.TCPConn) {
 			_ = c.SetWriteDeadline(time.Now().Add(slow()))
-			_, _ = c.Write(make([]byte, 16<<20)) // it does not end
+			_, _ = c.Write(make([]byte, 16<<20)) // this does not end
 		})
 	}, nil, noneTo(9))
 }

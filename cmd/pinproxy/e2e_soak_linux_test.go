@@ -27,8 +27,8 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// A long time under mixed load, in which nothing may grow. `make soak` takes an hour; the tests some seconds, which
-// say that it works.
+// A long time under mixed load, during which nothing may grow. `make soak` takes an hour. The tests take some
+// seconds, which show that it works.
 
 var (
 	soakFor  = flag.Duration("soak", 2*time.Second, "how long TestSoak has load, that of earlier runs included")
@@ -37,12 +37,12 @@ var (
 )
 
 const (
-	soakTalk    = 1 << 20 // bytes that an end of a talk has to say at most
+	soakTalk    = 1 << 20 // bytes that an end of a talk sends at most
 	soakNames   = 1000
 	soakSilence = 3 * time.Second // --dial-timeout
 )
 
-// soak is a pinproxy under load, and another host whose pinproxy is killed again and again.
+// soak is a pinproxy under load, and another host whose pinproxy is killed repeatedly.
 type soak struct {
 	*network
 	victim  *network
@@ -51,8 +51,8 @@ type soak struct {
 	pinned  origins
 	socket  string
 	client  *http.Client
-	unhurt  string   // the victim's snapshot
-	env     []string // with a PATH that has programs
+	unhurt  string   // snapshot of the victim
+	env     []string // with a PATH that has the programs
 	long    bool
 	stretch int
 	began   time.Time
@@ -127,7 +127,7 @@ func TestSoak(t *testing.T) {
 	s.p.stop()
 }
 
-// soakSamples are those of earlier runs.
+// soakSamples returns the samples of earlier runs.
 func soakSamples() ([]sample, error) {
 	if *soakFile == "" {
 		return nil, nil
@@ -178,7 +178,7 @@ func soakZone(q lab.Query) lab.Answer {
 	return lab.Zone(zone)(q)
 }
 
-// wrong notes what should not have been.
+// wrong records something that should not have happened.
 func (s *soak) wrong(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -188,7 +188,7 @@ func (s *soak) wrong(format string, args ...any) {
 	}
 }
 
-// load does all of it until ctx ends. What is under way then is ended in order.
+// load runs all kinds of load until ctx ends. Whatever is in progress then ends in order.
 func (s *soak) load(ctx context.Context) *sync.WaitGroup {
 	var all sync.WaitGroup
 	pace := func(long time.Duration, do func(ctx context.Context, n int)) {
@@ -254,8 +254,8 @@ func (s *soak) connectOnce(ctx context.Context, n int) {
 	}
 }
 
-// origins is where those came from that said something. Who only connects is pinproxy itself, which tries another port
-// after an upstream's silence.
+// origins records where connections that said something came from. Those that only connect come from pinproxy
+// itself, which tries another port after an upstream's silence.
 type origins struct {
 	mu   sync.Mutex
 	list []netip.AddrPort
@@ -282,7 +282,7 @@ func (o *origins) take() []netip.AddrPort {
 	return taken
 }
 
-// refusal meets a port where nobody listens, or silence.
+// refusal connects to a port where nobody listens, or where nobody answers.
 func (s *soak) refusal(ctx context.Context, n int) {
 	s.refusals.Add(1)
 	addr, timeout := at(lab.Server4, 11), patience
@@ -312,7 +312,7 @@ func (s *soak) question(ctx context.Context, n int) {
 	}
 }
 
-// oneCommand runs a command of its own pinproxy.
+// oneCommand runs a command under a pinproxy of its own.
 func (s *soak) oneCommand(ctx context.Context, n int) {
 	s.commands.Add(1)
 	port := 22000 + n%1000
@@ -357,7 +357,7 @@ func (s *soak) kill(ctx context.Context, n int) {
 	}
 }
 
-// done is what was done so far.
+// done returns what was done so far.
 func (s *soak) done() load {
 	return s.earlier.add(load{
 		s.ts.count.Load(), s.ts.bytes.Load() >> 20, s.connections.Load(), s.refusals.Load(),
@@ -412,7 +412,7 @@ func (p *running) measure(to *sample) error {
 	return errors.Join(err1, err2)
 }
 
-// after is the number after a word in a text, 0 if there is none.
+// after returns the number after a word in a text, or 0 if there is none.
 func after(text, word string) float64 {
 	_, rest, _ := strings.Cut(text, word)
 	number, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
@@ -433,7 +433,7 @@ func (s *soak) rest(before sample) {
 	})
 }
 
-// progress is a line that a terminal shows in place of the last one.
+// progress shows a line that replaces the last one on a terminal.
 func (s *soak) progress(now sample) {
 	if !s.long {
 		return
@@ -443,7 +443,7 @@ func (s *soak) progress(now sample) {
 		now.Goroutines, now.Endpoints, now.Descriptors, now.RSS, now.Kernel)
 }
 
-// A growth is seen, and so is what is not given back.
+// The verdict notices growth, and what is not released.
 func TestSoakVerdict(t *testing.T) {
 	var samples []sample
 	flat := func(at float64) sample {
@@ -481,7 +481,7 @@ func TestSoakVerdict(t *testing.T) {
 	}
 }
 
-// Samples outlive the run, and the page the section.
+// Samples outlive the run, and so does the section in the page.
 func TestSoakFiles(t *testing.T) {
 	file, page := filepath.Join(t.TempDir(), "samples"), filepath.Join(t.TempDir(), "page.md")
 	want := []sample{{Stretch: 1, At: 1}, {Stretch: 2, At: 2, Load: load{Kills: 3}}}

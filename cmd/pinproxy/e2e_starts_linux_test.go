@@ -18,12 +18,12 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// Whatever pinproxy takes it gives back, however often it starts and stops.
+// However often pinproxy starts and stops, it releases whatever it takes.
 
 var starts = flag.Int("starts", 10, "how often TestStartAndStop starts and stops")
 
-// again is pinproxy started and stopped a number of times in one process, which says what it has afterwards. It keeps its
-// privileges: they can be given away once.
+// again starts and stops pinproxy a number of times in one process, and then says what the process has left. It
+// keeps its privileges, because they can be given away only once.
 //
 //	again N ARGS
 func again() {
@@ -53,8 +53,8 @@ func again() {
 	}
 }
 
-// settled is the number of goroutines once those have gone that had nothing more to do than to return. They have some time to
-// do so if they are more than before, and little else.
+// settled returns the number of goroutines once those that only have to return are gone. If there are more than
+// before, it gives them some time to do so, and otherwise very little.
 func settled(before int) int {
 	least := runtime.NumGoroutine()
 	for looks, end := 0, time.Now().Add(patience/3); looks < 50 || least > before && time.Now().Before(end); looks++ {
@@ -78,7 +78,7 @@ func (w *readyWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// In one process: no goroutine and no descriptor is left, and the host is what it was.
+// In one process: no goroutine and no descriptor is left over, and the host is what it was.
 func TestStartAndStopInProcess(t *testing.T) {
 	w := newNetwork(t)
 	w.names()
@@ -93,7 +93,7 @@ func TestStartAndStopInProcess(t *testing.T) {
 	if len(counts) != *starts {
 		t.Fatalf("%d counts, want %d", len(counts), *starts)
 	}
-	// The first start makes what the process keeps: the poller's descriptors.
+	// The first start makes what the process keeps: the descriptors of the poller.
 	first, last := counts[min(1, len(counts)-1)], counts[len(counts)-1]
 	var early, late struct{ goroutines, descriptors int }
 	_, err1 := fmt.Sscan(first, &early.goroutines, &early.descriptors)
@@ -107,7 +107,7 @@ func TestStartAndStopInProcess(t *testing.T) {
 	}
 }
 
-// As a process each time, used in between.
+// As a new process each time, used in between.
 func TestStartAndStop(t *testing.T) {
 	w := newNetwork(t)
 	w.names()
@@ -117,7 +117,7 @@ func TestStartAndStop(t *testing.T) {
 		c := w.mustConnect(at(lab.Server4, 443))
 		echo(t, c, "hello")
 		_ = c.Close()
-		p.stop() // and looks whether the host is what it was
+		p.stop() // and checks that the host is what it was
 	}
 	for _, from := range server.Seen() {
 		if from.Port() != 63999 {

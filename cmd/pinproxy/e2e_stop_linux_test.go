@@ -19,7 +19,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// The end of pinproxy, as the flows see it.
+// The end of pinproxy as flows see it.
 
 func TestStopEndsIdleFlowsInOrder(t *testing.T) {
 	each(t, func(w *network, f family) {
@@ -46,7 +46,7 @@ func TestStopEndsIdleFlowsInOrder(t *testing.T) {
 	})
 }
 
-// A transfer that is short enough is let finish. Meanwhile new connections are nobody's but the kernel's.
+// A transfer that is short enough may finish. Meanwhile, new connections belong to the kernel alone.
 func TestStopLetsTransfersFinish(t *testing.T) {
 	each(t, func(w *network, f family) {
 		server := w.Server.Serve(at(f.server, 7), lab.Echo)
@@ -79,7 +79,7 @@ func TestStopLetsTransfersFinish(t *testing.T) {
 	})
 }
 
-// A transfer that is too long is not made to look as if it had ended.
+// A transfer that takes too long must not look as if it had ended.
 func TestStopResetsLongTransfers(t *testing.T) {
 	each(t, func(w *network, f family) {
 		w.Server.Serve(at(f.server, 7), func(c net.Conn) {
@@ -104,7 +104,7 @@ func TestStopResetsLongTransfers(t *testing.T) {
 	})
 }
 
-// With the second signal nobody is waited for any more.
+// After the second signal, pinproxy waits for nothing any more.
 func TestSecondSignalStopsAtOnce(t *testing.T) {
 	each(t, func(w *network, f family) {
 		w.Server.Serve(at(f.server, 7), lab.Echo)
@@ -193,7 +193,7 @@ func TestLogAsText(t *testing.T) {
 	p.expect(" up=5 down=5 end=closed\n")
 }
 
-// serviceManager is somebody to tell, for NOTIFY_SOCKET, whom every user may tell, as systemd.
+// serviceManager returns a service manager for NOTIFY_SOCKET. Every user may send to it, as with systemd.
 func serviceManager(t *testing.T) (path string, manager *net.UnixConn) {
 	t.Helper()
 	path = publicDir(t) + "/notify"
@@ -208,7 +208,7 @@ func serviceManager(t *testing.T) (path string, manager *net.UnixConn) {
 	return path, manager
 }
 
-// WatchdogSec= of a unit.
+// WatchdogSec= in a unit.
 func TestWatchdogIsFed(t *testing.T) {
 	w := newNetwork(t)
 	path, manager := serviceManager(t)
@@ -232,15 +232,15 @@ func TestWatchdogIsFed(t *testing.T) {
 	}
 }
 
-// The watchdog of a service manager sends SIGABRT. Status 2, which Go's programs have then, would be that of a usage
-// error, and the unit does not start us again after one.
+// A service manager's watchdog sends SIGABRT. Go programs then end with status 2. That would be the status of a
+// usage error, after which the unit does not start us again.
 func TestAbortIsNoUsageError(t *testing.T) {
 	w := newNetwork(t)
 	var cores unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_CORE, &cores); err != nil {
 		t.Fatal(err)
 	}
-	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Max: cores.Max}) // it inherits that, and leaves no file
+	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Max: cores.Max}) // pinproxy inherits the limit, and leaves no core file
 	p := w.pinproxy("--rule", "*:7=63999")
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &cores)
 	_ = p.Signal(unix.SIGABRT)
@@ -259,7 +259,7 @@ func TestAbortIsNoUsageError(t *testing.T) {
 	}
 }
 
-// sd_notify(3): the service manager is told, and told nothing else.
+// sd_notify(3): the service manager is told what it has to know, and nothing else.
 func TestServiceManagerIsTold(t *testing.T) {
 	w := newNetwork(t)
 	path, manager := serviceManager(t)
@@ -276,7 +276,7 @@ func TestServiceManagerIsTold(t *testing.T) {
 	if got := told(); got != "READY=1" {
 		t.Errorf("at the start the manager was told %q", got)
 	}
-	c := w.mustConnect(at(lab.Server4, 7)) // ready means that this is captured
+	c := w.mustConnect(at(lab.Server4, 7)) // ready means that this connection is captured
 	echo(t, c, "hello")
 	_ = c.Close()
 	if seen := server.Seen(); seen[0].Port() != 63999 {

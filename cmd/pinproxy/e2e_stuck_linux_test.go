@@ -18,8 +18,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// A pinned port that never gets stuck: back-to-back connections, crowds, other programs, firewalls that
-// remember.
+// A pinned port never gets stuck: back-to-back connections, crowds, other programs, firewalls that remember.
 
 // visitOnce makes a connection that the application closes first, and returns when both ends have.
 func (w *network) visitOnce(addr string) error {
@@ -40,7 +39,7 @@ func (w *network) visitOnce(addr string) error {
 	return err
 }
 
-// One port, one destination, one connection after the other, whether the server speaks timestamps or not.
+// One port, one destination, one connection after the other, whether or not the server uses timestamps.
 func TestBackToBack(t *testing.T) {
 	for _, timestamps := range []string{"1", "0"} {
 		t.Run("timestamps="+timestamps, func(t *testing.T) {
@@ -63,12 +62,11 @@ func TestBackToBack(t *testing.T) {
 	}
 }
 
-// 200 clients at once on one port are served in the order of their arrival, and nobody waits for
-// anything but those before him.
+// 200 clients at once on one port are served in the order of their arrival, and each waits only for those before it.
 func TestCrowdIsServedInOrder(t *testing.T) {
 	w := newNetworkAlone(t)
 	const clients = 200
-	const visit = 2 * time.Millisecond // what a client does with its connection
+	const visit = 2 * time.Millisecond // how long a client takes with its connection
 	var mu sync.Mutex
 	var served []string // clients' addresses, as the server heard them
 	w.Server.Serve(at(lab.Server4, 7), func(c net.Conn) {
@@ -77,7 +75,7 @@ func TestCrowdIsServedInOrder(t *testing.T) {
 		defer mu.Unlock()
 		served = append(served, string(b))
 	})
-	p := w.pinproxy("--rule", "203.0.113.2:7=63999 busy=wait:5m") // which a busy machine may take
+	p := w.pinproxy("--rule", "203.0.113.2:7=63999 busy=wait:5m") // a busy machine may take that long
 	holder := w.mustConnect(at(lab.Server4, 7))
 	var all sync.WaitGroup
 	for range clients {
@@ -111,7 +109,7 @@ func TestCrowdIsServedInOrder(t *testing.T) {
 	}
 	const alone = 20
 	start := time.Now()
-	for range alone { // as slow as this machine is now
+	for range alone { // as slow as this machine is at present
 		c := w.mustConnect(at(lab.Server4, 7))
 		_, _ = io.WriteString(c, "x")
 		_ = c.Close()
@@ -123,7 +121,7 @@ func TestCrowdIsServedInOrder(t *testing.T) {
 	t.Logf("%d connections of %v each, one after the other: %v; alone each takes %v", clients, visit, took, usual)
 }
 
-// A name with eight addresses serves eight connections from one port at once; the ninth waits.
+// A name with eight addresses serves eight connections from one port at once. The ninth waits.
 func TestEightAddressesOnePort(t *testing.T) {
 	each(t, func(w *network, f family) {
 		var zone strings.Builder
@@ -181,12 +179,12 @@ func TestTwelveDownloadsOverOnePort(t *testing.T) {
 	}
 }
 
-// resume bounds how long a port may lie idle after it has become free. Where connections take their time, so does it to find
-// who has the port, each time that the kernel refuses it: as long as some connections.
+// resume is the longest time that a port may be idle after it has become free. If connections take long, it also
+// takes long to find out who has the port, each time that the kernel refuses it: as long as some connections.
 const resume = 100 * time.Millisecond
 
-// Another program has the port: nothing leaves from elsewhere, the log names it, and as soon as it is
-// gone service goes on.
+// Another program has the port. Nothing leaves from elsewhere, the log names the program, and service resumes as
+// soon as it is gone.
 func TestOtherProgramOnThePort(t *testing.T) {
 	for _, c := range []struct{ name, code, says string }{
 		{"listener", "listen", "listens on"},
@@ -194,10 +192,10 @@ func TestOtherProgramOnThePort(t *testing.T) {
 		{"connection to the same place", "same", "is connected from"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			for try := 1; ; try++ { // a busy machine has its own pauses
+			for try := 1; ; try++ { // a busy machine has pauses of its own
 				took, usual, cause := resumed(t, c.code, c.says)
 				t.Logf("service went on %v after the port was free; a connection takes %v; %s", took, usual, cause)
-				if took <= resume+20*usual && strings.Contains(cause, "(pid ") { // who it is may not be found in time
+				if took <= resume+20*usual && strings.Contains(cause, "(pid ") { // the program may not be identified in time
 					return
 				}
 				if try == 5 {
@@ -208,8 +206,9 @@ func TestOtherProgramOnThePort(t *testing.T) {
 	}
 }
 
-// resumed returns how long after the end of a program that had the port a connection is done that waited for it, how
-// long the slowest of some takes that do not have to wait, and what the log said was the cause.
+// resumed has a connection wait for a port that another program has. It returns how long after the program's end the
+// connection is done, how long the slowest of some connections takes that do not have to wait, and what cause the
+// log gave.
 func resumed(t *testing.T, code, says string) (took, usual time.Duration, cause string) {
 	t.Helper()
 	w := newNetworkAlone(t)
@@ -240,7 +239,7 @@ func resumed(t *testing.T, code, says string) (took, usual time.Duration, cause 
 	select {
 	case r := <-ended:
 		t.Fatalf("the port is taken, and yet: %v", r.err)
-	case <-time.After(7 * resume): // the kernel is asked less and less often, until it is as seldom as this bound is for
+	case <-time.After(7 * resume): // the kernel is asked less and less often, until as seldom as this bound allows for
 	}
 	_ = other.Signal(unix.SIGKILL)
 	<-other.Done()
@@ -280,7 +279,7 @@ func (w *network) occupy(how string, port int) *lab.Process {
 	return p
 }
 
-// occupyPort is the program: it listens on the port, or connects from it as programs do that know nothing of
+// occupyPort is that program: it listens on the port, or connects from it as programs do that don't use
 // SO_REUSEADDR, and stays.
 func occupyPort() {
 	flag.Parse()
@@ -302,8 +301,8 @@ func occupyPort() {
 	select {}
 }
 
-// A firewall that remembers closed connections loses none when the rule's cooldown knows of it, and
-// SYNs when it does not.
+// A firewall that remembers closed connections loses no SYNs if the rule's cooldown accounts for it, and does lose
+// some if not.
 func TestCooldownForAFirewallThatRemembers(t *testing.T) {
 	for _, c := range []struct {
 		rule   string
@@ -331,8 +330,8 @@ func TestCooldownForAFirewallThatRemembers(t *testing.T) {
 	}
 }
 
-// A destination that is deaf to the pin alone, as behind a firewall that does not let it in, is told from one
-// that is down.
+// A destination that is deaf only to the pin, as behind a firewall that does not let it in, is distinguished from
+// one that is down.
 func TestDeafDestinationIsExplained(t *testing.T) {
 	w := newNetwork(t)
 	w.Server.Serve(at(lab.Server4, 7), lab.Echo)

@@ -8,7 +8,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// Which addresses hosts behind a gateway may be led to, and who is one.
+// Which addresses hosts behind a gateway may reach, and which sources are such hosts.
 func TestGuard(t *testing.T) {
 	n := lab.ForTest(t)
 	top := n.Topology()

@@ -14,17 +14,17 @@ import (
 	"time"
 )
 
-// request reads what somebody sends, as net/http does.
+// request reads a request as net/http does.
 func request(input []byte) *http.Request {
 	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(input)))
 	if err != nil || r.Host == "" && r.ProtoAtLeast(1, 1) {
-		return nil // net/http answers it
+		return nil // net/http answers such input itself
 	}
 	r.RemoteAddr = "127.0.0.1:40000"
 	return r
 }
 
-// handle returns the answer, for which nothing may take long.
+// handle returns the answer. Nothing may take long to answer.
 func handle(t *testing.T, h http.Handler, r *http.Request) *http.Response {
 	ctx, cancel := context.WithCancel(t.Context())
 	if r.URL.Path == "/events" {
@@ -40,8 +40,8 @@ func handle(t *testing.T, h http.Handler, r *http.Request) *http.Response {
 	return w.Result()
 }
 
-// FuzzHTTP sends requests to all that --http serves: whatever they are, one under another's name is not answered,
-// nothing is answered to a page of somebody else's, and nothing can be done but to read.
+// FuzzHTTP sends requests to everything that --http serves. Whatever they are, a request under another name is not
+// served, nothing is served to somebody else's page, and a request can only read.
 func FuzzHTTP(f *testing.F) {
 	_, h, _ := newTestSite(f, "www.bank.example:443=63999", "*:80=63998")
 	for _, input := range []string{
@@ -86,8 +86,8 @@ func FuzzHTTP(f *testing.F) {
 	})
 }
 
-// FuzzControl sends requests to the control socket, and to its question about a destination any words: an answer is
-// JSON of an address that was asked for, or an error.
+// FuzzControl sends requests to the control socket, and arbitrary words to its question about a destination. An
+// answer is either JSON about the address that was asked for, or an error.
 func FuzzControl(f *testing.F) {
 	_, _, c := newTestSite(f, "www.bank.example:443=63999", "*:80=63990-63998 busy=fail", "[2001:db8::/32]:*=1024-65535")
 	h := c.handler()

@@ -46,7 +46,7 @@ func TestParseHTTP(t *testing.T) {
 	}
 }
 
-// An IPv4 address is one: 0.0.0.0 opens nothing to IPv6.
+// An IPv4 address means IPv4 only: 0.0.0.0 opens nothing to IPv6.
 func TestListenHTTPFamily(t *testing.T) {
 	for _, addr := range []string{"0.0.0.0:0", "127.0.0.1:0"} {
 		l, err := listenHTTP(t.Context(), options{http: addr}, slog.New(slog.DiscardHandler))
@@ -60,14 +60,14 @@ func TestListenHTTPFamily(t *testing.T) {
 	}
 }
 
-// testSite is all that --http serves, without a network behind it.
+// testSite is everything that --http serves, without a network behind it.
 type testSite struct {
 	url    string
 	health *health
 	page   *page
 }
 
-// newTestSite is a site, all that it serves, and whom the control socket asks.
+// newTestSite returns a site, its handler, and what the control socket serves.
 func newTestSite(t testing.TB, texts ...string) (*testSite, http.Handler, *control) {
 	t.Helper()
 	var list []*rules.Rule
@@ -125,7 +125,7 @@ func serveTestSite(t *testing.T, texts ...string) *testSite {
 	return s
 }
 
-// get asks under any name, by any method.
+// get sends a request under any name, by any method.
 func (s *testSite) get(t *testing.T, method, path, host string) (status int, body string, header http.Header) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -149,7 +149,7 @@ func (s *testSite) get(t *testing.T, method, path, host string) (status int, bod
 	return answer.StatusCode, string(b), answer.Header
 }
 
-// Who may ask for what, and by which name: a page of somebody else's must not read ours.
+// Who may ask for what, and under which name: somebody else's page must not read ours.
 func TestSiteGuards(t *testing.T) {
 	s := serveTestSite(t, "www.bank.example:443=63999")
 	for _, c := range []struct {
@@ -182,7 +182,7 @@ func TestSiteGuards(t *testing.T) {
 			t.Errorf("%+v: %v", c, header)
 		}
 	}
-	// The page holds all that it shows with, and its policy lets nothing else in.
+	// The page contains everything that it needs for display, and its policy lets nothing else in.
 	_, body, header := s.get(t, "GET", "/", "")
 	if policy := header.Get("Content-Security-Policy"); strings.Contains(policy, "unsafe") || strings.Count(policy, "'sha256-") != 2 {
 		t.Error(policy)
@@ -192,7 +192,7 @@ func TestSiteGuards(t *testing.T) {
 	}
 }
 
-// 200 while connections are captured, 503 and why otherwise.
+// 200 while connections are captured, otherwise 503 and the reason.
 func TestHealth(t *testing.T) {
 	s := serveTestSite(t, "www.bank.example:443=63999")
 	for _, c := range []struct {
@@ -216,10 +216,10 @@ func TestHealth(t *testing.T) {
 
 var metricName = regexp.MustCompile(`\b(?:pinproxy|go|process)_[a-z_]+`)
 
-// Every metric is documented, and what the manual, the dashboard and the alerts name is there.
+// Every metric is documented, and everything named by the manual, the dashboard and the alerts exists.
 func TestMetricsAreDocumented(t *testing.T) {
 	s := serveTestSite(t, "www.bank.example:443=63999")
-	for _, r := range s.page.c.names.Set().Rules() { // one that was hit has more
+	for _, r := range s.page.c.names.Set().Rules() { // a rule that was hit has more metrics
 		hit(t, s.page.c.pins, r)
 	}
 	_, body, _ := s.get(t, "GET", "/metrics", "")
@@ -237,7 +237,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 			t.Errorf("%s is not in the manual", name)
 		}
 	}
-	there = append(there, "pinproxy_reserved_ports") // where the kernel is Linux's and may be asked
+	there = append(there, "pinproxy_reserved_ports") // only on Linux, and only if we may read it
 	for _, file := range []string{manualPath, "../../packaging/grafana/pinproxy.json", "../../packaging/prometheus/pinproxy.rules.yml"} {
 		text, err := os.ReadFile(file)
 		if err != nil {
@@ -265,7 +265,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 }
 
-// hit has a flow of the rule fail: nobody answers it.
+// hit makes a flow of the rule fail: nobody answers it.
 func hit(t *testing.T, pins *proxy.Proxy, r *rules.Rule) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -311,7 +311,7 @@ func TestDashboard(t *testing.T) {
 	}
 }
 
-// Each alert says when, how bad, and what to do.
+// Each alert says when it fires, how bad it is, and what to do.
 func TestAlerts(t *testing.T) {
 	text, err := os.ReadFile("../../packaging/prometheus/pinproxy.rules.yml")
 	if err != nil {
@@ -362,8 +362,8 @@ func (e *events) next(t *testing.T) (name string, data map[string]any) {
 	return strings.TrimPrefix(lines[0], "event: "), data
 }
 
-// Everything at first, then what has changed, each number one more than the last; and no more viewers than there is
-// room for.
+// The stream starts with everything, then has what has changed, with numbers that go up by one. There are no more
+// viewers than there is room for.
 func TestEvents(t *testing.T) {
 	s := serveTestSite(t, "www.bank.example:443=63999", "*:80=63998")
 	e, _ := s.events(t)
@@ -401,7 +401,7 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-// deadFlow is one whose program has gone.
+// deadFlow is a flow whose program has gone.
 type deadFlow struct{}
 
 func (deadFlow) Number() uint64      { return 1 }

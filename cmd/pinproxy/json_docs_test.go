@@ -11,8 +11,8 @@ import (
 
 var manualWord = regexp.MustCompile(`[a-z_]+(?:\[\])?\*?`)
 
-// The manual has every field that --json prints, in its place, and a * at those that may be missing: whoever renames one, or
-// leaves one out, is told so here.
+// The manual has every field that --json prints, in its place, with a * at those that may be missing. Renaming or
+// leaving out a field fails here.
 func TestDocumentedJSON(t *testing.T) {
 	_, section, found := strings.Cut(strings.Join(readManual(t).lines, "\n"), "\n.Ss JSON\n")
 	section, _, ended := strings.Cut(section, "\n.Sh ")
@@ -50,7 +50,7 @@ func TestDocumentedJSON(t *testing.T) {
 	}
 }
 
-// itemWords are the literals of an item of the lists, or of all their heads.
+// itemWords returns the literals of an item of the lists, or those of all their heads.
 func itemWords(text, item string) map[string]bool {
 	words := make(map[string]bool)
 	for _, part := range strings.Split(text, "\n.It Li ")[1:] {
@@ -71,7 +71,7 @@ func itemWords(text, item string) map[string]bool {
 	return words
 }
 
-// fields are the names that encoding/json gives a struct's, as the manual writes them.
+// fields returns the names that encoding/json gives to a struct's fields, in the manual's form.
 func fields(of reflect.Type) (names []string) {
 	for i := range of.NumField() {
 		f := of.Field(i)

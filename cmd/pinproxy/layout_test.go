@@ -19,10 +19,11 @@ const (
 	module   = "pinproxy"
 )
 
-// Imports go one way: what of ours each folder may import. The first prefix that fits a folder decides.
+// Imports go one way. For each folder, this says which of our packages it may import. The first prefix that fits a
+// folder decides.
 var mayImport = []struct {
 	folder string
-	ours   []string // the folder itself, or all below it where it ends with a /
+	ours   []string // the folder itself, or everything below it if it ends with a /
 }{
 	{"cmd", []string{"netstack", "netstack/", "proxy", "proxy/", "rules", "rules/"}},
 	{"netstack", []string{"netstack", "netstack/"}},
@@ -34,18 +35,18 @@ var mayImport = []struct {
 	{"rules", []string{"rules/typo"}},
 }
 
-// Folders that only tests and programs that need throw-away networks may import.
+// Folders that only tests and programs with throw-away networks may import.
 var (
 	forTests      = []string{"netstack/lab", "netstack/netstacktest"}
 	throwAwayNets = []string{"cmd/bench", "cmd/demo"}
 )
 
-// Where packages of others may be imported, and net/http; a folder stands for all below it. Anything else
-// that is not of the standard library is one dependency too many: see docs/design.md.
+// Where third-party packages and net/http may be imported. A folder stands for everything below it. Anything else
+// outside the standard library is one dependency too many: see docs/design.md.
 var othersIn = []struct {
-	pkg     string // and all below it
+	pkg     string // and everything below it
 	folders []string
-	tests   []string // where tests may as well
+	tests   []string // where tests may import it, too
 }{
 	{"gvisor.dev/gvisor", []string{"netstack"}, nil},
 	{"github.com/songgao/water", []string{"netstack"}, nil},
@@ -65,13 +66,13 @@ var othersIn = []struct {
 	{"golang.org/x/tools/txtar", nil, []string{"cmd"}},
 }
 
-// linuxOnly is imported in folders that are built everywhere, by their Linux files alone.
+// linuxOnly may be imported only by Linux files in folders that are built everywhere.
 const (
 	linuxOnly   = "github.com/vishvananda/netlink"
 	linuxOnlyIn = "proxy/sockdiag"
 )
 
-// topLevel is all that a checkout has, besides names with a dot in front and what .gitignore names.
+// topLevel is everything that a checkout has, besides names that begin with a dot and those in .gitignore.
 var topLevel = strings.Fields("cmd netstack proxy rules docs packaging go.mod go.sum Makefile README.md LICENSE bin")
 
 func TestLayoutTopLevel(t *testing.T) {
@@ -111,7 +112,7 @@ func TestLayoutNoInit(t *testing.T) {
 	})
 }
 
-// refuse says why the file may not import the package; empty if it may.
+// refuse says why the file may not import the package, or returns "" if it may.
 func refuse(file, imported string) string {
 	folder, isTest := path.Dir(file), strings.HasSuffix(file, "_test.go")
 	if ours, ok := strings.CutPrefix(imported, module+"/"); ok {
@@ -163,7 +164,7 @@ func within(parent, path string) bool {
 	return path == parent || strings.HasPrefix(path, parent+"/")
 }
 
-// forEachGoFile calls f with each of our Go files, of whatever system, and its name in the checkout.
+// forEachGoFile calls f with each of our Go files, for any system, and its name in the checkout.
 func forEachGoFile(t *testing.T, f func(name string, file *ast.File)) {
 	t.Helper()
 	files := 0

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The journal has the time and asks for the priority; anybody else gets the time.
+// The journal has its own time and wants the priority. Any other log gets the time.
 func TestLogForms(t *testing.T) {
 	for _, c := range []struct {
 		o       options
@@ -56,7 +56,7 @@ func TestLogDurations(t *testing.T) {
 	}
 }
 
-// Whether it is the journal is told by device and inode, not by the environment alone.
+// Device and inode tell whether it is the journal, not only the environment.
 func TestToJournal(t *testing.T) {
 	f, err := os.Create(filepath.Join(t.TempDir(), "stream"))
 	if err != nil {
@@ -73,7 +73,7 @@ func TestToJournal(t *testing.T) {
 	}
 }
 
-// pinproxy itself, where its standard error is what the service manager says.
+// pinproxy itself, with the standard error that the service manager names.
 func TestLogToJournal(t *testing.T) {
 	w := newNetwork(t)
 	f, err := os.Create(filepath.Join(t.TempDir(), "stream"))

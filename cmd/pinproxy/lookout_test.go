@@ -7,7 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// Rates are what has been moved since the look before, of what was there then.
+// Rates are what has been moved since the previous look by what existed then.
 func TestRates(t *testing.T) {
 	begun := time.Now()
 	rule := func(text string, up, down uint64) ruleStateJSON {
@@ -33,7 +33,7 @@ func TestRates(t *testing.T) {
 	now.rate(movedBy(&now)) // no time has passed
 }
 
-// What matters most of a port comes first, and the list is bounded.
+// The holder that matters most comes first, and the list is bounded.
 func TestPortSettles(t *testing.T) {
 	p := portJSON{State: portFree}
 	p.settle()

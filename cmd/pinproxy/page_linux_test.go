@@ -17,7 +17,7 @@ import (
 
 var screenshots = flag.String("screenshots", "", "a directory for what the page looks like")
 
-// The page as people see it: in a real browser, dark and light, with no flow, with ten, and with a thousand.
+// The page as people see it: in a real browser, dark and light, with no flows, with ten, and with a thousand.
 func TestPage(t *testing.T) {
 	w := newNetwork(t)
 	w.names()
@@ -36,7 +36,7 @@ func TestPage(t *testing.T) {
 		t.Errorf("without a flow the page reads\n%s", text)
 	}
 
-	// What programs are called is chosen by their users.
+	// Users choose the names of programs.
 	evil := filepath.Join(t.TempDir(), "<b id=x>")
 	exe, err := os.Executable()
 	if err != nil {
@@ -86,7 +86,7 @@ func TestPage(t *testing.T) {
 		}
 	}
 	b.look("10")
-	b.scheme("light", 390) // a telephone
+	b.scheme("light", 390) // a phone
 	b.await(`document.documentElement.scrollWidth <= 390`)
 
 	for i := range 990 {
@@ -104,7 +104,7 @@ func TestPage(t *testing.T) {
 	b.eval(`var at = state.seq`)
 	b.await(`state.seq > at + 1`)
 
-	// What it gave up as root it does not need for its metrics.
+	// Its metrics do not need what it gave up as root.
 	b.eval(`var metrics; fetch("metrics").then(answer => answer.text()).then(text => metrics = text)`)
 	b.await(`metrics !== undefined`)
 	for _, want := range []string{
@@ -119,7 +119,7 @@ func TestPage(t *testing.T) {
 		t.Errorf("the page's script: %q", failed)
 	}
 
-	// When it ends the page says so, and goes on by itself with the next one.
+	// When pinproxy ends, the page says so, and goes on by itself with the next one.
 	cancel()
 	waiting.Wait()
 	p.stop()
@@ -128,7 +128,7 @@ func TestPage(t *testing.T) {
 	b.await(`document.body.className === "" && state.pid !== ` + fmt.Sprint(p.Pid()) + ` && flows.size === 0 && document.querySelector("#health").innerText === "capturing"`)
 }
 
-// look takes the pictures of a situation, which must be pictures of something, and differ.
+// look takes screenshots of a situation. They must show something, and differ.
 func (b *browser) look(name string) {
 	b.t.Helper()
 	seen := make(map[string][]byte)

@@ -11,7 +11,7 @@ import (
 	"pinproxy/proxy"
 )
 
-// A change tells what has come, gone and moved, and nothing else.
+// A change says what has come, gone and moved, and nothing else.
 func TestPageChange(t *testing.T) {
 	begun := time.Now()
 	state := func(at time.Duration, flows ...pageFlow) *pageState {
@@ -29,7 +29,7 @@ func TestPageChange(t *testing.T) {
 	now := state(time.Second, pageFlow{ID: 2, Stage: "open"}, pageFlow{ID: 3}, pageFlow{ID: 5}, pageFlow{ID: 8})
 	now.Moved[1][1] = 99
 	now.Rules[1].Hits = 4
-	now.Ports = port(39.2) // goes on as it did
+	now.Ports = port(39.2) // the same one goes on
 	var c pageChange
 	if err := json.Unmarshal(now.since(before, &timeline{}), &c); err != nil {
 		t.Fatal(err)
@@ -43,7 +43,7 @@ func TestPageChange(t *testing.T) {
 	if diff := cmp.Diff(want, c); diff != "" {
 		t.Error(diff)
 	}
-	now.Ports = port(60) // another
+	now.Ports = port(60) // another one
 	if err := json.Unmarshal(now.since(before, &timeline{}), &c); err != nil || len(c.Ports) != 1 {
 		t.Errorf("%+v, %v", c.Ports, err)
 	}
@@ -53,7 +53,7 @@ func TestPageChange(t *testing.T) {
 	}
 }
 
-// Of too many rules those that are used are shown, in their order.
+// If there are too many rules, those in use are shown, in their order.
 func TestPickRules(t *testing.T) {
 	list := make([]ruleStateJSON, 3*pageRules)
 	list[pageRules+5].Hits, list[pageRules+9].Open = 1, 1
@@ -66,7 +66,7 @@ func TestPickRules(t *testing.T) {
 	}
 }
 
-// A second after the other, of flows that are there and of those that came and went within one.
+// One second after the other, with flows that exist and flows that came and went within a second.
 func TestTimeline(t *testing.T) {
 	var tl timeline
 	tl.rules = make(map[string]*strip)

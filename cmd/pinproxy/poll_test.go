@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// patience is how long anything may take that is expected to happen.
+// patience is the longest time that anything expected may take.
 const patience = 30 * time.Second
 
-// talkPatience is how long all of a connection may take, and it may be one of hundreds that carry megabytes.
+// talkPatience is the longest time for a whole connection, which may be one of hundreds that carry megabytes.
 const talkPatience = 10 * patience
 
 // poll waits until done returns true.

@@ -97,7 +97,7 @@ func (n *asleepNet) connect() (app *netstacktest.Conn, server *net.TCPConn) {
 	return app, (<-n.conns).(*net.TCPConn)
 }
 
-// asleep waits until so many flows are.
+// asleep waits until that many flows are asleep.
 func (n *asleepNet) asleep(want int) {
 	n.t.Helper()
 	for end := time.Now().Add(20 * time.Second); n.pins.Stats().Asleep != want; time.Sleep(time.Millisecond) {
@@ -127,8 +127,8 @@ func sleepTalk(from, to net.Conn, seed uint64) error {
 	return <-failed
 }
 
-// Flows that have fallen asleep, all at about the same time, are woken by either side, by
-// bytes and by each of the ways to end. What is asleep at the end is reset.
+// Flows that have fallen asleep, all at about the same time, are woken by either side, by bytes and by each way to
+// end. Those asleep at the end are reset.
 func TestFlowsSleepAndWake(t *testing.T) {
 	t.Parallel()
 	const each = 12
@@ -186,7 +186,7 @@ func TestFlowsSleepAndWake(t *testing.T) {
 	})
 }
 
-// ends reads up to the end of the stream, which has to be like that.
+// ends reads to the end of the stream, which must be want.
 func ends(c net.Conn, want error) error {
 	_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
 	if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, want) && (want != nil || err != io.EOF) {

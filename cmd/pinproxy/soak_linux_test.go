@@ -10,18 +10,18 @@ import (
 	"time"
 )
 
-// What TestSoak looks at, and what it makes of it.
+// What TestSoak measures, and what it concludes.
 
-// sample is one look at pinproxy and at what it has the kernel keep.
+// sample is one look at pinproxy and at what the kernel keeps for it.
 type sample struct {
-	Stretch int     // which process: each run that goes on with a soak has one of its own
-	At      float64 // seconds of load so far, those of earlier stretches included
+	Stretch int     // which process: each run that continues a soak has one of its own
+	At      float64 // seconds of load so far, including earlier stretches
 	Resting bool    // before the load, or after it
 
 	Goroutines, Endpoints, Descriptors, Threads float64
 	Heap, RSS                                   float64 // MiB
 	CPU                                         float64 // seconds
-	Sockets                                     float64 // TCP sockets of the host, those in TIME_WAIT too
+	Sockets                                     float64 // TCP sockets of the host, including those in TIME_WAIT
 	Kernel                                      float64 // links, addresses, policy rules and routes of the host
 
 	Load load
@@ -53,12 +53,12 @@ func (l load) String() string {
 type series struct {
 	name  string
 	of    func(sample) float64
-	slack float64 // what it may grow by, beside a tenth, and be flat
-	rests bool    // without load it is what it was before, but for slack
+	slack float64 // growth, in addition to a tenth, that still counts as flat
+	rests bool    // without load it returns to what it was before, give or take slack
 }
 
 var allSeries = []series{
-	{"goroutines", func(s sample) float64 { return s.Goroutines }, 64, true}, // as many wait for the next flow
+	{"goroutines", func(s sample) float64 { return s.Goroutines }, 64, true}, // that many wait for the next flow
 	{"netstack endpoints", func(s sample) float64 { return s.Endpoints }, 16, true},
 	{"descriptors", func(s sample) float64 { return s.Descriptors }, 16, true},
 	{"threads", func(s sample) float64 { return s.Threads }, 8, false},
@@ -68,7 +68,7 @@ var allSeries = []series{
 	{"links, addresses, rules, routes", func(s sample) float64 { return s.Kernel }, 32, false},
 }
 
-// trend is what became of one figure under load.
+// trend is how one figure developed under load.
 type trend struct {
 	series
 	early, late, most float64 // medians of the second and the last quarter of a stretch
@@ -79,7 +79,7 @@ func (t trend) flat() bool { return t.late <= t.early*1.1+t.slack }
 
 func (t trend) given() bool { return !t.rests || t.after <= t.before+t.slack }
 
-// soakVerdict is what came of a soak.
+// soakVerdict is the result of a soak.
 type soakVerdict struct {
 	trends    []trend
 	took      time.Duration
@@ -89,8 +89,8 @@ type soakVerdict struct {
 	load      load
 }
 
-// judgeSoak looks at the longest stretch. The first quarter of it is not looked at: buffers, names and TIME_WAITs
-// have yet to reach what the load asks for.
+// judgeSoak looks at the longest stretch, but not at its first quarter: buffers, names and TIME_WAITs have yet to
+// reach what the load needs.
 func judgeSoak(samples []sample) (soakVerdict, bool) {
 	byStretch := make(map[int][]sample)
 	var v soakVerdict
@@ -145,7 +145,7 @@ func median(of []sample, f func(sample) float64) float64 {
 	return values[len(values)/2]
 }
 
-// String is the sentence: flat, or what is not.
+// String returns the verdict as a sentence: flat, or what is not.
 func (v soakVerdict) String() string {
 	var bad []string
 	for _, t := range v.trends {
@@ -165,7 +165,7 @@ func (v soakVerdict) String() string {
 	return "flat"
 }
 
-// page is the verdict as a section of a page.
+// page returns the verdict as a section of a page.
 func (v soakVerdict) page(when time.Time) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, %v of load", when.Format(time.DateOnly), v.took.Round(time.Second))
@@ -201,7 +201,7 @@ func writeSection(path, section string) error {
 	return os.WriteFile(path, []byte(insert(string(page), section)), 0o644)
 }
 
-// readSamples returns what earlier runs kept. A last line that was cut off is cut away.
+// readSamples returns what earlier runs kept. It drops a last line that was cut off.
 func readSamples(path string) (samples []sample, err error) {
 	text, err := os.ReadFile(path)
 	if os.IsNotExist(err) {
@@ -223,7 +223,7 @@ func readSamples(path string) (samples []sample, err error) {
 	return samples, nil
 }
 
-// keepSample appends one.
+// keepSample appends one sample.
 func keepSample(path string, s sample) error {
 	line, err := json.Marshal(s)
 	if err != nil {

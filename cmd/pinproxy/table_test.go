@@ -15,7 +15,7 @@ func tableOf() *grid {
 	return t
 }
 
-// A table is as wide as its cells, or as it may be: columns go, then cells are cut.
+// A table is as wide as its cells, or as wide as allowed: first columns go, then cells are cut.
 func TestTable(t *testing.T) {
 	for _, c := range []struct {
 		width int
@@ -55,7 +55,7 @@ FLOW  NAME
 	}
 }
 
-// Whatever is to be shown, a screen is filled and never more.
+// Whatever has to be shown, it fills a screen and never more.
 func TestPaint(t *testing.T) {
 	text := "pinproxy (devel), pid 1\n\nRULE  HITS\n" + strings.Repeat("a line with a cause that is longer than the screen is wide\n", 3)
 	for _, c := range []struct{ width, height, lines int }{{20, 24, 13}, {20, 12, 12}, {20, 11, 11}, {20, 1, 1}, {80, 24, 6}, {1, 5, 5}} {

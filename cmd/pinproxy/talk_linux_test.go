@@ -16,24 +16,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// talk is one connection whose ends say, pause and end as a seed has it. What both must hear follows from the seed
-// alone, so whether the connection was direct or carried by somebody makes no difference that a talk would let pass.
+// talk is one connection whose ends speak, pause and end as a seed determines. What both must hear follows from the
+// seed alone. So it does not matter whether the connection was direct or carried: a talk notices any difference.
 type talk struct {
 	seed     uint64
 	up, down int // bytes that the client and the server have to say
 	end      ending
-	after    int // the one who resets does so when it has heard so much
+	after    int // the end that resets does so when it has heard this much
 }
 
 type ending string
 
 const (
-	inOrder      ending = "in order" // each by FIN, when it has said all
+	inOrder      ending = "in order" // both ends by FIN, after saying everything
 	clientResets ending = "client resets"
 	serverResets ending = "server resets"
 )
 
-// talk draws one.
+// talk derives a talk from a seed.
 func (ts *talks) talk(seed uint64) talk {
 	random := rand.New(rand.NewPCG(seed, 1))
 	t := talk{seed: seed, up: logUniform(random, ts.most), down: logUniform(random, ts.most), end: inOrder}
@@ -41,7 +41,7 @@ func (ts *talks) talk(seed uint64) talk {
 		return t
 	}
 	switch random.IntN(10) {
-	case 0: // it has heard something, so the server knows which talk it is
+	case 0: // the client has heard something, so the server knows which talk it is
 		t.end, t.after = clientResets, 1+random.IntN(t.down)
 	case 1:
 		t.end, t.after = serverResets, random.IntN(t.up+1)
@@ -49,25 +49,25 @@ func (ts *talks) talk(seed uint64) talk {
 	return t
 }
 
-// logUniform is between 1 and most, of each magnitude as often.
+// logUniform returns a number between 1 and most, each magnitude equally often.
 func logUniform(random *rand.Rand, most int) int {
 	return int(math.Exp(random.Float64() * math.Log(float64(most))))
 }
 
-// speech is what all streams are cut from, from places that their seeds decide.
+// speech is what all streams are cut from, at places determined by their seeds.
 var speech = func() []byte {
 	b := make([]byte, 1<<20)
 	_, _ = rand.NewChaCha8([32]byte{7}).Read(b)
 	return b
 }()
 
-// utterance is the next bytes of a stream from offset at on, n at most.
+// utterance returns the next bytes of a stream from offset at on, at most n.
 func utterance(seed uint64, at, n int) []byte {
 	from := (int(seed%(1<<20)) + at) % len(speech)
 	return speech[from:min(from+n, len(speech))]
 }
 
-// said is what came of an end's part in a talk.
+// said is the result of one end's part in a talk.
 type said struct {
 	heard int
 	how   string // "end", "reset", or an error
@@ -126,7 +126,7 @@ func dawdle(random *rand.Rand) {
 	}
 }
 
-// part takes one end's part: it says size bytes of one stream and hears the other.
+// part plays one end's part: it says size bytes of one stream and hears the other.
 func part(c *net.TCPConn, sayIt uint64, size int, hearIt uint64, resets bool, after int) said {
 	enough := -1
 	if resets {
@@ -150,7 +150,7 @@ func part(c *net.TCPConn, sayIt uint64, size int, hearIt uint64, resets bool, af
 		_ = c.Close() // a writer that nobody hears would wait for its deadline
 	}
 	speaking.Wait()
-	// A reset is told once: to whoever reads, or to whoever writes.
+	// A reset is reported once, either to the reader or to the writer.
 	switch {
 	case isReset(err), err == nil && isReset(spoken):
 		return said{heard, "reset"}
@@ -168,7 +168,7 @@ func isReset(err error) bool {
 
 const talkHeader = 8 // the seed
 
-// client is the part of who connects.
+// client plays the part of the end that connects.
 func (t talk) client(c *net.TCPConn) said {
 	if _, err := c.Write(binary.BigEndian.AppendUint64(nil, t.seed)); err != nil {
 		return said{0, err.Error()}
@@ -180,7 +180,7 @@ func (t talk) server(c *net.TCPConn) said {
 	return part(c, ^t.seed, t.down, t.seed, t.end == serverResets, t.after)
 }
 
-// check says what was wrong about a talk.
+// check says what was wrong with a talk.
 func (t talk) check(client, server said) error {
 	wantClient, wantServer := said{t.down, "end"}, said{t.up, "end"}
 	switch t.end {
@@ -197,9 +197,9 @@ func (t talk) check(client, server said) error {
 	return nil
 }
 
-// talks are those under way.
+// talks are the talks in progress.
 type talks struct {
-	most    int  // bytes that an end has to say at most
+	most    int  // bytes that an end says at most
 	orderly bool // without resets
 	bytes   atomic.Int64
 	count   atomic.Int64
@@ -210,7 +210,7 @@ type talks struct {
 
 func newTalks(most int) *talks { return &talks{most: most, served: make(map[uint64]chan said)} }
 
-// serve is a server's function.
+// serve is the function for a server.
 func (ts *talks) serve(c net.Conn) {
 	var header [talkHeader]byte
 	if _, err := io.ReadFull(c, header[:]); err != nil {
@@ -226,7 +226,7 @@ func (ts *talks) serve(c net.Conn) {
 	}
 }
 
-// one has one talk over c.
+// one holds one talk over c.
 func (ts *talks) one(seed uint64, c *net.TCPConn) error {
 	t, done := ts.talk(seed), make(chan said, 1)
 	ts.mu.Lock()

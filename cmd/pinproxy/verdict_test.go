@@ -14,7 +14,7 @@ import (
 	"pinproxy/rules"
 )
 
-// bank is a destination that is captured, by a rule whose pin is 63998 and 63999, both of them free.
+// bank is a captured destination with a rule whose pin is 63998 and 63999, both of them free.
 func bank(t *testing.T) situation {
 	t.Helper()
 	r, err := rules.Parse("203.0.113.2:443=63998-63999 busy=wait:10s,any")
@@ -33,7 +33,7 @@ func port(p uint16) portState {
 	return portState{local: netip.AddrPortFrom(netip.IPv4Unspecified(), p), mayEnd: true}
 }
 
-// socket is one of the pid, 0 for one that nobody has any more.
+// socket returns a socket of the process pid; 0 stands for a socket that no process has any more.
 func socket(state sockdiag.State, local, remote string, pid int) socketState {
 	s := socketState{Socket: sockdiag.Socket{State: state, Local: netip.MustParseAddrPort(local), Remote: netip.MustParseAddrPort(remote), UID: 1000}}
 	if pid != 0 {
@@ -54,7 +54,7 @@ func TestVerdict(t *testing.T) {
 		port    uint16
 		cause   string // part of it
 		chosen  string
-		taken   string // of the first port, where it is not the cause
+		taken   string // for the first port, if that is not the cause
 		hintHas string
 	}{
 		{name: "free", is: func(*situation) {}, pinned: true, port: 63998, chosen: "port 63998 of 198.51.100.2, of the pin's 2 the least recently used"},
@@ -175,7 +175,7 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
-// The exit status is about the addresses that can be reached, as programs go on to the next.
+// The exit status is about the addresses that can be reached, since programs go on to the next one.
 func TestConclusion(t *testing.T) {
 	yes, no := addressJSON{Pinned: true, Chosen: "yes"}, addressJSON{Chosen: "no"}
 	away := addressJSON{away: true, Chosen: "away"}

@@ -16,7 +16,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// On a terminal the status is drawn again and again, as large as the terminal is, and a key ends it: the terminal is
+// On a terminal the status is redrawn repeatedly, at the size of the terminal, and a key ends it. The terminal is
 // then what it was.
 func TestStatusWatch(t *testing.T) {
 	w := newNetwork(t)
@@ -57,7 +57,7 @@ func TestStatusWatch(t *testing.T) {
 	size(60, 8)
 	term.expect("more lines")
 	fits(t, term.expect(screenHome), 60, 8)
-	term.typed("x") // is not shown
+	term.typed("x") // this is not shown
 	term.typed(ctrlZ)
 	term.expect(screenLeave)
 	poll(t, "the process to be stopped", func() bool { return stopped(p.Pid()) })
@@ -79,7 +79,7 @@ func TestStatusWatch(t *testing.T) {
 	}
 }
 
-// fits fails the test if lines drawn go beyond the screen.
+// fits fails the test if drawn lines go beyond the screen.
 func fits(t *testing.T, drawn string, width, height int) {
 	t.Helper()
 	for _, code := range []string{screenHome, lineRest, screenRest, inverse, plain} {
@@ -103,7 +103,7 @@ func stopped(pid int) bool {
 	return strings.HasPrefix(state, "T")
 }
 
-// Where nothing is a terminal, tables or lines of JSON follow each other, until pinproxy ends.
+// Without a terminal, tables or lines of JSON follow each other until pinproxy ends.
 func TestStatusWatchWithoutTerminal(t *testing.T) {
 	w := newNetwork(t)
 	p := w.pinproxy("--rule", "203.0.113.2:443=63999")
@@ -135,7 +135,7 @@ func TestStatusWatchWithoutTerminal(t *testing.T) {
 	}
 }
 
-// A group that is named may ask, nobody else.
+// A named group may ask, and nobody else.
 func TestControlSocketGroup(t *testing.T) {
 	if many, err := otherUsers("user"); err != nil || !many {
 		needRoot(t)

@@ -29,7 +29,7 @@ func TestWatchdogEvery(t *testing.T) {
 	}
 }
 
-// Nothing is told while something is stuck.
+// Nothing is reported while something is stuck.
 func TestWatchdogIsNotFedWhenStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
