@@ -121,7 +121,7 @@
 //
 // If both sets have rules for a name, everything known of it stays: its addresses, their TTLs, their order and their
 // flows. If only the former set had a rule for a name, what is known of it decides for Grace and is then forgotten.
-// If only the new set has a rule for a name, the next answer teaches its addresses.
+// If only the new set has a rule for a name, its addresses are learned from the next answer.
 //
 // # Failures
 //
@@ -135,7 +135,7 @@
 //	one address, two names, two rules       the name asked for last decides; Shared, once
 //	a TTL of 0                              the address stays for Grace
 //	a TTL beyond a week                     a week
-//	other rules, of which nothing came      Cancel: as if there had been none
+//	new rules that are given up             Cancel: as if there had been none
 //	a time that runs backwards              time stands still
 //	a route that could not be added         Lost: offered again by the next answer
 //	a route wanted again while it goes      Forget returns it

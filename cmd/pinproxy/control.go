@@ -20,8 +20,8 @@ import (
 // handlers can serve a page and metrics, and any HTTP client can ask.
 //
 //	GET /about                                 what it is and its rules: aboutJSON
-//	GET /status                                all of it at one moment: statusJSON
-//	GET /destination?dst=A:P[&name=N][&rule=R] what a connection would meet: destinationJSON
+//	GET /status                                everything at one moment: statusJSON
+//	GET /destination?dst=A:P[&name=N][&rule=R] what would happen to a connection: destinationJSON
 //
 // It is read-only. Those who may open the socket, the same user and root, may see everything it tells. They are not
 // trusted to be quick, to be few, or to ask for anything sensible.
