@@ -14,18 +14,18 @@ const (
 	maxChain  = 16 // names in a CNAME chain; resolvers give up earlier
 )
 
-// Answer is what one DNS response tells about the name it was asked for.
+// Answer is what one DNS response says about the name that was asked for.
 type Answer struct {
-	Name  string // the host asked about: lower case, no final dot
+	Name  string // the queried host: lower case, no final dot
 	Type  dnsmessage.Type
 	Class dnsmessage.Class
-	Addrs []netip.Addr  // without duplicates, IPv4 never mapped; may be empty
-	TTL   time.Duration // the lowest on the way from the name to the addresses; 0 without addresses
+	Addrs []netip.Addr  // no duplicates, IPv4 never mapped; may be empty
+	TTL   time.Duration // the lowest TTL between the name and the addresses; 0 without addresses
 }
 
-// Answers parses a DNS response. It reports false if msg is not a response to
-// one standard query of class IN. A damaged message yields what stands before
-// the damage. The package comment says which addresses count.
+// Answers parses a DNS response. It reports false if msg is not the response to a single standard query of
+// class IN. From a damaged message it returns what precedes the damage. The package comment says which
+// addresses count.
 func Answers(msg []byte) (Answer, bool) {
 	p, _, q, ok := parseQuestion(msg, true)
 	if !ok || q.class != dnsmessage.ClassINET {
@@ -34,16 +34,15 @@ func Answers(msg []byte) (Answer, bool) {
 	return collect(p, q, msg), true
 }
 
-// question is the one entry of a message's question section.
+// question is the only entry in a message's question section.
 type question struct {
 	name  string // lower case, no final dot
 	typ   dnsmessage.Type
 	class dnsmessage.Class
 }
 
-// parseQuestion parses the start of a query or of a response. The parser it
-// returns stands before the answers. It reports false for anything but a
-// standard query with one question, or the response to it.
+// parseQuestion parses the start of a query or a response. The returned parser is positioned at the answers. It
+// reports false for anything but a standard query with one question, or a response to such a query.
 func parseQuestion(msg []byte, response bool) (p dnsmessage.Parser, id uint16, q question, ok bool) {
 	const (
 		qr     = 0x80
@@ -78,8 +77,8 @@ func (q question) wanted(obs Observer) bool {
 	return false
 }
 
-// host returns the name whose addresses are asked for. Services are asked for
-// under labels of their own, as in _8443._https.host (RFC 9460, section 2.3).
+// host returns the name whose addresses are requested. Services are queried under labels of their own, as in
+// _8443._https.host (RFC 9460, section 2.3).
 func (q question) host() string {
 	name := q.name
 	if !q.service() {
@@ -99,16 +98,15 @@ func (q question) service() bool {
 	return q.typ == dnsmessage.TypeHTTPS || q.typ == dnsmessage.TypeSVCB
 }
 
-// collect gathers the addresses that belong to q. p stands before the answers.
+// collect gathers the addresses that belong to q. p is positioned at the answers.
 func collect(p dnsmessage.Parser, q question, msg []byte) Answer {
 	a := Answer{Name: q.host(), Type: q.typ, Class: q.class}
 	if dnsmessage.RCode(msg[3]&0x0f) != dnsmessage.RCodeSuccess {
 		return a
 	}
 	c := chain{names: append(make([]string, 0, 4), q.name)}
-	// Records come in the order of the chain nearly always, so one pass does. A
-	// pass that met a stranger after which the chain grew is repeated; the chain
-	// is bounded, and so are the passes.
+	// Records nearly always come in chain order, so one pass is enough. If a pass met a stranger and the chain
+	// grew after that, the pass is repeated. The chain is bounded, and so is the number of passes.
 	for {
 		before := len(c.names)
 		c.addrs, c.strangers = c.addrs[:0], false
@@ -128,11 +126,11 @@ func collect(p dnsmessage.Parser, q question, msg []byte) Answer {
 
 // chain is the set of names reached from the question so far.
 type chain struct {
-	names     []string // as question.name
+	names     []string // in the form of question.name
 	addrs     []netip.Addr
-	ttl       uint32 // seconds, valid once seen
+	ttl       uint32 // seconds; valid once seen
 	seen      bool
-	strangers bool // a record of interest had an owner outside the chain
+	strangers bool // a relevant record had an owner outside the chain
 }
 
 func (c *chain) answers(p dnsmessage.Parser) {
@@ -162,7 +160,7 @@ func (c *chain) additionals(p dnsmessage.Parser) {
 	}
 }
 
-// record takes one record in. It reports whether it moved the parser past it.
+// record processes one record. It reports whether it moved the parser past the record.
 func (c *chain) record(p *dnsmessage.Parser, h *dnsmessage.ResourceHeader) bool {
 	if h.Class != dnsmessage.ClassINET {
 		return false
@@ -218,7 +216,7 @@ func (c *chain) record(p *dnsmessage.Parser, h *dnsmessage.ResourceHeader) bool 
 	return true
 }
 
-// service takes in an HTTPS or SVCB record (RFC 9460, sections 2.2 and 7.3).
+// service processes an HTTPS or SVCB record (RFC 9460, sections 2.2 and 7.3).
 func (c *chain) service(r *dnsmessage.SVCBResource, ttl uint32) {
 	if r.Target.Length > 1 { // not "."
 		c.follow(&r.Target, ttl)
@@ -234,7 +232,7 @@ func (c *chain) service(r *dnsmessage.SVCBResource, ttl uint32) {
 	}
 	v6, _ := r.GetParam(dnsmessage.SVCParamIPv6Hint)
 	for b := range slices.Chunk(v6, 16) {
-		if len(b) == 16 { // a rest of 4 bytes is no IPv4 address
+		if len(b) == 16 { // a remainder of 4 bytes is not an IPv4 address
 			c.add(netip.AddrFrom16([16]byte(b)), ttl)
 		}
 	}
@@ -279,13 +277,13 @@ func (c *chain) lower(ttl uint32) {
 	}
 }
 
-// usable reports whether a connection to a leaves this host by a route.
+// usable reports whether a connection to a leaves this host over a route.
 func usable(a netip.Addr) bool {
 	return !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() &&
 		!(a.Is6() && a.IsLinkLocalUnicast()) && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
-// canonical returns n in lower case (ASCII, as DNS compares), without final dot.
+// canonical returns n in lower case (ASCII only, as DNS compares) without the final dot.
 func canonical(n *dnsmessage.Name) string {
 	var b [255]byte
 	l := max(int(n.Length)-1, 0)
@@ -295,7 +293,7 @@ func canonical(n *dnsmessage.Name) string {
 	return string(b[:l])
 }
 
-// same reports whether canonical(n) is name, without making it.
+// same reports whether canonical(n) equals name, without building the string.
 func same(name string, n *dnsmessage.Name) bool {
 	if len(name)+1 != int(n.Length) {
 		return false

@@ -5,23 +5,23 @@ import (
 	"time"
 )
 
-// asked remembers the wanted queries that were sent and not answered yet. Not
-// safe for concurrent use. The zero value remembers nothing; set max and keep.
+// asked remembers the wanted queries that were sent and are still unanswered. It is not safe for concurrent
+// use. The zero value remembers nothing; set max and keep.
 type asked struct {
 	max  int           // distinct queries
-	keep time.Duration // after which an unanswered query may be forgotten for a new one
+	keep time.Duration // after this time an unanswered query may be forgotten to make room
 	n    int
 	byID map[uint16][]ask
 }
 
 type ask struct {
 	q     question
-	times int // sent; as many answers are believed
+	times int // how often it was sent; the same number of answers is accepted
 	at    time.Time
 }
 
-// add reports false if there is no room; the query must then not be sent, or its
-// answer would slip by.
+// add reports false if there is no room. The query must then not be sent, because its answer would go
+// unnoticed.
 func (a *asked) add(id uint16, q question, now time.Time) bool {
 	for i, have := range a.byID[id] {
 		if have.q == q {
@@ -44,7 +44,7 @@ func (a *asked) add(id uint16, q question, now time.Time) bool {
 	return true
 }
 
-// has reports whether any query with this ID waits for an answer.
+// has reports whether any query with this ID is waiting for an answer.
 func (a *asked) has(id uint16) bool { return len(a.byID[id]) > 0 }
 
 // take reports whether q was asked with this ID, and counts it as answered.

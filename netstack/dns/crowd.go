@@ -7,31 +7,32 @@ import (
 	"strings"
 )
 
-// crowd is the flows with an open question, in shares: by the address that asks, and within it by the resolver
-// and the zone asked about. Whoever floods, and whatever is silent, has a large share; who has a smaller one goes
-// first. Addresses and zones are hashed into a fixed number of places, so that nobody can make it large.
+// crowd holds the flows that have an open question, divided into shares: first by the asking address, then by
+// the resolver and zone they ask about. A flood has a large share, and so does anything that stays unanswered.
+// Smaller shares take precedence. Addresses and zones are hashed into a fixed number of slots, so nobody can
+// make the crowd grow.
 type crowd struct {
 	seed    maphash.Seed
 	sources [64]*source // nil: never used
 }
 
-// source is addresses that ask.
+// source is a set of asking addresses.
 type source struct {
 	open   int // flows in all shares
 	shares [64]share
 }
 
-// share is the flows of one source that ask about the same zones.
+// share is the set of flows of one source that ask about the same zones.
 type share struct {
 	source *source
-	flows  list.List // of *flow, the one that asked longest ago first
+	flows  list.List // of *flow, oldest question first
 }
 
 func newCrowd() crowd { return crowd{seed: maphash.MakeSeed()} }
 
-// share returns that of a question.
+// share returns the share that a question belongs to.
 func (c *crowd) share(src netip.Addr, dst netip.AddrPort, name string) *share {
-	if src.Is6() { // a host has as many addresses as it likes in its network
+	if src.Is6() { // a host can use any number of addresses in its network
 		src = netip.PrefixFrom(src.WithZone(""), 64).Masked().Addr()
 	}
 	at := &c.sources[maphash.Comparable(c.seed, src)%uint64(len(c.sources))]
@@ -47,7 +48,7 @@ func (c *crowd) share(src netip.Addr, dst netip.AddrPort, name string) *share {
 	return s
 }
 
-// zone is what has name servers of its own, as far as a name tells: its last two labels.
+// zone guesses from a name which part of it has its own name servers: its last two labels.
 func zone(name string) string {
 	i := strings.LastIndexByte(name, '.')
 	if i > 0 {
@@ -56,7 +57,7 @@ func zone(name string) string {
 	return name[i+1:]
 }
 
-// largest returns the largest share of the source that has most; s, if none is larger.
+// largest returns the largest share of the source with the most flows. It returns s if no share is larger.
 func (c *crowd) largest(s *share) *share {
 	most := s.source
 	for _, src := range c.sources {
@@ -80,7 +81,7 @@ func (s *share) add(f *flow) *list.Element {
 	return s.flows.PushBack(f)
 }
 
-// remove does nothing if e is somewhere else.
+// remove does nothing if e is in another list.
 func (s *share) remove(e *list.Element) {
 	n := s.flows.Len()
 	s.flows.Remove(e)

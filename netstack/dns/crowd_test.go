@@ -30,7 +30,7 @@ func (r *Relay) share(d *datagram) *share {
 	return r.busy.share(d.src.Addr(), d.dst, q.name)
 }
 
-// unlike makes a query that has not been hashed into the same share by chance.
+// unlike makes a query that does not happen to hash into the same share.
 func unlike(r *Relay, s *share, make func(i byte) *datagram) *datagram {
 	for i := byte(1); ; i++ {
 		if d := make(i); r.share(d) != s {
@@ -39,8 +39,8 @@ func unlike(r *Relay, s *share, make func(i byte) *datagram) *datagram {
 	}
 }
 
-// Whoever floods with what nobody answers has the rest of the places, and costs next to nothing beyond; others, be it from
-// the same address, have theirs at once, and keep them.
+// A flood of unanswered queries gets the remaining places, and costs next to nothing beyond them. Other
+// queries, even from the same address, get a place at once and keep it.
 func TestRelayFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const flows = 64
@@ -117,8 +117,8 @@ func TestRelayFlood(t *testing.T) {
 	})
 }
 
-// Sockets are made few at a time, so that a flood leaves others the processor, but for all that ask; who asks for
-// something else does not wait behind a flood.
+// Only a few sockets are opened at a time, so that a flood leaves processor time for others, but every query
+// gets one. A query about something else does not wait behind a flood.
 func TestRelayDialsFewAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 1000
@@ -158,8 +158,8 @@ func TestRelayDialsFewAtATime(t *testing.T) {
 		if most > maxDialing || all != n+1 {
 			t.Errorf("%d dials, %d at a time; want %d, %d at a time", all, most, n+1, maxDialing)
 		}
-		// It is the next to be taken once those under way have ended. They end at once, and who has taken it may call the
-		// dialer after the others have for what they took then.
+		// The query is taken next once the dials under way have ended. They end at once, and the goroutine that
+		// took it may call the dialer after the others have called it for the flows they took in the meantime.
 		if otherAfter > 2*maxDialing {
 			t.Errorf("the other question was the %dth that got a socket", otherAfter)
 		}
@@ -202,7 +202,7 @@ func TestCrowd(t *testing.T) {
 		t.Error("the share of three is not the largest beside one of one")
 	}
 	a.remove(elems[0])
-	a.remove(elems[0]) // not there any more
+	a.remove(elems[0]) // no longer there
 	a.remove(elems[1])
 	if c.largest(b) != b || c.largest(a) != a {
 		t.Error("of two equal ones, one is larger")

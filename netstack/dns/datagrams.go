@@ -6,10 +6,10 @@ import (
 	"syscall"
 )
 
-const maxMessage = 65535 // a DNS message, over UDP or TCP
+const maxMessage = 65535 // largest DNS message, over UDP or TCP
 
-// buffers holds *[maxMessage]byte. A flow takes one only while it has a datagram
-// in its hands: thousands of flows wait without one.
+// buffers holds *[maxMessage]byte. A flow takes a buffer only while it handles a datagram. Thousands of waiting
+// flows hold none.
 var buffers = sync.Pool{New: func() any { return new([maxMessage]byte) }}
 
 // datagrams reads a connected UDP socket.
@@ -28,7 +28,7 @@ func newDatagrams(conn net.Conn) *datagrams {
 	return d
 }
 
-// next waits for a datagram and calls f with it. f must not keep it.
+// next waits for a datagram and calls f with it. f must not retain it.
 func (d *datagrams) next(f func([]byte)) error {
 	if d.raw != nil {
 		return d.nextRaw(f)
@@ -43,7 +43,7 @@ func (d *datagrams) next(f func([]byte)) error {
 	return nil
 }
 
-// nextRaw is next for a socket that says when it is readable.
+// nextRaw is next for a socket that reports when it is readable.
 func (d *datagrams) nextRaw(f func([]byte)) error {
 	var (
 		buf     *[maxMessage]byte

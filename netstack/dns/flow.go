@@ -13,27 +13,25 @@ import (
 
 type flowKey struct{ src, dst netip.AddrPort }
 
-// flow is one socket of the application asking one resolver, and the connected
-// socket of ours that stands for it. One of the relay's goroutines dials; then its
-// life is that of its own:
+// flow is one application socket asking one resolver, together with the connected pinproxy socket that
+// represents it. One of the relay's goroutines dials. After that the flow runs on its own goroutine:
 //
-//	dial -> run: send what is queued -> receive until idle or closed
+//	dial -> run: send the queue -> receive until idle or closed
 //
-// A query that comes later starts a send of its own unless one is under way, so
-// that Handle never waits for a full socket buffer and an idle flow holds one
-// goroutine only.
+// A later query starts its own send unless one is running. So Handle never waits for a full socket buffer, and
+// an idle flow holds only one goroutine.
 type flow struct {
 	relay *Relay
 	key   flowKey
-	share *share // of its first question
+	share *share // the share of its first question
 
 	// The relay's mu guards the rest.
 	conn    net.Conn      // nil while dialing
-	turn    *list.Element // in the relay's ahead or undialed; nil when somebody dials
+	turn    *list.Element // in the relay's ahead or undialed; nil once a goroutine dials
 	elem    *list.Element // in share or the relay's idle; nil when the flow has ended
 	queue   []Query       // not sent yet
 	sending bool          // a goroutine sends the queue
-	last    Query         // the latest: replies go through it
+	last    Query         // the latest query; replies go through it
 	open    int           // queries without an answer
 	since   time.Time     // of the last query or answer
 	asked   asked
@@ -66,21 +64,21 @@ func (f *flow) settleLocked(n int, now time.Time) {
 }
 
 func (f *flow) unplaceLocked() {
-	f.share.remove(f.elem) // does nothing if elem is in the other list
+	f.share.remove(f.elem) // no effect if elem is in the other list
 	f.relay.idle.Remove(f.elem)
 }
 
-// unturnLocked takes f from those that wait for a socket.
+// unturnLocked removes f from the flows that wait for a socket.
 func (f *flow) unturnLocked() {
 	if f.turn != nil {
-		f.relay.ahead.Remove(f.turn) // does nothing if turn is in the other list
+		f.relay.ahead.Remove(f.turn) // no effect if turn is in the other list
 		f.relay.undialed.Remove(f.turn)
 		f.turn = nil
 	}
 }
 
-// endLocked takes the flow out of the relay and wakes its goroutines. An answer
-// that is being observed is still replied.
+// endLocked removes the flow from the relay and wakes its goroutines. An answer that is being observed is still
+// delivered.
 func (f *flow) endLocked() {
 	if f.elem == nil {
 		return
@@ -97,7 +95,7 @@ func (f *flow) endLocked() {
 	}
 }
 
-// end is endLocked for the flow's own goroutine. It returns what was not sent.
+// end is endLocked for the flow's own goroutine. It returns the unsent queries.
 func (f *flow) end() []Query {
 	f.relay.mu.Lock()
 	defer f.relay.mu.Unlock()
@@ -151,14 +149,14 @@ func (f *flow) send() {
 		f.relay.queued--
 		f.relay.mu.Unlock()
 		if _, err := f.conn.Write(q.Payload()); err != nil && !errors.Is(err, net.ErrClosed) {
-			// Also an ICMP error that an earlier query met: the kernel hands it to
-			// the next call and sends nothing.
+			// This includes an ICMP error caused by an earlier query: the kernel returns it from the next call,
+			// which sends nothing.
 			f.refused(q, err)
 		}
 	}
 }
 
-// receive hands on what the resolver sends until the flow has nothing to wait for.
+// receive passes on what the resolver sends until the flow has nothing to wait for.
 func (f *flow) receive(d *datagrams) {
 	failed := 0
 	for {
@@ -171,7 +169,7 @@ func (f *flow) receive(d *datagrams) {
 		case err == nil:
 			failed = 0
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			// wait tells whether a query came meanwhile.
+			// wait tells whether a query has come in the meantime.
 		case errors.Is(err, net.ErrClosed):
 			return
 		default:
@@ -179,8 +177,8 @@ func (f *flow) receive(d *datagrams) {
 			q := f.last
 			f.relay.mu.Unlock()
 			f.refused(q, err)
-			// An error that stays, as of a socket whose device is gone, must not
-			// keep this loop turning.
+			// A permanent error, such as that of a socket whose device is gone, must not keep this loop
+			// spinning.
 			if failed++; failed > 8 {
 				return
 			}
@@ -188,8 +186,7 @@ func (f *flow) receive(d *datagrams) {
 	}
 }
 
-// wait returns until when the flow stays if nothing happens; over means it has
-// ended just now.
+// wait returns when the flow ends if nothing happens. over means that it has just ended.
 func (f *flow) wait() (until time.Time, over bool) {
 	f.relay.mu.Lock()
 	defer f.relay.mu.Unlock()
@@ -198,7 +195,7 @@ func (f *flow) wait() (until time.Time, over bool) {
 		until = f.since.Add(f.relay.lim.Unanswered)
 	}
 	if now := time.Now(); !now.Before(until) {
-		if f.sending { // the socket takes nothing at the moment
+		if f.sending { // the socket accepts nothing at the moment
 			return now.Add(f.relay.lim.Answered), f.elem == nil
 		}
 		f.endLocked()
@@ -206,7 +203,7 @@ func (f *flow) wait() (until time.Time, over bool) {
 	return until, f.elem == nil
 }
 
-// answer hands msg on, after the observer has learned what it is to learn.
+// answer passes msg on after the observer has learned what it needs from it.
 func (f *flow) answer(msg []byte) {
 	r := f.relay
 	r.mu.Lock()
@@ -232,8 +229,8 @@ func (f *flow) answer(msg []byte) {
 	r.mu.Unlock()
 }
 
-// refused tells the application that q can't be answered. An ICMP error
-// names no query, so all open ones count as answered.
+// refused tells the application that q can't be answered. An ICMP error names no query, so all open queries
+// count as answered.
 func (f *flow) refused(q Query, err error) {
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		f.relay.learn.log.warn("ask resolver", err, "dst", f.key.dst)

@@ -18,10 +18,10 @@ import (
 const (
 	maxForwarded  = 1024             // queries at a time
 	forwardWait   = 10 * time.Second // for all upstreams together
-	nextAfter     = time.Second      // an upstream's silence after which the next one is asked, too
-	avoidSilent   = 30 * time.Second // for how long a silent upstream comes last
-	streamIdle    = 10 * time.Second // until a connection without queries ends (RFC 7766, section 6.2.3)
-	maxStreamAsks = 64               // queries of one connection at a time
+	nextAfter     = time.Second      // silence of an upstream after which the next one is asked too
+	avoidSilent   = 30 * time.Second // how long a silent upstream is asked last
+	streamIdle    = 10 * time.Second // idle time after which a connection ends (RFC 7766, section 6.2.3)
+	maxStreamAsks = 64               // concurrent queries of one connection
 )
 
 var (
@@ -30,13 +30,13 @@ var (
 	errSilent        = errors.New("no upstream resolver answers")
 )
 
-// Choose returns the resolvers for a name (lower case, no final dot): lists that are asked side by side, each in
-// order. It is called for every query and must return soon.
+// Choose returns the resolvers for a name (lower case, no final dot). The lists are asked in parallel, each
+// list in order. Choose is called for every query and must return quickly.
 type Choose func(ctx context.Context, name string) ([][]Upstream, error)
 
-// Forwarder answers queries that were sent to an address of pinproxy's own, as far as others know the answers:
-// it is no resolver, and has no cache. What an answer tells is learned, and in place, before it is released, as with
-// [Relay] and [Tap]. Its methods are safe for concurrent use.
+// Forwarder answers queries sent to an address of pinproxy's own, using the answers of others: it is not a
+// resolver and has no cache. As with [Relay] and [Tap], an answer is released only after it has been learned
+// from and the routes are set. Its methods are safe for concurrent use.
 type Forwarder struct {
 	dial     LinkDialer
 	choose   Choose
@@ -45,18 +45,19 @@ type Forwarder struct {
 	roots    *x509.CertPool // nil: the system's
 	sessions tls.ClientSessionCache
 
-	ctx    context.Context // of everything that is under way; ends with Serve
+	ctx    context.Context // of all work in progress; ends with Serve
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // grows under mu, while not closed
 
 	mu     sync.Mutex
 	closed bool
 	asking int
-	idle   chan struct{}          // closed when asking becomes 0; nil while nobody waits for that
+	idle   chan struct{}          // closed when asking becomes 0; nil while nobody waits
 	silent map[Upstream]time.Time // since when
 }
 
-// NewForwarder returns a forwarder that asks over dial whom choose says, and tells obs. A nil log discards.
+// NewForwarder returns a forwarder that asks the resolvers from choose over dial and reports to obs. A nil log
+// discards.
 func NewForwarder(dial LinkDialer, choose Choose, obs Observer, log *slog.Logger) *Forwarder {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Forwarder{
@@ -71,7 +72,7 @@ func NewForwarder(dial LinkDialer, choose Choose, obs Observer, log *slog.Logger
 	}
 }
 
-// Serve returns nil when ctx has ended and every goroutine of the forwarder is gone. It is called once.
+// Serve returns nil when ctx has ended and every goroutine of the forwarder has exited. It is called once.
 func (f *Forwarder) Serve(ctx context.Context) error {
 	<-ctx.Done()
 	f.cancel()
@@ -82,7 +83,8 @@ func (f *Forwarder) Serve(ctx context.Context) error {
 	return nil
 }
 
-// Handle takes a datagram over and returns at once. What is no query is dropped, as is everything after Serve.
+// Handle accepts a datagram and returns at once. Anything that is not a query is dropped, as is everything
+// after Serve.
 func (f *Forwarder) Handle(q Query) {
 	err := f.begin(func() {
 		if msg := f.answer("udp", q.Payload()); msg != nil {
@@ -96,7 +98,7 @@ func (f *Forwarder) Handle(q Query) {
 	}
 }
 
-// Stream answers the queries that come on a connection until its end, or ctx's, and closes it.
+// Stream answers the queries on a connection until the connection or ctx ends, and then closes it.
 func (f *Forwarder) Stream(ctx context.Context, c net.Conn) {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
@@ -122,7 +124,7 @@ func (f *Forwarder) Stream(ctx context.Context, c net.Conn) {
 			if msg := f.answer("tcp", query); msg != nil {
 				write.Lock()
 				defer write.Unlock()
-				_ = writeFrame(c, msg) // the reading side sees what is wrong
+				_ = writeFrame(c, msg) // the reading side sees any error
 			}
 		})
 		if err != nil {
@@ -132,7 +134,7 @@ func (f *Forwarder) Stream(ctx context.Context, c net.Conn) {
 	}
 }
 
-// begin runs work on a goroutine, if there is room for one more.
+// begin runs work on a goroutine if there is room for another one.
 func (f *Forwarder) begin(work func()) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -159,7 +161,7 @@ func (f *Forwarder) finish() {
 	}
 }
 
-// Drain returns when no query is under way, or ctx ends. It keeps none from coming.
+// Drain returns when no query is in progress or ctx ends. It does not stop new queries.
 func (f *Forwarder) Drain(ctx context.Context) {
 	f.mu.Lock()
 	if f.asking > 0 && f.idle == nil {
@@ -176,7 +178,7 @@ func (f *Forwarder) Drain(ctx context.Context) {
 	}
 }
 
-// answer returns what a query is to be told; nil for nothing.
+// answer returns the response to a query, or nil for none.
 func (f *Forwarder) answer(network string, query []byte) []byte {
 	_, id, q, ok := parseQuestion(query, false)
 	if !ok {
@@ -198,7 +200,7 @@ func (f *Forwarder) answer(network string, query []byte) []byte {
 	}
 	f.learn.log.warn("forward DNS query", fmt.Errorf("%s: %w", q.name, err))
 	if errors.Is(err, errSilent) && network == "udp" {
-		return nil // as silent as they are: whoever asks knows how to go on
+		return nil // as silent as the upstreams: the client knows how to proceed
 	}
 	return servfail(query, "no upstream resolver could be asked")
 }
@@ -214,7 +216,7 @@ func (f *Forwarder) ask(r request) ([]byte, error) {
 	lists = slices.DeleteFunc(lists, func(l []Upstream) bool { return len(l) == 0 })
 	replies := make(chan reply, len(lists))
 	var wg sync.WaitGroup
-	defer wg.Wait() // for those that lost: cancel, which runs first, ends them
+	defer wg.Wait() // for the losers, which cancel (it runs first) ends
 	defer cancel()
 	for _, list := range lists {
 		wg.Go(func() { replies <- f.askList(ctx, list, r) })
@@ -223,7 +225,7 @@ func (f *Forwarder) ask(r request) ([]byte, error) {
 	for i := range lists {
 		got := <-replies
 		if got.err == nil && got.rcode() == dnsmessage.RCodeSuccess {
-			return got.msg, nil // what another network says of the name does not matter
+			return got.msg, nil // another network's opinion of the name does not matter
 		}
 		if i == 0 || got.better(best) {
 			best = got
@@ -232,8 +234,8 @@ func (f *Forwarder) ask(r request) ([]byte, error) {
 	return best.msg, best.err
 }
 
-// askList asks one upstream after the other, each some time after the one before or as soon as that has
-// failed, and returns the first answer.
+// askList asks one upstream after another: the next one after a delay, or as soon as the previous one has
+// failed. It returns the first answer.
 func (f *Forwarder) askList(ctx context.Context, list []Upstream, r request) reply {
 	list = f.silentLast(list)
 	type from struct {
@@ -290,7 +292,7 @@ func (f *Forwarder) askList(ctx context.Context, list []Upstream, r request) rep
 	return best
 }
 
-// silentLast returns list with those in the end that did not answer lately.
+// silentLast returns list with the upstreams that did not answer recently moved to the end.
 func (f *Forwarder) silentLast(list []Upstream) []Upstream {
 	f.mu.Lock()
 	defer f.mu.Unlock()

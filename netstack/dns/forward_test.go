@@ -22,13 +22,13 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// internet is what a Forwarder under test dials: a resolver for each address, which says what it answers, and nil
-// for nothing. Who has none refuses.
+// internet is what a Forwarder under test dials. It has a resolver function for each address, which returns the
+// answer, or nil for none. An address without a resolver refuses.
 type internet struct {
 	resolvers map[string]func(query []byte) []byte
 
 	mu    sync.Mutex
-	asked []string // network and address, over which interface
+	asked []string // network, address and interface
 	wg    sync.WaitGroup
 }
 
@@ -93,7 +93,7 @@ func (n *internet) forward(t *testing.T, obs Observer, lists ...[]Upstream) *For
 
 var stand = netip.MustParseAddrPort("192.0.0.53:53")
 
-// says answers with an address, after some time.
+// says answers with an address after a delay.
 func says(addr string, after time.Duration) func([]byte) []byte {
 	return func(query []byte) []byte {
 		time.Sleep(after)
@@ -101,7 +101,7 @@ func says(addr string, after time.Duration) func([]byte) []byte {
 	}
 }
 
-// fails answers with a code, after some time.
+// fails answers with a response code after a delay.
 func fails(code dnsmessage.RCode, after time.Duration) func([]byte) []byte {
 	return func(query []byte) []byte {
 		time.Sleep(after)
@@ -113,7 +113,7 @@ func fails(code dnsmessage.RCode, after time.Duration) func([]byte) []byte {
 
 func silent([]byte) []byte { return nil }
 
-// Whom a query goes to, when, and what the application gets.
+// Which upstreams a query goes to, when, and what the application gets.
 func TestForward(t *testing.T) {
 	type m = map[string]func([]byte) []byte
 	a, b, c := "192.0.2.1:53", "192.0.2.2:53", "192.0.2.3:5353"
@@ -168,7 +168,7 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// Who was silent comes last for a while.
+// A silent upstream is asked last for a while.
 func TestForwardRemembersSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := "192.0.2.1:53", "192.0.2.2:53"
@@ -194,7 +194,7 @@ func TestForwardRemembersSilence(t *testing.T) {
 	})
 }
 
-// A datagram is sent again, and after all patience nothing is said, which is how a lost server looks.
+// A datagram is sent again. When all attempts are exhausted there is no response, as with a lost server.
 func TestForwardAllSilent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked atomic.Int32
@@ -215,7 +215,7 @@ func TestForwardAllSilent(t *testing.T) {
 	})
 }
 
-// Guesses and late answers are not taken, and nothing is learned from them.
+// Guessed and late answers are rejected, and nothing is learned from them.
 func TestForwardStrangeAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &internet{resolvers: map[string]func([]byte) []byte{
@@ -242,7 +242,7 @@ func TestForwardStrangeAnswers(t *testing.T) {
 	})
 }
 
-// The routes stand before the answer is there, and without them there is none.
+// The answer is returned only once the routes are set. Without routes there is no answer.
 func TestForwardObserves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &internet{resolvers: map[string]func([]byte) []byte{"192.0.2.1:53": says("203.0.113.1", 0)}}
@@ -290,7 +290,7 @@ func TestForwardBound(t *testing.T) {
 	})
 }
 
-// Queries over TCP are asked over TCP, side by side.
+// Queries over TCP are asked over TCP, in parallel.
 func TestForwardStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &internet{resolvers: map[string]func([]byte) []byte{"192.0.2.1:53": func(q []byte) []byte {
@@ -351,7 +351,7 @@ func TestForwardStreamEnds(t *testing.T) {
 	})
 }
 
-// An upstream over TLS is asked in no other way, and only if its certificate is for it.
+// An upstream with TLS is asked over TLS only, and only if its certificate matches.
 func TestForwardTLS(t *testing.T) {
 	leaks(t)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -15,8 +15,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// naive is Answers written for a message that unpacks whole, without a thought
-// of cost or bounds.
+// naive is Answers for a message that unpacks completely, written without regard to cost or bounds.
 func naive(m dnsmessage.Message) map[netip.Addr]bool {
 	if m.RCode != dnsmessage.RCodeSuccess {
 		return nil
@@ -111,7 +110,7 @@ func FuzzAnswers(f *testing.F) {
 		if m.Unpack(msg) != nil || len(m.Questions) != 1 {
 			return
 		}
-		for _, r := range append(m.Answers, m.Additionals...) { // odd lengths, which Unpack doesn't mind
+		for _, r := range append(m.Answers, m.Additionals...) { // odd lengths, which Unpack accepts
 			switch r.Body.(type) {
 			case *dnsmessage.AResource:
 				if r.Header.Length != 4 {
@@ -135,13 +134,13 @@ func FuzzAnswers(f *testing.F) {
 	})
 }
 
-// script is a connection that reads in, in chunks, and keeps what is written.
+// script is a connection that reads from in, in chunks, and records what is written.
 type script struct {
 	net.Conn
 	in      []byte
-	chunks  []byte // lengths, 0 is a deadline that passed; repeated
+	chunks  []byte // lengths, repeated; 0 is an expired deadline
 	at      int
-	short   bool // writes a part and fails, every other time
+	short   bool // every other write fails after a part
 	writes  int
 	written []byte
 }
@@ -189,8 +188,8 @@ func (s *script) Write(b []byte) (int, error) {
 func (s *script) CloseWrite() error   { return nil }
 func (s *script) SetLinger(int) error { return nil }
 
-// Whatever the bytes and however they are cut, they pass unchanged while the
-// observer agrees; and at once if nobody wants anything.
+// Whatever the bytes and however they are split, they pass unchanged while the observer agrees. They pass at
+// once if nobody wants anything.
 func FuzzTap(f *testing.F) {
 	const h = "bank.example."
 	q1, q2 := query(1, h, dnsmessage.TypeA), query(2, h, dnsmessage.TypeAAAA)

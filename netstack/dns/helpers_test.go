@@ -18,7 +18,7 @@ import (
 
 const testWait = 30 * time.Second
 
-// leaks fails the test if it ends with more goroutines than it has now.
+// leaks fails the test if it ends with more goroutines than there are now.
 func leaks(t *testing.T) {
 	t.Helper()
 	before := runtime.NumGoroutine()
@@ -158,7 +158,7 @@ type observed struct {
 	TTL   time.Duration
 }
 
-// observer wants what wants matches, and answers with what observe returns.
+// observer wants the names that wants matches, and returns what observe returns.
 type observer struct {
 	wants   func(name string) bool
 	observe func(observed) error

@@ -27,11 +27,10 @@ type found struct {
 	wire  bool          // false: from a file on this host, /etc/hosts
 }
 
-// lookup resolves name as any Go program here would: nsswitch.conf, /etc/hosts,
-// resolv.conf with its reloads, EDNS, TCP after truncation are net.Resolver's.
-// A name with a dot is taken as fully qualified; one without can only mean what
-// /etc/hosts or the search list make of it. The sockets are dial's, and their
-// answers are read for the TTL, which net.Resolver doesn't tell.
+// lookup resolves name as any Go program on this host would: net.Resolver handles nsswitch.conf, /etc/hosts,
+// resolv.conf and its reloads, EDNS, and TCP after truncation. A name with a dot is taken as fully qualified. A
+// name without a dot means whatever /etc/hosts or the search list make of it. The sockets come from dial. Their
+// answers are read for the TTL, which net.Resolver doesn't report.
 func lookup(ctx context.Context, dial Dialer, name string) (found, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -39,7 +38,7 @@ func lookup(ctx context.Context, dial Dialer, name string) (found, error) {
 	if strings.Contains(name, ".") {
 		name += "."
 	}
-	// A Resolver of its own: two lookups of a name would share one's sockets.
+	// A separate Resolver: two lookups of one name on the same Resolver would share sockets.
 	res := net.Resolver{PreferGo: true, Dial: w.Dial}
 	addrs, err := res.LookupNetIP(ctx, "ip", name)
 	w.mu.Lock()
@@ -57,8 +56,8 @@ func lookup(ctx context.Context, dial Dialer, name string) (found, error) {
 	return found{addrs: addrs, ttl: w.ttl, wire: w.seen}, nil
 }
 
-// cause returns the part of err that stays the same as long as the trouble does;
-// net's own text has ports in it. errno is what the last socket said.
+// cause returns the part of err that stays the same while the problem lasts; net's own text contains ports.
+// errno is what the last socket reported.
 func cause(err error, errno syscall.Errno) error {
 	var d *net.DNSError
 	switch {
@@ -80,13 +79,13 @@ type wire struct {
 	dial Dialer
 
 	mu    sync.Mutex
-	ttl   time.Duration // the lowest of the answers with addresses
+	ttl   time.Duration // the lowest TTL of the answers with addresses
 	seen  bool
 	errno syscall.Errno
 }
 
-// Dial is for net.Resolver, which asks whether the connection is a
-// net.PacketConn to learn how messages are framed.
+// Dial is for net.Resolver, which checks whether the connection is a net.PacketConn to learn how messages are
+// framed.
 func (w *wire) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if err := w.ctx.Err(); err != nil {
 		return nil, err
@@ -100,7 +99,7 @@ func (w *wire) Dial(ctx context.Context, network, address string) (net.Conn, err
 		w.failed(err)
 		return nil, err
 	}
-	// net.Resolver heeds a cancel only between two messages.
+	// net.Resolver notices a cancel only between two messages.
 	stop := context.AfterFunc(w.ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	conn := &wireConn{Conn: c, wire: w, stop: stop}
 	if network == "udp" {
@@ -131,7 +130,7 @@ func (w *wire) Observe(_ string, _ []netip.Addr, ttl time.Duration) error {
 type wireConn struct {
 	net.Conn
 	wire *wire
-	stop func() bool // of the watch on the lookup's context
+	stop func() bool // stops the watch on the lookup's context
 }
 
 func (c *wireConn) SetDeadline(t time.Time) error {

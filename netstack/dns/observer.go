@@ -7,17 +7,15 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// Observer is told what names were resolved to. Both methods are called
-// concurrently.
+// Observer is told what names were resolved to. Both methods are called concurrently.
 type Observer interface {
-	// Wants reports whether some rule matches name (lower case, no final dot). It
-	// is called for every query, on the packet path: it must be quick.
+	// Wants reports whether some rule matches name (lower case, no final dot). It is called for every query, on
+	// the packet path, so it must be fast.
 	Wants(name string) bool
 
-	// Observe returns nil once connections to addrs, made for name, are captured:
-	// the routes stand. The answer is held back until then, and replaced by
-	// SERVFAIL on an error. It must return in bounded time; nothing cancels it.
-	// addrs is not empty and belongs to the callee.
+	// Observe returns nil once connections made to addrs for name are captured, that is, once the routes are
+	// set. The answer is held back until then, and replaced by SERVFAIL on an error. Observe must return in
+	// bounded time; nothing cancels it. addrs is not empty and belongs to the callee.
 	Observe(name string, addrs []netip.Addr, ttl time.Duration) error
 }
 
@@ -27,8 +25,8 @@ type learner struct {
 	log *throttle
 }
 
-// release returns msg, or SERVFAIL, after the observer has learned from msg. p
-// and q come from parseQuestion(msg, true).
+// release returns msg after the observer has learned from it, or SERVFAIL. p and q come from parseQuestion(msg,
+// true).
 func (l *learner) release(p dnsmessage.Parser, q question, msg []byte) []byte {
 	a := collect(p, q, msg)
 	if len(a.Addrs) == 0 {

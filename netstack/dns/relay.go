@@ -15,21 +15,22 @@ import (
 
 const (
 	maxAsked  = 128  // wanted and unanswered queries of one relay flow
-	maxQueued = 2048 // queries of all relay flows that wait to be sent; half as many of one flow, or of the largest share
+	maxQueued = 2048 // queries of all relay flows waiting to be sent; half of it for one flow or for the largest share
 	dialWait  = 5 * time.Second
 
-	// A question costs a socket, most of it in the kernel: 50 µs. As long as some goroutine can run, Go asks the network
-	// for news every 10 ms only (sysmon), so in a flood of questions everybody else would wait for that again and again.
-	// Hence few goroutines dial, and rest after a few dials for longer than those and their queries take; and
-	// longer when so many flows wait that it is a flood.
+	// A question costs a socket: 50 µs, mostly in the kernel. While any goroutine can run, Go polls the network
+	// only every 10 ms (sysmon), so in a flood of questions everyone else would keep waiting for that poll.
+	// Therefore few goroutines dial. After a few dials they rest for longer than the dials and their queries
+	// take, and for longer still when so many flows wait that it is a flood.
 	maxDialing  = 2
 	dialsAtOnce = 2
 	dialsRest   = time.Millisecond
 	floodFrom   = 256
 	floodRest   = 4 * time.Millisecond
 
-	// How often one of the largest share may take the place of its oldest when all are waiting: often enough for the
-	// first question after a flood, and so seldom that a flood costs a twentieth of a processor.
+	// How often a flow of the largest share may replace the oldest one of that share while all are waiting.
+	// This is often enough for the first question after a flood, and rare enough that a flood costs a twentieth
+	// of a processor.
 	displaceEvery = time.Millisecond
 )
 
@@ -39,32 +40,31 @@ var (
 	errManyOpen   = errors.New("too many queries wait for an answer")
 )
 
-// Query is one datagram that the application sent to port 53. Its methods are
-// called concurrently, and Reply and Unreachable any number of times: one Query
-// stands for its socket until the next one comes.
+// Query is one datagram that the application sent to port 53. Its methods are called concurrently. Reply and
+// Unreachable are called any number of times: one Query represents its socket until the next one comes.
 type Query interface {
 	Src() netip.AddrPort // the application
-	Dst() netip.AddrPort // the resolver it means
-	Payload() []byte     // not changed by anyone any more
+	Dst() netip.AddrPort // the resolver it is meant for
+	Payload() []byte     // no longer modified by anyone
 
-	// Reply sends a datagram from Dst to Src. It copies b, which is at most 65535
-	// bytes long, and does not block for long.
+	// Reply sends a datagram from Dst to Src. It copies b, which is at most 65535 bytes long, and does not
+	// block for long.
 	Reply(b []byte) error
 
-	// Unreachable tells the application by ICMP that the query can't be delivered;
-	// ECONNREFUSED: nothing listens at Dst.
+	// Unreachable tells the application by ICMP that the query can't be delivered. ECONNREFUSED means that
+	// nothing listens at Dst.
 	Unreachable(errno syscall.Errno)
 }
 
-// Dialer opens a socket of pinproxy's own, which is never captured. network is
-// "udp" or "tcp". The caller closes the connection.
+// Dialer opens a socket of pinproxy's own, which is never captured. network is "udp" or "tcp". The caller
+// closes the connection.
 type Dialer func(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error)
 
-// Limits bounds a Relay. The zero value of a field stands for its default.
+// Limits bounds a Relay. A zero field means its default.
 type Limits struct {
-	Flows      int           // sockets at a time (4096)
-	Unanswered time.Duration // how long an answer is waited for (10s)
-	Answered   time.Duration // how long a socket stays when all is answered (2s)
+	Flows      int           // concurrent sockets (4096)
+	Unanswered time.Duration // how long to wait for an answer (10s)
+	Answered   time.Duration // how long a socket stays open after the last answer (2s)
 }
 
 func (l Limits) withDefaults() Limits {
@@ -84,7 +84,7 @@ func (l Limits) withDefaults() Limits {
 type Stats struct {
 	Queries uint64 // from applications
 	Answers uint64 // to them
-	Dropped uint64 // queries that there was no room for
+	Dropped uint64 // queries for which there was no room
 }
 
 // Relay carries DNS over UDP. Its methods are safe for concurrent use.
@@ -103,15 +103,15 @@ type Relay struct {
 	closed    bool
 	flows     map[flowKey]*flow
 	busy      crowd     // those with an open question
-	idle      list.List // of *flow without, the one idle longest first
-	ahead     list.List // of *flow without a socket, the oldest first, that go before undialed
-	undialed  list.List // of *flow without a socket, the oldest first
-	dialing   int       // goroutines that dial
-	queued    int       // length of all flows' queues
-	displaced time.Time // when the largest share last took a place of its own
+	idle      list.List // of *flow without one, idle longest first
+	ahead     list.List // of *flow without a socket, oldest first; served before undialed
+	undialed  list.List // of *flow without a socket, oldest first
+	dialing   int       // dialing goroutines
+	queued    int       // total length of all flows' queues
+	displaced time.Time // when the largest share last replaced a flow of its own
 }
 
-// NewRelay returns a relay that asks over dial and tells obs. A nil log discards.
+// NewRelay returns a relay that asks over dial and reports to obs. A nil log discards.
 func NewRelay(dial Dialer, obs Observer, log *slog.Logger, lim Limits) *Relay {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Relay{
@@ -125,8 +125,8 @@ func NewRelay(dial Dialer, obs Observer, log *slog.Logger, lim Limits) *Relay {
 	}
 }
 
-// Handle takes a query over and returns without waiting for the network. Queries
-// that come before Serve are carried; after it they are dropped.
+// Handle accepts a query and returns without waiting for the network. Queries that come before Serve are
+// carried; those that come after it are dropped.
 func (r *Relay) Handle(q Query) {
 	r.queries.Add(1)
 	_, id, question, ok := parseQuestion(q.Payload(), false)
@@ -164,7 +164,8 @@ func (r *Relay) handle(q Query, id uint16, question question, wanted bool) error
 	return nil
 }
 
-// beginLocked makes a flow of a share and has it dialed, if there is room. What is turned away costs next to nothing.
+// beginLocked adds a flow to a share and has it dialed, if there is room. Rejecting a flow costs next to
+// nothing.
 func (r *Relay) beginLocked(key flowKey, s *share, now time.Time) (*flow, error) {
 	largest := r.busy.largest(s) == s
 	if largest && r.queued >= maxQueued/2 {
@@ -180,7 +181,7 @@ func (r *Relay) beginLocked(key flowKey, s *share, now time.Time) (*flow, error)
 	} else {
 		f.turn = r.ahead.PushBack(f)
 	}
-	f.sending = true // run sends the queue when there is a socket
+	f.sending = true // run sends the queue once there is a socket
 	r.flows[key] = f
 	if r.dialing < maxDialing {
 		r.dialing++
@@ -189,7 +190,7 @@ func (r *Relay) beginLocked(key flowKey, s *share, now time.Time) (*flow, error)
 	return f, nil
 }
 
-// makeRoomLocked ends a flow for one more of s, if it may have a place.
+// makeRoomLocked ends a flow to make room for one of s. It reports whether s may have the place.
 func (r *Relay) makeRoomLocked(s *share, now time.Time) bool {
 	if e := r.idle.Front(); e != nil {
 		e.Value.(*flow).endLocked()
@@ -206,7 +207,7 @@ func (r *Relay) makeRoomLocked(s *share, now time.Time) bool {
 	return true
 }
 
-// dialAll gives flows their sockets until all have one.
+// dialAll opens sockets until every flow has one.
 func (r *Relay) dialAll() {
 	for n := 1; ; n++ {
 		f, waiting := r.undialedFlow()
@@ -226,7 +227,8 @@ func (r *Relay) dialAll() {
 	}
 }
 
-// undialedFlow returns the next flow that needs a socket, and how many do; nil if none does and the goroutine ends.
+// undialedFlow returns the next flow that needs a socket, and how many are waiting. If there is none it returns
+// nil, and the goroutine ends.
 func (r *Relay) undialedFlow() (f *flow, waiting int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -248,8 +250,8 @@ func (r *Relay) Stats() Stats {
 	return Stats{Queries: r.queries.Load(), Answers: r.answers.Load(), Dropped: r.dropped.Load()}
 }
 
-// Serve returns nil when ctx has ended, every socket is closed and every
-// goroutine of the relay is gone. It is called once.
+// Serve returns nil when ctx has ended, every socket is closed and every goroutine of the relay has exited. It
+// is called once.
 func (r *Relay) Serve(ctx context.Context) error {
 	<-ctx.Done()
 	r.cancel()

@@ -21,7 +21,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// datagram is a Query, and what happened to it.
+// datagram is a Query that records what happened to it.
 type datagram struct {
 	src, dst    netip.AddrPort
 	payload     []byte
@@ -39,7 +39,7 @@ func newQuery(dst netip.AddrPort, payload []byte) *datagram {
 	}
 }
 
-// again is another datagram from the same socket of the application.
+// again returns another datagram from the same application socket.
 func (d *datagram) again(payload []byte) *datagram {
 	next := *d
 	next.payload = payload
@@ -198,7 +198,7 @@ func TestRelayObserveFails(t *testing.T) {
 	}
 }
 
-// Only answers to queries that were asked are believed.
+// Only answers to queries that were asked are accepted.
 func TestRelayBelief(t *testing.T) {
 	leaks(t)
 	const h = "bank.example."
@@ -259,7 +259,7 @@ func TestRelayUnreachable(t *testing.T) {
 	r := NewRelay(directly, &observer{}, nil, Limits{})
 	serve(t, r)
 	d := newQuery(dst, query(1, "bank.example.", dnsmessage.TypeA))
-	for range 3 { // the flow goes on after an ICMP error
+	for range 3 { // the flow continues after an ICMP error
 		r.Handle(d)
 		receive(t, d.unreachable)
 	}
@@ -282,8 +282,8 @@ func TestRelayUnreachable(t *testing.T) {
 	}
 }
 
-// pipeDialer hands out connections whose other ends it keeps; net.Pipe keeps
-// datagrams apart as long as the reader's buffer is large enough.
+// pipeDialer returns connections and keeps their other ends. net.Pipe preserves datagram boundaries if the
+// reader's buffer is large enough.
 type pipeDialer struct {
 	mu    sync.Mutex
 	peers []net.Conn
@@ -325,7 +325,7 @@ func TestRelayIdle(t *testing.T) {
 		p.wait()
 		p.peer(0).Read(buf)
 		at(9*time.Second, 1)
-		r.Handle(d) // asked again: waits anew
+		r.Handle(d) // asked again: the wait starts anew
 		p.peer(0).Read(buf)
 		at(9999*time.Millisecond, 1)
 		at(time.Millisecond, 0)
@@ -344,10 +344,10 @@ func TestRelayIdle(t *testing.T) {
 	})
 }
 
-// wait lets dials under way end; only in a bubble.
+// wait lets pending dials finish. It works only in a synctest bubble.
 func (p *pipeDialer) wait() { synctest.Wait() }
 
-// The flow that has been idle longest makes room; if all wait, the oldest.
+// The flow that has been idle longest makes room. If all are waiting, the oldest does.
 func TestRelayEvicts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p pipeDialer
@@ -395,7 +395,7 @@ func TestRelayEvicts(t *testing.T) {
 
 func TestRelayBounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var p pipeDialer // its pipes take nothing unless read
+		var p pipeDialer // its pipes accept data only when read
 		r := NewRelay(p.dial, &observer{}, nil, Limits{})
 		stop := serve(t, r)
 		defer stop()
@@ -431,7 +431,7 @@ func TestRelayBounds(t *testing.T) {
 		if got != maxAsked {
 			t.Errorf("%d queries were sent, want %d", got, maxAsked)
 		}
-		// Those without an answer make room in the end; unwanted ones always pass.
+		// Unanswered queries make room in the end. Unwanted queries always pass.
 		time.Sleep(9 * time.Second)
 		r.Handle(d.again([]byte("?")))
 		p.peer(1).SetReadDeadline(time.Time{})
@@ -490,8 +490,7 @@ func (s *safeBuffer) String() string {
 	return s.b.String()
 }
 
-// One query and its answer over real sockets, from an application's socket that
-// is known (flow) or new each time.
+// One query and its answer over real sockets, from an application socket that is known (flow) or new each time.
 func BenchmarkRelay(b *testing.B) {
 	q := query(1, "bank.example.", dnsmessage.TypeA)
 	a := answerTo(q, rec("bank.example.", 60, "203.0.113.1"))

@@ -13,18 +13,18 @@ import (
 )
 
 const (
-	atOnce     = 16               // lookups at a time
-	lookupWait = 20 * time.Second // two servers tried twice at resolv.conf's 5 s: a dead first one is survived
-	firstWait  = 10 * time.Second // ready comes by then, whatever is missing
-	hostsEvery = time.Minute      // names not seen on the wire
-	soonest    = 5 * time.Second  // a TTL of 0 must not make a storm
+	atOnce     = 16               // concurrent lookups
+	lookupWait = 20 * time.Second // two servers, each tried twice at resolv.conf's 5 s: a lookup survives a dead first server
+	firstWait  = 10 * time.Second // ready is called by then, whatever is missing
+	hostsEvery = time.Minute      // for names that come from no DNS answer
+	soonest    = 5 * time.Second  // a TTL of 0 must not cause a storm
 	latest     = time.Hour
 	retryFirst = time.Second
 	retryLast  = time.Minute
 )
 
-// Resolver keeps names resolved. It asks as any Go program on this host would
-// (/etc/hosts, resolv.conf); a name with a dot in it is taken as fully qualified.
+// Resolver keeps names resolved. It resolves as any Go program on this host would (/etc/hosts, resolv.conf). A
+// name with a dot in it is taken as fully qualified.
 type Resolver struct {
 	lookup  func(ctx context.Context, name string) (found, error)
 	observe func(name string, addrs []netip.Addr, ttl time.Duration) error
@@ -32,15 +32,15 @@ type Resolver struct {
 	changes chan wanted
 }
 
-// wanted is the names to be kept resolved, and who wants to know when those that are new have been tried.
+// wanted is the set of names to keep resolved, and the function to call once the new ones have been tried.
 type wanted struct {
 	names []string
 	ready func()
 }
 
-// NewResolver returns a Resolver whose sockets come from dial. observe is called
-// concurrently; addrs is not empty and belongs to the callee; ttl is at least the time until the
-// name is looked up again. A nil log discards.
+// NewResolver returns a Resolver whose sockets come from dial. observe is called concurrently. addrs is not
+// empty and belongs to the callee. ttl is at least the time until the name is looked up again. A nil log
+// discards.
 func NewResolver(dial Dialer, observe func(name string, addrs []netip.Addr, ttl time.Duration) error, log *slog.Logger) *Resolver {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -53,11 +53,11 @@ func NewResolver(dial Dialer, observe func(name string, addrs []netip.Addr, ttl 
 	}
 }
 
-// Run resolves names, 16 at a time, and each again as its TTL ends: after 5 s at
-// least and an hour at most, plus up to a tenth by chance; after a minute if it
-// came from /etc/hosts. It calls ready once: when every name was tried, or after
-// 10 s. It returns nil when ctx has ended and its goroutines are gone; ready may
-// not have been called then. Run may be called again when it has returned.
+// Run resolves names, 16 at a time, and each one again when its TTL ends: after 5 s at least and an hour at
+// most, plus a random extra of up to a tenth. A name from /etc/hosts is resolved again after a minute. Run
+// calls ready once: when every name has been tried, or after 10 s. It returns nil when ctx has ended and its
+// goroutines have exited; ready may not have been called by then. Run may be called again after it has
+// returned.
 func (r *Resolver) Run(ctx context.Context, names []string, ready func()) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -73,8 +73,9 @@ func (r *Resolver) Run(ctx context.Context, names []string, ready func()) error 
 	}
 }
 
-// Change has Run, which is running, resolve these names from now on. Those that it resolves already go on as they do. It
-// calls ready once those that are new have been tried, as Run does, and returns before that; or when ctx ends.
+// Change makes a running Run resolve these names from now on. Names that are already being resolved continue
+// unchanged. Run calls ready once the new names have been tried, on the same terms as at its start. Change
+// returns before that, or when ctx ends.
 func (r *Resolver) Change(ctx context.Context, names []string, ready func()) {
 	select {
 	case r.changes <- wanted{names, ready}:
@@ -82,7 +83,8 @@ func (r *Resolver) Change(ctx context.Context, names []string, ready func()) {
 	}
 }
 
-// follow starts and ends the keeping of names, and returns when those started were tried, or it takes too long.
+// follow starts and stops the upkeep of names. It returns when the new ones have been tried or it takes too
+// long.
 func (r *Resolver) follow(ctx context.Context, want wanted, kept map[string]context.CancelFunc, slots chan struct{}, wg *sync.WaitGroup) {
 	names := slices.Clone(want.names)
 	for i, n := range names {
@@ -157,7 +159,7 @@ func (r *Resolver) keep(ctx context.Context, name string, slots chan struct{}, t
 	}
 }
 
-// once resolves name and returns when to do so again.
+// once resolves name and returns when to do it again.
 func (r *Resolver) once(ctx context.Context, name string, slots chan struct{}) (time.Duration, error) {
 	select {
 	case slots <- struct{}{}:
@@ -182,5 +184,5 @@ func (r *Resolver) once(ctx context.Context, name string, slots chan struct{}) (
 	return wait, nil
 }
 
-// jitter spreads what began together.
+// jitter spreads lookups that began together.
 func jitter(d time.Duration) time.Duration { return d + rand.N(d/10) }

@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// Names come and go while others are kept: those go on in their own time, those gone are not asked for again.
+// Names come and go while others are kept. Kept names stay on their own schedule; removed names are not looked
+// up again.
 func TestResolverChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
@@ -53,7 +54,7 @@ func TestResolverChange(t *testing.T) {
 			t.Error(err)
 		}
 		late := make(chan time.Time, 1)
-		r.Change(ctx, []string{"late"}, func() { late <- time.Now() }) // comes back although nobody listens
+		r.Change(ctx, []string{"late"}, func() { late <- time.Now() }) // is called although nobody listens
 		none(t, late)
 
 		if n := asked["kept"]; len(n) != 2 || n[1] < 40*time.Minute || n[1] > 44*time.Minute {

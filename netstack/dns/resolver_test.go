@@ -21,7 +21,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// fakeResolver has its lookups scripted; the rest of it is real.
+// fakeResolver is a real Resolver with scripted lookups.
 func fakeResolver(obs *observer, log io.Writer, lookup func(ctx context.Context, name string) (found, error)) *Resolver {
 	r := NewResolver(nil, obs.Observe, slog.New(slog.NewTextHandler(log, nil)))
 	r.lookup = lookup
@@ -86,7 +86,7 @@ func TestResolverReadyIsBounded(t *testing.T) {
 	})
 }
 
-// When a name is looked up again, by what the last lookup gave.
+// When a name is looked up again, depending on the last lookup's result.
 func TestResolverSchedule(t *testing.T) {
 	for _, tt := range []struct {
 		got      found
@@ -163,7 +163,7 @@ func TestResolverTrouble(t *testing.T) {
 			t.Errorf("observed %v", obs.all())
 		}
 	})
-	synctest.Test(t, func(t *testing.T) { // an observer that fails is asked again soon
+	synctest.Test(t, func(t *testing.T) { // a failing observer is called again soon
 		var log safeBuffer
 		ctx, cancel := context.WithCancel(t.Context())
 		times := 0
@@ -184,13 +184,13 @@ func TestResolverTrouble(t *testing.T) {
 	})
 }
 
-// dnsServer answers over UDP and TCP on one port. A query over UDP for a name
-// that begins with "big" gets a truncated answer.
+// dnsServer answers over UDP and TCP on one port. A UDP query for a name that begins with "big" gets a
+// truncated answer.
 func dnsServer(t *testing.T, answer func(q []byte, h string, typ dnsmessage.Type) []byte) netip.AddrPort {
 	var l net.Listener
 	var u *net.UDPConn
 	var err error
-	for range 10 { // the other port of that number may be somebody's
+	for range 10 { // the other protocol's port of that number may be in use
 		if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 			t.Fatal(err)
 		}
@@ -248,7 +248,7 @@ func dnsServer(t *testing.T, answer func(q []byte, h string, typ dnsmessage.Type
 	return addr
 }
 
-// net.Resolver and our sockets together, over the wire.
+// net.Resolver together with our sockets, over the wire.
 func TestLookup(t *testing.T) {
 	leaks(t)
 	server := dnsServer(t, func(msg []byte, h string, typ dnsmessage.Type) []byte {
@@ -318,7 +318,7 @@ func TestLookup(t *testing.T) {
 		t.Errorf("localhost: %+v %v", got, err)
 	}
 
-	// A cancel ends a lookup that waits for a silent server.
+	// Canceling ends a lookup that waits for a silent server.
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := lookup(ctx, dial, "silent.pinproxy.example"); !errors.Is(err, errTimeout) {

@@ -2,15 +2,15 @@ package dns
 
 import "golang.org/x/net/dns/dnsmessage"
 
-// unrouted is why an answer is withheld.
+// unrouted is the reason for withholding an answer.
 const unrouted = "the routes to this answer's addresses could not be set"
 
-// servfail returns the response that takes the place of answer, or answers it if it is a query, with its ID
-// and question. answer has a header at least.
+// servfail returns the response that replaces answer, with the same ID and question. If answer is a query, the
+// result is the response to it. answer contains at least a header.
 //
-// If answer speaks EDNS, so does the result: a client that asked with EDNS and
-// gets none back may take the server for an old one and ask the next time
-// without. The extended error (RFC 8914, code 0) tells a person with dig why.
+// If answer uses EDNS, so does the result: a client that asked with EDNS and gets none back may take the server
+// for an old one and omit it the next time. The extended error (RFC 8914, code 0) tells a person with dig the
+// reason.
 func servfail(answer []byte, why string) []byte {
 	var p dnsmessage.Parser
 	h, err := p.Start(answer)
@@ -26,15 +26,14 @@ func servfail(answer []byte, why string) []byte {
 		RCode:              dnsmessage.RCodeServerFailure,
 	}
 	msg, err := build(h, p, why)
-	if err != nil { // a question that can't be repeated
+	if err != nil { // a question that can't be copied
 		b := dnsmessage.NewBuilder(nil, h)
 		msg, _ = b.Finish() // a header alone can't fail
 	}
 	return msg
 }
 
-// build returns h with the question, and EDNS if there is any, of the message
-// before whose question p stands.
+// build returns h with the question, and the EDNS if any, of the message whose question p is positioned at.
 func build(h dnsmessage.Header, p dnsmessage.Parser, why string) ([]byte, error) {
 	const extendedError = 15
 	q, err := p.Question()
@@ -66,7 +65,7 @@ func build(h dnsmessage.Header, p dnsmessage.Parser, why string) ([]byte, error)
 	return b.Finish()
 }
 
-// edns returns the header of the message's OPT record. p stands in the questions.
+// edns returns the header of the message's OPT record. p is positioned in the questions.
 func edns(p dnsmessage.Parser) (dnsmessage.ResourceHeader, bool) {
 	if p.SkipAllQuestions() != nil || p.SkipAllAnswers() != nil || p.SkipAllAuthorities() != nil {
 		return dnsmessage.ResourceHeader{}, false

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	frameLen     = 2                          // the length before a message, RFC 1035, section 4.2.2
+	frameLen     = 2                          // the length prefix of a message, RFC 1035, section 4.2.2
 	headLen      = frameLen + headerLen + 259 // up to the end of any question
 	maxAskedTCP  = 1024
 	keepAskedTCP = time.Minute
@@ -20,22 +20,21 @@ const (
 
 var errManyAskedTCP = errors.New("dns: too many unanswered queries on one connection")
 
-// Conn is a TCP connection, as *net.TCPConn is.
+// Conn is a TCP connection like *net.TCPConn.
 type Conn = interface {
 	net.Conn
 	CloseWrite() error
 	SetLinger(sec int) error
 }
 
-// Tap returns c, the connection to a resolver, with an eye on what passes: Write
-// sees the application's queries, Read hands an answer to a wanted one out when
-// the observer has learned from it. If c turns out not to carry DNS it becomes
-// transparent; never does it hold more than one message of 64 KiB besides what
-// one Read brought.
+// Tap wraps c, the connection to a resolver, and watches its traffic. Write sees the application's queries.
+// Read releases the answer to a wanted query once the observer has learned from it. If c turns out not to carry
+// DNS, the tap becomes transparent. It never holds more than one message of 64 KiB in addition to the data of
+// one Read.
 //
-// One goroutine may read and another one write at a time. Write fails, having
-// written nothing, if 1024 wanted queries wait for an answer for less than a minute each.
-// A nil log discards; repeated causes are logged once a minute for each connection.
+// One goroutine may read while another one writes. Write fails, having written nothing, if 1024 wanted queries
+// have each waited less than a minute for an answer. A nil log discards. A repeated cause is logged once a
+// minute for each connection.
 func Tap(c Conn, obs Observer, log *slog.Logger) Conn {
 	return &tap{stream: newStream(c, learner{obs: obs, log: newThrottle(log)}), conn: c}
 }
@@ -48,13 +47,12 @@ type tap struct {
 func (t *tap) CloseWrite() error       { return t.conn.CloseWrite() }
 func (t *tap) SetLinger(sec int) error { return t.conn.SetLinger(sec) }
 
-// stream follows the frames in both directions of a connection. It is no
-// net.PacketConn, by which net.Resolver would take it for UDP.
+// stream follows the frames in both directions of a connection. It is not a net.PacketConn, because
+// net.Resolver would take it for UDP.
 //
-// Bytes that pass freely are only counted: what matters is where the next frame
-// starts. A frame is held, whole, if its ID is one that a wanted query waits for.
-// Its first bytes are held until that is known, but only while any such query
-// waits: a frame that began to pass before is not the answer to a later query.
+// Bytes that pass freely are only counted: all that matters is where the next frame starts. A frame is held,
+// whole, if a wanted query waits for its ID. Its first bytes are held until the ID is known, but only while a
+// wanted query waits: a frame that has begun to pass is not the answer to a later query.
 type stream struct {
 	net.Conn
 	learn learner
@@ -64,25 +62,25 @@ type stream struct {
 	asked asked
 
 	// Write's side.
-	head  [headLen]byte // of the frame that passes, as far as it came
+	head  [headLen]byte // of the current frame, as far as it has come
 	nhead int
 	wskip int // bytes of the frame after head
 	ahead int // bytes seen that a failed Write left unsent; they will come again
 
 	// Read's side.
 	rskip int    // bytes of the frame still to pass freely
-	half  bool   // first, half of a frame's length, has passed
-	first byte   //
+	half  bool   // one byte of a frame's length has passed
+	first byte   // that byte
 	hold  []byte // starts with a frame that may have to wait
 	ready []byte // to be handed out first
-	rerr  error  // after that
+	rerr  error  // returned after ready
 }
 
 func newStream(c net.Conn, l learner) *stream {
 	return &stream{Conn: c, learn: l, asked: asked{max: maxAskedTCP, keep: keepAskedTCP}}
 }
 
-// Write sends p. Its queries are remembered before their last byte leaves.
+// Write sends p. Its queries are remembered before their last byte is sent.
 func (s *stream) Write(p []byte) (int, error) {
 	seen := min(s.ahead, len(p))
 	if err := s.watch(p[seen:]); err != nil {
@@ -127,7 +125,7 @@ func (s *stream) watch(p []byte) error {
 	return nil
 }
 
-// query sees a query, or the start of one that holds its question at least.
+// query handles a query, or a part of it that includes the question.
 func (s *stream) query(msg []byte) error {
 	if !plausible(msg) {
 		s.giveUp()
@@ -145,9 +143,8 @@ func (s *stream) query(msg []byte) error {
 	return nil
 }
 
-// plausible reports whether msg could begin a request: no response, a known
-// opcode (RFC 1035, 1996, 2136, 8490), no response code, few questions, and in a
-// standard query no answers.
+// plausible reports whether msg could begin a request: not a response, a known opcode (RFC 1035, 1996, 2136,
+// 8490), no response code, few questions, and no answers in a standard query.
 func plausible(msg []byte) bool {
 	flags, opcode := msg[3], msg[2]>>3&0xf
 	if msg[2]&0x80 != 0 || opcode > 6 || flags&0x4f != 0 || msg[4] != 0 || msg[5] > 16 {
@@ -163,8 +160,8 @@ func (s *stream) giveUp() {
 	s.blind.Store(true)
 }
 
-// Read hands out what may pass. An error comes after everything read before it,
-// partial frames included, except for a deadline: what was held then stays.
+// Read returns what may pass. An error is returned after everything read before it, including partial frames. A
+// deadline is different: what is held stays held.
 func (s *stream) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return s.Conn.Read(p)
@@ -202,7 +199,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 }
 
-// fail notes an error that ends the reading.
+// fail records an error that ends reading.
 func (s *stream) fail(err error) {
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		s.rerr = err
@@ -222,7 +219,7 @@ func (s *stream) fill() (int, error) {
 	return n, err
 }
 
-// settle moves from hold to ready what need not wait any longer.
+// settle moves data from hold to ready once it no longer has to wait.
 func (s *stream) settle() {
 	b := s.hold
 	for len(b) > 0 {
@@ -251,8 +248,8 @@ func (s *stream) settle() {
 	}
 }
 
-// scan returns how many bytes of b, which continues what was scanned last, may
-// pass. The rest starts with a frame to hold.
+// scan returns how many bytes of b may pass. b continues the previously scanned data. The rest starts with a
+// frame to hold.
 func (s *stream) scan(b []byte) int {
 	n := 0
 	for n < len(b) && !s.blind.Load() {
@@ -286,8 +283,8 @@ func (s *stream) pass(size int) {
 	s.rskip = size
 }
 
-// holds reports whether the frame that b starts with must wait: until more of it
-// is known, or until all of it is there.
+// holds reports whether the frame at the start of b must wait, either until more of it is known or until it is
+// complete.
 func (s *stream) holds(b []byte) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -302,7 +299,7 @@ func (s *stream) holds(b []byte) bool {
 	return b[4]&0x80 != 0 && s.asked.has(uint16(b[2])<<8|uint16(b[3]))
 }
 
-// answer returns what takes the place of a frame that was held.
+// answer returns the replacement for a frame that was held.
 func (s *stream) answer(frame []byte) []byte {
 	p, id, q, ok := parseQuestion(frame[frameLen:], true)
 	if !ok {

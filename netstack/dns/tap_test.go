@@ -27,8 +27,8 @@ type pipeConn struct{ net.Conn }
 func (pipeConn) CloseWrite() error   { return nil }
 func (pipeConn) SetLinger(int) error { return nil }
 
-// tapped returns the application's end and the resolver's, in a bubble. What can
-// be read from the tap appears in read, byte by byte as it is released.
+// tapped returns the application's end and the resolver's end, in a synctest bubble. Data from the tap appears
+// in read, byte by byte as it is released.
 func tapped(t *testing.T, obs Observer, log *slog.Logger) (tap Conn, resolver net.Conn, read func() []byte) {
 	a, resolver := net.Pipe()
 	tap = Tap(pipeConn{a}, obs, log)
@@ -79,8 +79,8 @@ func expect(t *testing.T, what string, got, want []byte) {
 	}
 }
 
-// Pipelined queries, answered out of order: each answer to a wanted one is
-// released after its Observe, the others at once.
+// Pipelined queries, answered out of order: each answer to a wanted query is released after its Observe, the
+// others at once.
 func TestTapOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		entered, proceed := make(chan observed, 1), make(chan error)
@@ -108,12 +108,12 @@ func TestTapOrder(t *testing.T) {
 		proceed <- nil
 		expect(t, "observed", read(), f)
 
-		write(t, resolver, frame(a1)) // two in one go, the second one known
+		write(t, resolver, frame(a1)) // two at once, the second one known
 		receive(t, entered)
 		proceed <- nil
 		expect(t, "observed", read(), frame(a1))
 
-		write(t, resolver, frame(a1, a3)) // nobody waits for them any more
+		write(t, resolver, frame(a1, a3)) // no longer awaited
 		expect(t, "not asked", read(), frame(a1, a3))
 	})
 }
@@ -135,7 +135,7 @@ func TestTapObserveFails(t *testing.T) {
 	})
 }
 
-// Nothing is held of a stream that waits for no wanted answer.
+// Nothing is held of a stream in which no wanted query waits.
 func TestTapNotDNS(t *testing.T) {
 	hello := []byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + strings.Repeat("r", 300))
 	wanted := frame(query(1, bank, dnsmessage.TypeA))
@@ -176,7 +176,7 @@ func TestTapPartial(t *testing.T) {
 			t.Fatalf("%d bytes: %x %v", n, got, err)
 		}
 	}
-	// A deadline in a frame loses nothing.
+	// A deadline within a frame loses nothing.
 	obs := &observer{}
 	c := &script{in: slices.Clone(f), chunks: []byte{5, 0, 9, 0, 200}}
 	tap := Tap(c, obs, nil)
@@ -197,7 +197,7 @@ func TestTapPartial(t *testing.T) {
 	}
 }
 
-// A Write that fails after a part is gone on with; the frames stay in step.
+// A Write that fails partway is continued, and the frames stay in sync.
 func TestTapShortWrite(t *testing.T) {
 	q1, q2 := query(1, "x.", dnsmessage.TypeA), query(2, bank, dnsmessage.TypeA)
 	all := frame(q1, q2)
@@ -233,7 +233,7 @@ func TestTapBound(t *testing.T) {
 	})
 }
 
-// The largest message there is, over real sockets, with half-close and linger.
+// The largest possible message, over real sockets, with half-close and linger.
 func TestTapTCP(t *testing.T) {
 	leaks(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -252,7 +252,7 @@ func TestTapTCP(t *testing.T) {
 			return
 		}
 		defer c.Close()
-		got, err := io.ReadAll(c) // till the half-close
+		got, err := io.ReadAll(c) // until the half-close
 		if !bytes.Equal(got, frame(q)) || err != nil {
 			t.Error(got, err)
 		}

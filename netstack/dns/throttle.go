@@ -9,11 +9,10 @@ import (
 
 const (
 	throttleEvery  = time.Minute
-	throttleCauses = 64 // remembered; beyond it all are forgotten and may be logged again
+	throttleCauses = 64 // remembered; when exceeded, all are forgotten and may be logged again
 )
 
-// throttle logs a cause at once when it is new, and then once a minute as long as
-// it goes on. Safe for concurrent use.
+// throttle logs a new cause at once, and then once a minute while it continues. It is safe for concurrent use.
 type throttle struct {
 	log *slog.Logger
 
@@ -33,8 +32,8 @@ func newThrottle(log *slog.Logger) *throttle {
 	return &throttle{log: log, causes: make(map[string]*repeated)}
 }
 
-// warn logs msg and err. Errors with the same innermost cause are the same: the
-// outer texts hold names and addresses.
+// warn logs msg and err. Errors with the same innermost cause count as the same, because the outer texts
+// contain names and addresses.
 func (t *throttle) warn(msg string, err error, args ...any) {
 	skipped, ok := t.due(msg + ": " + innermost(err).Error())
 	if !ok {

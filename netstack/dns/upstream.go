@@ -14,16 +14,16 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// askAgain is when a datagram counts as lost: later than most resolvers' own look-ups take, and before whoever
-// asks us loses patience.
+// askAgain is when a datagram counts as lost. It is later than most resolvers' own lookups take, and earlier
+// than the client loses patience.
 const askAgain = 2 * time.Second
 
 // Upstream is a resolver that a [Forwarder] asks.
 type Upstream struct {
 	Addr netip.AddrPort
-	Link int    // index of the interface it is asked over; 0: as the routes say
-	TLS  bool   // over TLS (RFC 7858) and in no other way
-	Name string // that its certificate must have; empty: its address
+	Link int    // index of the interface to ask over; 0: according to the routes
+	TLS  bool   // over TLS (RFC 7858) only
+	Name string // required in its certificate; empty: its address
 }
 
 func (u Upstream) String() string {
@@ -33,27 +33,27 @@ func (u Upstream) String() string {
 	return u.Addr.String()
 }
 
-// LinkDialer is a [Dialer] that is also told the interface the packets leave over, 0 for any.
+// LinkDialer is a [Dialer] that is also given the interface to send over, 0 for any.
 type LinkDialer func(ctx context.Context, network string, link int, dst netip.AddrPort) (net.Conn, error)
 
-// request is a query on its way to upstreams.
+// request is a query being sent to upstreams.
 type request struct {
-	network string // "udp" or "tcp", as it came
+	network string // "udp" or "tcp", as received
 	msg     []byte
 	id      uint16
 	q       question
 }
 
-// reply is what one upstream says, or all of them.
+// reply is the result from one upstream, or from all of them.
 type reply struct {
 	msg []byte
-	err error // why there is no msg
+	err error // the reason if msg is nil
 }
 
 func (r reply) rcode() dnsmessage.RCode { return dnsmessage.RCode(r.msg[3] & 0x0f) }
 
-// settles reports whether r is an answer, if only that there is no such name; otherwise another server of
-// the same network may know better.
+// settles reports whether r is an answer, even if the answer is that there is no such name. Otherwise another
+// server of the same network may know better.
 func (r reply) settles() bool {
 	return r.err == nil && (r.rcode() == dnsmessage.RCodeSuccess || r.rcode() == dnsmessage.RCodeNameError)
 }
@@ -80,7 +80,7 @@ func (f *Forwarder) exchange(ctx context.Context, up Upstream, r request) ([]byt
 		return nil, err
 	}
 	defer conn.Close()
-	// A deadline reaches a Read that has begun; a context does not.
+	// A deadline interrupts a Read in progress; a context does not.
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if network == "udp" {
@@ -113,7 +113,7 @@ func exchangeDatagrams(conn net.Conn, r request) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if r.answeredBy(buf[:n]) { // others are late, or somebody's guesses
+		if r.answeredBy(buf[:n]) { // anything else is a late answer or a spoofing attempt
 			return append([]byte(nil), buf[:n]...), nil
 		}
 	}
