@@ -17,7 +17,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// rp_filter 1 is the strictest of what distributions set.
+// rp_filter 1 is the strictest setting among distributions.
 func TestCapture(t *testing.T) {
 	for _, rpFilter := range []string{"0", "1"} {
 		t.Run("rp_filter="+rpFilter, func(t *testing.T) {
@@ -71,7 +71,7 @@ func TestCapture(t *testing.T) {
 	}
 }
 
-// own is the client's address of a's family, any port.
+// own returns the client's address of a's family, any port.
 func (b *bench) own(a netip.Addr) string {
 	if a.Is6() {
 		return "[" + lab.Client6 + "]:0"
@@ -103,7 +103,7 @@ func TestStop(t *testing.T) {
 	b.host.lookSoon(dirtAll)
 	for _, a := range servers {
 		b.direct(dialer{}, a, 443)
-		// What a captured flow goes on to send has the device's address.
+		// Later packets of a captured flow have the device's address.
 		from := Addr4
 		if a.Is6() {
 			from = Addr6
@@ -118,7 +118,7 @@ func TestStop(t *testing.T) {
 	b.same("after undo", before)
 }
 
-// dissect makes rp_filter look at ports, as anybody's rule about those of forwarded packets does.
+// dissect makes rp_filter look at ports, as anyone's rule about the ports of forwarded packets does.
 func (b *bench) dissect() {
 	b.t.Helper()
 	foreign := netlink.NewRule()
@@ -147,7 +147,7 @@ func TestStrict(t *testing.T) {
 		b.direct(dialer{mark: Mark, local: ":63999"}, a, 80)
 		b.direct(dialer{}, a, 80)
 	}
-	// A limit of policy routing: a route is not used for a socket bound to another device.
+	// A limit of policy routing: a socket bound to another device does not use the route.
 	b.direct(dialer{dev: "eth0", local: ":63998"}, server4, 443)
 }
 
@@ -189,7 +189,7 @@ func TestRangesUpToTheLastPort(t *testing.T) {
 	}
 }
 
-// Without a way out our own dials fail. They do not come back to us.
+// Without a route our own dials fail. They do not come back to us.
 func TestMarkedNeverLoops(t *testing.T) {
 	b := newBench(t)
 	b.apply(Config{
@@ -280,7 +280,7 @@ func TestKilled(t *testing.T) {
 	b.works(open)
 }
 
-// dialCaptured begins a captured connection and leaves it there.
+// dialCaptured begins a captured connection and leaves it pending.
 func (b *bench) dialCaptured() (fd int, err error) {
 	err = b.Client.Do(func() error {
 		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
@@ -299,7 +299,7 @@ func (b *bench) dialCaptured() (fd int, err error) {
 	return fd, err
 }
 
-// Connections that are open never enter the device, not even between two steps.
+// Open connections never enter the device, not even between two steps.
 func TestOpenConnectionsStayOut(t *testing.T) {
 	b := newBench(t)
 	var open []net.Conn
@@ -329,7 +329,7 @@ func TestOpenConnectionsStayOut(t *testing.T) {
 	b.tun.empty("open connections")
 }
 
-// pump sends bytes to and fro until stop is closed.
+// pump sends bytes back and forth until stop is closed.
 func pump(t *testing.T, c net.Conn, stop <-chan struct{}) {
 	c.SetDeadline(time.Now().Add(10 * time.Second))
 	b := make([]byte, 1)
@@ -350,7 +350,7 @@ func pump(t *testing.T, c net.Conn, stop <-chan struct{}) {
 	}
 }
 
-// The host's other policy rules, a VPN's for example, go on to mean our own dials.
+// The host's other policy rules, such as a VPN's, continue to apply to our own dials.
 func TestMarkedObeysOtherRules(t *testing.T) {
 	b := newBench(t)
 	vpn := netlink.NewRule()
@@ -399,12 +399,12 @@ func TestNoDescriptorIsLeft(t *testing.T) {
 	}
 }
 
-// A plan that fails in the middle leaves nothing behind.
+// A plan that fails halfway leaves nothing behind.
 func TestApplyFails(t *testing.T) {
 	b := newBench(t)
 	last := rule{fam: v6, pref: 4010, lo: true, proto: protoTCP, dport: PortRange{443, 443}, action: lookup, table: tablePortSet}.netlink()
 	foreign := *last
-	foreign.Protocol = 99 // the same in all else, and not ours to delete
+	foreign.Protocol = 99 // otherwise identical, and not ours to delete
 	if err := b.Client.Netlink().RuleAdd(&foreign); err != nil {
 		t.Fatal(err)
 	}
@@ -448,7 +448,7 @@ func TestApplyFails(t *testing.T) {
 	}
 }
 
-// A device on which nothing is captured carries nothing, also some time after it was made.
+// A device on which nothing is captured carries nothing, even some time after it was created.
 func TestSilent(t *testing.T) {
 	b := newBench(t)
 	for _, dev := range []string{"default", "all"} {

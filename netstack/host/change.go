@@ -7,23 +7,23 @@ import (
 	"strings"
 )
 
-// standing is what of a plan can change while it stands.
+// standing is the part of a plan in place that can change.
 type standing struct {
-	rules  map[family][]rule // of the families that are captured, in the order of the plan
-	routes map[dest]bool     // of both families; true if for good, beyond Remove's reach
+	rules  map[family][]rule // of the captured families, in plan order
+	routes map[dest]bool     // of both families; true if permanent, out of Remove's reach
 }
 
-// change is the way from what stands to what a configuration wants. Whatever is in both stays as it is, untouched.
+// change leads from what is in place to what a configuration wants. Whatever is in both stays untouched.
 type change struct {
 	addRoutes []dest // into tables that nothing may look into yet, so before the rules
-	addRules  []rule // in the order of the plan
-	delRules  []rule // against it, so that nothing is captured that a guard should have let by
+	addRules  []rule // in plan order
+	delRules  []rule // in reverse plan order, so that nothing is captured that a guard should have let through
 	delRoutes []dest
 	then      standing
 }
 
-// planChange returns the way to c, with the captures learned beside those of c. It is pure. Errors are the
-// configuration's: also that there is no room for rules to come beside those to go.
+// planChange returns the change that leads to c plus the learned captures. It is pure. Errors concern the
+// configuration, including a lack of room for the new rules beside the old ones.
 func planChange(c Config, learned []Capture, now standing) (change, error) {
 	if err := c.check(); err != nil {
 		return change{}, err
@@ -62,7 +62,7 @@ func planChange(c Config, learned []Capture, now standing) (change, error) {
 	return ch, nil
 }
 
-// forGood is the routes of both families that stand from the beginning to the end.
+// forGood returns the routes of both families that stay in place from beginning to end.
 func (c Config) forGood() []dest {
 	var list []dest
 	for _, fam := range []family{v4, v6} {
@@ -79,7 +79,7 @@ func (c Config) forGood() []dest {
 
 func destOf(c Capture) dest { return dest{tablePortSet + c.Set, c.Dst} }
 
-// without returns those of list that are not in other, in their order.
+// without returns the rules of list that are not in other, in order.
 func without(list, other []rule) []rule {
 	in := make(map[rule]bool, len(other))
 	for _, r := range other {
@@ -88,7 +88,7 @@ func without(list, other []rule) []rule {
 	return slices.DeleteFunc(slices.Clone(list), func(r rule) bool { return in[r] })
 }
 
-// routes returns those of list that are not in other and whose family is captured, in order.
+// routes returns the routes of list that are not in other and whose family is captured, in order.
 func (change) routes(list, other map[dest]bool, now standing) []dest {
 	var found []dest
 	for d := range list {
@@ -103,7 +103,7 @@ func (change) routes(list, other map[dest]bool, now standing) []dest {
 	return found
 }
 
-// text is the lines a person would type, for a device and its addresses.
+// text returns the lines a person would type, for a device and its addresses.
 func (ch change) text(c Config) string {
 	var b strings.Builder
 	for _, d := range ch.addRoutes {

@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// stand returns what stands after a fresh start with c, for the families given, and captures learned.
+// stand returns what is in place after a fresh start with c, for the given families and learned captures.
 func stand(t testing.TB, c Config, learned []Capture, families ...family) standing {
 	t.Helper()
 	c = c.withDefaults()
@@ -43,7 +43,7 @@ var changes = map[string]struct {
 	before, after                Config
 	learnedBefore, learnedBeside []Capture
 }{
-	// A port set comes at a number that was not used, another goes; the first is kept with all it has.
+	// A port set appears at an unused number, another goes. The first is kept with everything in it.
 	"sets": {
 		before: Config{
 			PortSets: [][]PortRange{{{443, 443}}, {{22, 22}}},
@@ -54,7 +54,7 @@ var changes = map[string]struct {
 			Captures: []Capture{capture("203.0.113.0/24", 0), capture("198.51.100.0/24", 0), capture("2001:db8::/32", 2)},
 		},
 	},
-	// The first rule for a name: DNS is captured from now on. A learned address stays, another goes.
+	// The first rule for a name: DNS is captured from now on. One learned address stays, another goes.
 	"names": {
 		before: Config{
 			PortSets: [][]PortRange{{{443, 443}}},
@@ -70,7 +70,7 @@ var changes = map[string]struct {
 		after:         Config{PortSets: [][]PortRange{{}, {{22, 22}}}, Captures: []Capture{capture("0.0.0.0/0", 1), capture("::/0", 1)}},
 		learnedBefore: []Capture{capture("192.0.2.1/32", 0)},
 	},
-	// Other pins: what passes by changes before what is captured. A port with a live flow still passes.
+	// Other pins: the guards change before the captures. A port with a live flow is still let through.
 	"strict": {
 		before: Config{
 			PortSets: [][]PortRange{{{443, 443}}}, Captures: []Capture{capture("0.0.0.0/0", 0)}, Strict: true,
@@ -81,7 +81,7 @@ var changes = map[string]struct {
 			Reserve: []PortRange{{1022, 1022}, {63000, 63000}}, Leased: []PortRange{{64003, 64003}},
 		},
 	},
-	// Port 65535 takes a rule that lets the others by, once.
+	// Port 65535 needs one rule that lets the other ports through.
 	"tails": {
 		before: Config{PortSets: [][]PortRange{{{443, 443}}, {{8000, 65535}}}, Captures: []Capture{capture("203.0.113.0/24", 1)}},
 		after: Config{
@@ -122,7 +122,7 @@ func TestChange(t *testing.T) {
 	}
 }
 
-// A family that is not captured is wanted all the same, for when it comes.
+// A family that is not captured is still wanted, for when it appears.
 func TestChangeWithoutIPv6(t *testing.T) {
 	c := Config{PortSets: [][]PortRange{{{443, 443}}}, Captures: []Capture{capture("2001:db8::/32", 0)}}.withDefaults()
 	ch, err := planChange(c, nil, stand(t, Config{}, nil, v4))
@@ -162,7 +162,7 @@ func TestChangeErrors(t *testing.T) {
 	}
 }
 
-// randomConfig takes port sets and captures by chance. The sets that are used keep their numbers of before.
+// randomConfig chooses port sets and captures at random. Port sets that are used keep their previous numbers.
 func randomConfig(rng *rand.Rand, strict bool) Config {
 	ranges := []PortRange{{22, 22}, {80, 80}, {443, 444}, {8000, 65535}, {1, 65535}, {65535, 65535}}
 	c := Config{Strict: strict, DNS: rng.IntN(2) == 0}
@@ -190,8 +190,8 @@ func randomConfig(rng *rand.Rand, strict bool) Config {
 	return c.withDefaults()
 }
 
-// Whatever came before, what stands after a change is what a start with the same configuration makes, but for the priorities; and
-// nothing that is in both was touched.
+// Whatever came before, a change leads to the same state as a start with the same configuration, except for the
+// priorities. Nothing that is in both is touched.
 func TestChangeLeadsToAFreshStart(t *testing.T) {
 	for seed := range uint64(500) {
 		rng := rand.New(rand.NewPCG(seed, 1))
@@ -226,7 +226,7 @@ func TestChangeLeadsToAFreshStart(t *testing.T) {
 	}
 }
 
-// carriedOut has ch done step by step, and looks at each.
+// carriedOut performs ch step by step, and checks each step.
 func carriedOut(t *testing.T, now standing, ch change) standing {
 	t.Helper()
 	then := standing{rules: map[family][]rule{}, routes: maps.Clone(now.routes)}
@@ -284,7 +284,7 @@ func carriedOut(t *testing.T, now standing, ch change) standing {
 	return then
 }
 
-// text is what stands, sorted.
+// text returns what is in place, sorted.
 func (s standing) text(prefs bool) []string {
 	var lines []string
 	for _, list := range s.rules {

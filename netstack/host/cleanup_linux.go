@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Cleanup takes back what a killed pinproxy left in the network namespace of the calling thread: every
-// rule and route with our protocol number, and the reserved ports of the state file in stateDir. It
-// returns the lines a person would have typed; none if there was nothing to do. What is beyond repair is
-// joined in the error, the rest is done. The error is a *[HeldError] while a pinproxy is running.
+// Cleanup removes what a killed pinproxy left in the network namespace of the calling thread: every rule and
+// route with our protocol number, and the reserved ports listed in the state file in stateDir. It returns the
+// lines a person would have typed, or none if there was nothing to do. The error joins everything that could
+// not be repaired; the rest is done. The error is a *[HeldError] while a pinproxy is running.
 func Cleanup(ctx context.Context, stateDir string) (done []string, err error) {
 	l, err := Hold(ctx)
 	if err != nil {
@@ -24,7 +24,7 @@ func Cleanup(ctx context.Context, stateDir string) (done []string, err error) {
 	return l.Cleanup(ctx, stateDir)
 }
 
-// Cleanup is the function [Cleanup] for whoever has the lock already.
+// Cleanup does the same as the function [Cleanup], for a caller that already holds the lock.
 func (l *Lock) Cleanup(_ context.Context, stateDir string) (done []string, err error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -50,7 +50,7 @@ func (l *Lock) Cleanup(_ context.Context, stateDir string) (done []string, err e
 	return done, errors.Join(errs...)
 }
 
-// cleanRules deletes the capture rules before the others, as undo does.
+// cleanRules deletes the capture rules before the other rules, as undo does.
 func cleanRules(h *netlink.Handle, fam family) (done []string, err error) {
 	list, err := ourRules(h, fam)
 	if err != nil {
@@ -69,7 +69,7 @@ func cleanRules(h *netlink.Handle, fam family) (done []string, err error) {
 	return done, nil
 }
 
-// rank orders rules for deletion: capture rules, others, what these jump to.
+// rank orders rules for deletion: capture rules first, then others, then their jump targets.
 func rank(r netlink.Rule) int {
 	switch {
 	case r.IifName != "" && r.Goto < 0:
@@ -80,7 +80,7 @@ func rank(r netlink.Rule) int {
 	return 2
 }
 
-// cleanRoutes finds something only if the device has outlived its process.
+// cleanRoutes finds routes only if the device has outlived its process.
 func cleanRoutes(r *rtnl, fam family) (done []string, err error) {
 	var list []dest
 	err = r.dumpRoutes(fam, 0, func(info routeInfo) {

@@ -8,23 +8,23 @@ import (
 	"strings"
 )
 
-// What marks our changes as ours. Each value keeps clear of the known users of the same number space.
+// Values that mark our changes as ours. Each one avoids the known users of the same number space.
 const (
 	// Link is the usual name of the device.
 	Link = "pin0"
-	// Mark is the firewall mark of our own sockets. Its bits are in none of the masks of kube-proxy
-	// (0x4000, 0x8000), Tailscale (0xff0000), Calico (0xffff0000) and Cilium (0xf00).
+	// Mark is the firewall mark of our own sockets. Its bits are outside the masks of kube-proxy (0x4000,
+	// 0x8000), Tailscale (0xff0000), Calico (0xffff0000) and Cilium (0xf00).
 	Mark = 0x70
-	// Protocol is the rtnetlink protocol number of every rule and route of ours: unused in the
-	// kernel's include/uapi/linux/rtnetlink.h and in iproute2's rt_protos.
+	// Protocol is the rtnetlink protocol number of all our rules and routes. It is unused in the kernel's
+	// include/uapi/linux/rtnetlink.h and in iproute2's rt_protos.
 	Protocol = 80
-	// DefaultMTU is that of an ordinary interface, so that path MTU discovery stays what it was.
+	// DefaultMTU is the MTU of an ordinary interface, so that path MTU discovery does not change.
 	DefaultMTU = 1500
 )
 
-// Addresses of the device. Addr4 is the IPv4 dummy address (RFC 7600; IANA's special-purpose registry:
-// valid as a source, never forwarded), so no host can have it already. Addr6 is a unique local address
-// with a random global ID (RFC 4193).
+// Addresses of the device. Addr4 is the IPv4 dummy address (RFC 7600; IANA's special-purpose registry: valid as
+// a source, never forwarded), so no host can already have it. Addr6 is a unique local address with a random
+// global ID (RFC 4193).
 var (
 	Addr4 = netip.AddrFrom4([4]byte{192, 0, 0, 8})
 	Addr6 = netip.AddrFrom16([16]byte{0xfd, 0x86, 0xe9, 0xca, 0xf6, 0x2c, 15: 8})
@@ -33,41 +33,40 @@ var (
 // PortRange is an inclusive range of TCP ports. 1-65535 is every port.
 type PortRange = struct{ First, Last uint16 }
 
-// Capture makes connections to Dst enter the device if their destination port is in
-// Config.PortSets[Set].
+// Capture makes connections to Dst enter the device if their destination port is in Config.PortSets[Set].
 type Capture = struct {
 	Dst netip.Prefix
 	Set int
 }
 
-// Config is what to capture and how. The zero value of a field with a default means the default.
+// Config says what to capture and how. A zero field means its default, if it has one.
 type Config struct {
-	Link         string        // device, made by somebody else; default [Link]
+	Link         string        // device, created by someone else; default [Link]
 	MTU          int           // bytes, 1280 to 65535; default [DefaultMTU]
-	QueueLen     int           // the device's txqueuelen, packets; 0: as the kernel made it
+	QueueLen     int           // the device's txqueuelen, packets; 0: leave it as created
 	Addr4, Addr6 netip.Addr    // of the device; defaults [Addr4], [Addr6]
 	Mark         uint32        // of our own sockets; default [Mark]
-	PortSets     [][]PortRange // what Capture.Set counts; an empty one is a number that is not used
-	Captures     []Capture     // there from the beginning; see [Host.Add] for those learned later
-	DNS          bool          // capture port 53, UDP and TCP, as well
-	Gateways     []string      // devices: capture what the hosts behind them send, too
-	Strict       bool          // capture sockets bound to a source address, too
+	PortSets     [][]PortRange // indexed by Capture.Set; an empty one is an unused number
+	Captures     []Capture     // in place from the start; [Host.Add] adds those learned later
+	DNS          bool          // also capture port 53, UDP and TCP
+	Gateways     []string      // devices: also capture what the hosts behind them send
+	Strict       bool          // also capture sockets bound to a source address
 	Reserve      []PortRange   // the pins' ports, for ip_local_reserved_ports
-	Leased       []PortRange   // source ports that live flows have though no pin does any more; for Strict only
-	StateDir     string        // where the state file goes; without it nothing is reserved
-	Log          *slog.Logger  // one line a repair; default none
+	Leased       []PortRange   // source ports that live flows have but no pin has any more; for Strict only
+	StateDir     string        // directory of the state file; without it nothing is reserved
+	Log          *slog.Logger  // one line per repair; default none
 }
 
-// Facts is what the plan must know of the host. [Look] finds out.
+// Facts is what the plan needs to know about the host. [Look] determines it.
 type Facts struct {
 	IPv6       bool        // the host has an IPv6 route of its own
 	IPv6Off    bool        // the device has IPv6 disabled, or would have
-	Gateways   []Gateway   // what Config.Gateways names
+	Gateways   []Gateway   // the devices in Config.Gateways
 	LocalPorts PortRange   // net.ipv4.ip_local_port_range
 	Reserved   []PortRange // net.ipv4.ip_local_reserved_ports
 }
 
-// withDefaults returns c with the defaults put in.
+// withDefaults returns c with the defaults filled in.
 func (c Config) withDefaults() Config {
 	if c.Link == "" {
 		c.Link = Link
@@ -90,7 +89,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// source is the device's address of a family.
+// source returns the device's address of a family.
 func (c Config) source(fam family) netip.Addr {
 	if fam == v6 {
 		return c.Addr6
@@ -98,7 +97,7 @@ func (c Config) source(fam family) netip.Addr {
 	return c.Addr4
 }
 
-// check reports what the kernel would refuse, or take for something else.
+// check reports what the kernel would refuse or misinterpret.
 func (c Config) check() error {
 	if !ValidName(c.Link) {
 		return fmt.Errorf("device name %q: not a valid name", c.Link)
@@ -129,13 +128,13 @@ func (c Config) check() error {
 	if err := c.checkGateways(); err != nil {
 		return err
 	}
-	if _, over := planRules(c, v6, nil); over > 0 { // IPv6 has as many as IPv4, or one more
+	if _, over := planRules(c, v6, nil); over > 0 { // IPv6 has as many rules as IPv4, or one more
 		return fmt.Errorf("%d ranges of ports too many for the host's rule list: join ranges, or use *", over)
 	}
 	return nil
 }
 
-// ValidName tells whether the kernel takes name for a device's (dev_valid_name).
+// ValidName reports whether the kernel accepts name as a device name (dev_valid_name).
 func ValidName(name string) bool {
 	return name != "" && len(name) <= 15 && !strings.ContainsAny(name, "/: \t\n") && name != "." && name != ".."
 }
@@ -159,12 +158,12 @@ func (c Config) checkCapture(capture Capture) error {
 	return nil
 }
 
-// ErrLinkGone is what Run returns when the device has disappeared: nothing is captured any more.
+// ErrLinkGone is returned by Run when the device has disappeared. Nothing is captured any more.
 var ErrLinkGone = errors.New("device is gone")
 
-// HeldError says that another pinproxy has this network namespace.
+// HeldError reports that another pinproxy holds this network namespace.
 type HeldError struct {
-	PID int // 0: not to be seen from here
+	PID int // 0: not visible from here
 }
 
 func (e *HeldError) Error() string {

@@ -11,8 +11,8 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// BenchmarkConnect is what connect(2) costs where a rule captures the destination, beside so many other captured
-// addresses: policy rules, the longest prefix, and a SYN that the device drops, for nobody reads it.
+// BenchmarkConnect measures connect(2) where a rule captures the destination, with many other captured
+// addresses: policy rules, the longest prefix, and a SYN that the device drops because nobody reads it.
 func BenchmarkConnect(b *testing.B) {
 	for _, n := range []int{2, 100_000} {
 		client := lab.ForTest(b).Topology().Client
@@ -23,7 +23,7 @@ func BenchmarkConnect(b *testing.B) {
 		}
 		for family, first := range []int{0, 1} {
 			b.Run(fmt.Sprintf("ipv%d/addrs=%d", 4+2*family, n), func(b *testing.B) {
-				// The same few destinations however many there are, as a machine's are.
+				// The same few destinations however many captures there are, as on a real machine.
 				var dsts [64]unix.Sockaddr
 				for i := range dsts {
 					dsts[i] = sockaddr(list[(first+2*i*7919)%n].Dst.Addr())
@@ -51,7 +51,7 @@ func sockaddr(a netip.Addr) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.As16(), Port: 443}
 }
 
-// tryConnect begins to connect and gives up at once.
+// tryConnect starts to connect and gives up at once.
 func tryConnect(dst unix.Sockaddr) error {
 	family := unix.AF_INET
 	if _, ok := dst.(*unix.SockaddrInet6); ok {

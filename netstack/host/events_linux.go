@@ -12,32 +12,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dirt is what has to be looked at again.
+// dirt is what has to be checked again.
 type dirt uint
 
 const (
-	dirtLink     dirt = 1 << iota // the device, its addresses, and all that goes with them
+	dirtLink     dirt = 1 << iota // the device, its addresses, and everything that depends on them
 	dirtRoutes                    // our routes
 	dirtRules                     // our rules
 	dirtIPv6                      // whether the host has IPv6
 	dirtReserved                  // the reserved ports
 	dirtGateways                  // the gateways, and the settings that forwarding depends on
-	dirtRegular                   // no reason, just time
+	dirtRegular                   // no cause, a regular check
 	dirtAll      = dirtLink | dirtRoutes | dirtRules | dirtIPv6 | dirtReserved | dirtGateways
 )
 
-// events is a subscription to the kernel's notifications. It is open from before our first change, so
-// that nothing is missed.
+// events is a subscription to the kernel's notifications. It is opened before our first change, so that nothing
+// is missed.
 type events struct {
-	file *os.File // non-blocking, so that a read can be cancelled
+	file *os.File // non-blocking, so that a read can be canceled
 	raw  syscall.RawConn
 }
 
-// eventBuffer is the receive buffer asked for, in bytes; the kernel may give less. If it overflows,
-// everything is looked at.
+// eventBuffer is the requested receive buffer size in bytes; the kernel may give less. After an overflow
+// everything is checked.
 const eventBuffer = 1 << 20
 
-// openEvents subscribes. Changes made through the socket with the given port are ours and not heard of.
+// openEvents subscribes. Changes made through the socket with the port own are ours and are not reported.
 func openEvents(own uint32) (*events, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -60,7 +60,7 @@ func subscribe(fd int, own uint32) error {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, eventBuffer) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, eventBuffer)
 	}
-	// Attached before the socket is bound, so that nothing unfiltered is in it.
+	// Attached before the socket is bound, so that it never contains anything unfiltered.
 	filter := eventFilter(own)
 	prog := &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, prog); err != nil {
@@ -77,10 +77,10 @@ func subscribe(fd int, own uint32) error {
 	return unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups})
 }
 
-// eventFilter drops, before it takes up space, what may come by the hundred thousand and means nothing
-// to us: our own changes, and new IPv4 routes.
+// eventFilter drops notifications that may come by the hundred thousand and mean nothing to us, before they
+// take up space: our own changes, and new IPv4 routes.
 //
-// Offsets are those of struct nlmsghdr and struct rtmsg. Loads are big-endian, the fields are not.
+// Offsets are those of struct nlmsghdr and struct rtmsg. Loads are big-endian; the fields are not.
 func eventFilter(own uint32) []unix.SockFilter {
 	const (
 		load16 = unix.BPF_LD | unix.BPF_H | unix.BPF_ABS
@@ -105,8 +105,8 @@ func eventFilter(own uint32) []unix.SockFilter {
 
 func (e *events) close() error { return e.file.Close() }
 
-// read waits for notifications and returns what they make worth looking at, possibly nothing. The error
-// is ctx's when it ends. An overflow of the buffer is no error, but makes everything worth looking at.
+// read waits for notifications and returns what to check because of them, possibly nothing. The error is ctx's
+// when it ends. A buffer overflow is not an error, but means that everything must be checked.
 func (e *events) read(ctx context.Context, buf []byte, about func(message) dirt) (dirt, error) {
 	stop := context.AfterFunc(ctx, func() { e.file.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -133,7 +133,7 @@ func (e *events) read(ctx context.Context, buf []byte, about func(message) dirt)
 	return d, nil
 }
 
-// about returns what a notification makes worth looking at, for the device with the given index.
+// about returns what to check after a notification, for the device with the given index.
 func about(m message, link int, ipv6 bool) dirt {
 	switch m.typ {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
@@ -153,7 +153,7 @@ func about(m message, link int, ipv6 bool) dirt {
 			return dirtRoutes
 		}
 	case unix.RTM_NEWROUTE:
-		// That IPv6 is gone is noticed by the regular look, which is early enough.
+		// The regular check notices that IPv6 is gone, which is early enough.
 		if info, ok := parseRoute(m.data); ok && !ipv6 && info.meansIPv6(link) {
 			return dirtIPv6
 		}
@@ -161,7 +161,7 @@ func about(m message, link int, ipv6 bool) dirt {
 	return 0
 }
 
-// aboutGateways returns whether a notification makes the gateways worth looking at.
+// aboutGateways returns dirtGateways if the gateways must be checked after a notification.
 func (h *Host) aboutGateways(m message) dirt {
 	switch {
 	case len(h.cfg.Gateways) == 0:
@@ -181,8 +181,8 @@ func (h *Host) aboutGateways(m message) dirt {
 	return 0
 }
 
-// meansIPv6 tells whether a host with this route has IPv6 of its own: a unicast route to more than its
-// neighbours' link-local addresses, on another device than ours.
+// meansIPv6 reports whether a host with this route has IPv6 of its own: a unicast route to more than its
+// neighbors' link-local addresses, on a device other than ours.
 func (r routeInfo) meansIPv6(link int) bool {
 	a := r.dst.Addr()
 	return a.Is6() && r.typ == unix.RTN_UNICAST && r.table != unix.RT_TABLE_LOCAL &&
@@ -190,5 +190,5 @@ func (r routeInfo) meansIPv6(link int) bool {
 		!(r.dst.Bits() >= 10 && a.IsLinkLocalUnicast()) && !a.IsMulticast()
 }
 
-// loopbackIndex is lo's in every network namespace (LOOPBACK_IFINDEX).
+// loopbackIndex is the index of lo in every network namespace (LOOPBACK_IFINDEX).
 const loopbackIndex = 1

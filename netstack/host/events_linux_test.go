@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// heard reads all notifications there are, and returns what they make worth looking at. Those of a change that was made
-// here are there; some the kernel adds a little later.
+// heard reads all pending notifications, and returns what they make worth checking. The notifications of a
+// change made here are pending already; the kernel adds some others a little later.
 func (b *bench) heard(about func(message) dirt) dirt {
 	b.t.Helper()
 	var all dirt
@@ -78,7 +78,7 @@ func TestEvents(t *testing.T) {
 	foreign("our device goes down", dirtLink|dirtRoutes, true, func() error { return h.LinkSetDown(b.pin0()) })
 }
 
-// If the kernel has dropped notifications, everything is worth looking at.
+// If the kernel has dropped notifications, everything is worth checking.
 func TestEventsOverflow(t *testing.T) {
 	b := newBench(t)
 	b.apply(web())

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Look finds out what [Plan] must know of the network namespace of the calling thread. The device need
+// Look determines what [Plan] needs to know about the network namespace of the calling thread. The device need
 // not exist. No privilege is needed.
 func Look(link string) (Facts, error) {
 	if link == "" {
@@ -55,8 +55,8 @@ func look(r *rtnl, link string, index int) (f Facts, err error) {
 	return f, err
 }
 
-// hasIPv6 tells whether the host has IPv6 by itself. If it has not, an address of ours would make
-// getaddrinfo(3) with AI_ADDRCONFIG return addresses that nothing leads to.
+// hasIPv6 reports whether the host has IPv6 of its own. If it has not, an address of ours would make
+// getaddrinfo(3) with AI_ADDRCONFIG return unreachable addresses.
 func hasIPv6(r *rtnl, link int) (bool, error) {
 	found := false
 	err := r.dumpRoutes(v6, 0, func(info routeInfo) {
@@ -68,7 +68,7 @@ func hasIPv6(r *rtnl, link int) (bool, error) {
 	return found, err
 }
 
-// ipv6Off reads the device's disable_ipv6, or that of devices to come.
+// ipv6Off reads the device's disable_ipv6, or the default for new devices.
 func ipv6Off(link string) (bool, error) {
 	for _, name := range []string{link, "default"} {
 		b, err := os.ReadFile("/proc/sys/" + disableIPv6(name))

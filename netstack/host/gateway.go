@@ -2,19 +2,19 @@ package host
 
 import "fmt"
 
-// Gateway is a device of Config.Gateways as it is now.
+// Gateway is the current state of a device in Config.Gateways.
 type Gateway struct {
 	Name               string
 	Index              int  // 0: there is no such device
-	Forward4, Forward6 bool // this host forwards what comes in through it
+	Forward4, Forward6 bool // this host forwards what arrives on it
 }
 
-// DemandError is something that the host should be set to and is not. Hint is the command that sets it.
+// DemandError reports a required host setting that is missing. Hint is the command that sets it.
 type DemandError struct{ What, Hint string }
 
 func (e *DemandError) Error() string { return e.What }
 
-// checkGateways reports names that are no gateway's.
+// checkGateways reports names that cannot be gateways.
 func (c Config) checkGateways() error {
 	seen := map[string]bool{}
 	for _, name := range c.Gateways {
@@ -33,13 +33,13 @@ func (c Config) checkGateways() error {
 	return nil
 }
 
-// planForwarding has the kernel take answers to hosts behind a gateway from the device, and forward them.
+// planForwarding makes the kernel accept answers to hosts behind a gateway from the device, and forward them.
 //
-// The way back to the server is looked up from the client's address (fib_validate_source), by rules that
-// look at the device it did not come from: so it leads out of the host, not into pin0, and the strict
-// rp_filter takes the answers for forged. The loose one asks for any way at all. The higher of a device's
-// value and conf.all's counts, so this one is 2 in effect whatever all of them have.
-// IPv6 has no rp_filter, and forwards by what all devices have (ip6_forward).
+// The kernel looks up the path back to the server with the client's address as source (fib_validate_source).
+// The rules look for the gateway as incoming interface, which this lookup does not have. So the path leads out
+// of the host, not into pin0, and strict rp_filter treats the answers as forged. Loose mode accepts any path at
+// all. The higher of a device's value and conf.all's counts, so this one is 2 in effect whatever conf.all says.
+// IPv6 has no rp_filter, and forwards according to the setting for all devices (ip6_forward).
 func planForwarding(c Config) []Step {
 	if len(c.Gateways) == 0 {
 		return nil
@@ -50,7 +50,7 @@ func planForwarding(c Config) []Step {
 func rpFilter(link string) string   { return "net/ipv4/conf/" + link + "/rp_filter" }
 func forwarding(link string) string { return "net/ipv4/conf/" + link + "/forwarding" }
 
-// gatewayWarnings says what keeps gateways from working.
+// gatewayWarnings returns what keeps gateways from working.
 func gatewayWarnings(f Facts) (list []error) {
 	for _, g := range f.Gateways {
 		if g.Index == 0 {
@@ -65,7 +65,7 @@ func gatewayWarnings(f Facts) (list []error) {
 	return list
 }
 
-// demands is what a gateway that is there lacks.
+// demands returns the settings that an existing gateway lacks.
 func (g Gateway) demands(ipv6 bool) (list []error) {
 	if !g.Forward4 {
 		list = append(list, g.demand("IPv4", "net.ipv4.ip_forward=1"))

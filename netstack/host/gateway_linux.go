@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// netconf is what the kernel tells of a device's settings (struct netconfmsg and its attributes).
+// netconf is what the kernel reports of a device's settings (struct netconfmsg and its attributes).
 type netconf struct{ forwarding, rpFilter int32 }
 
 // everyDevice is the index of net.ipv4.conf.all (NETCONFA_IFINDEX_ALL).
@@ -22,8 +22,8 @@ const (
 	netconfaRPFilter   = 3
 )
 
-// dumpNetconf returns the settings of all devices of a family, by index. Other than /proc/sys it is about
-// the network namespace of the socket, whatever the thread's is.
+// dumpNetconf returns the settings of all devices of a family, by index. Unlike /proc/sys it reports on the
+// network namespace of the socket, whatever the thread's is.
 func (r *rtnl) dumpNetconf(fam family) (map[int]netconf, error) {
 	r.buf = r.buf[:0]
 	end := r.begin(unix.RTM_GETNETCONF, unix.NLM_F_DUMP)
@@ -73,7 +73,7 @@ func parseNetconf(b []byte) (index int, conf netconf) {
 	return index, conf
 }
 
-// lookGateways returns the gateways as they are now.
+// lookGateways returns the current state of the gateways.
 func lookGateways(h *netlink.Handle, r *rtnl, names []string) ([]Gateway, error) {
 	if len(names) == 0 {
 		return nil, nil
@@ -93,7 +93,7 @@ func lookGateways(h *netlink.Handle, r *rtnl, names []string) ([]Gateway, error)
 		case err == nil:
 			g.Index = link.Attrs().Index
 			g.Forward4 = conf4[g.Index].forwarding > 0
-			g.Forward6 = conf6[everyDevice].forwarding > 0 // ip6_forward asks for no device
+			g.Forward6 = conf6[everyDevice].forwarding > 0 // ip6_forward is not per device
 		case !isNotFound(err):
 			return nil, fmt.Errorf("look at gateway %s: %w", name, err)
 		}
@@ -107,7 +107,7 @@ func isNotFound(err error) bool {
 	return ok
 }
 
-// LookGateways finds out about the gateways in the network namespace of the calling thread.
+// LookGateways returns the state of the gateways in the network namespace of the calling thread.
 func LookGateways(names []string) ([]Gateway, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -122,8 +122,8 @@ func LookGateways(names []string) ([]Gateway, error) {
 	return lookGateways(h, r, names)
 }
 
-// lookForwarding has the device's settings be what the plan says, and tells the log of gateways that have come or gone,
-// and of forwarding that was switched on or off. h.mu is held.
+// lookForwarding restores the device's settings to those of the plan. It logs gateways that have come or gone,
+// and forwarding that was switched on or off. h.mu is held.
 func (h *Host) lookForwarding() (repaired []Step, err error) {
 	if len(h.cfg.Gateways) == 0 {
 		return nil, nil
@@ -154,8 +154,8 @@ func (h *Host) lookForwarding() (repaired []Step, err error) {
 	return repaired, nil
 }
 
-// tell has the log know what has become of a gateway. The policy rules name it, so whichever device has the name
-// is one (fib_rules_event).
+// tell logs what has become of a gateway. The policy rules refer to it by name, so any device with that name
+// counts (fib_rules_event).
 func (h *Host) tell(was, is Gateway) {
 	switch {
 	case is.Index == 0 && was.Index != 0:
@@ -185,14 +185,14 @@ func (h *Host) tell(was, is Gateway) {
 	}
 }
 
-// Gateways returns the gateways as they were at the last look.
+// Gateways returns the gateways as of the last check.
 func (h *Host) Gateways() []Gateway {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return append([]Gateway(nil), h.gateways...)
 }
 
-// isGateway tells whether a notification about the device with this index and name may be about a gateway.
+// isGateway reports whether a notification about the device with this index and name may concern a gateway.
 func (h *Host) isGateway(index int, name string) bool {
 	for _, want := range h.cfg.Gateways {
 		if want == name {
@@ -202,7 +202,7 @@ func (h *Host) isGateway(index int, name string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, g := range h.gateways {
-		if g.Index == index && index != 0 { // it may have another name now
+		if g.Index == index && index != 0 { // it may have been renamed
 			return true
 		}
 	}

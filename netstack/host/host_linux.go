@@ -11,37 +11,37 @@ import (
 
 // Host is a host whose connections are captured. Its methods are safe for concurrent use.
 type Host struct {
-	cfg   Config        // guarded by mu as far as Replace changes it
-	every time.Duration // between two regular looks at everything
-	wake  chan dirt     // from whoever knows that something is missing; capacity 1
+	cfg   Config        // guarded by mu where Replace changes it
+	every time.Duration // interval of the regular checks of everything
+	wake  chan dirt     // for reports that something is missing; capacity 1
 
-	// looking serialises repairs, and keeps what only they use open. Locked before mu.
+	// looking serializes repairs, and guards what only they use. Locked before mu.
 	looking sync.Mutex
 	dump    *rtnl // for listings, so that Add need not wait for them
 	events  *events
-	noIPv6  bool // at the last look the host had no IPv6, although we capture it
+	noIPv6  bool // the last check found no IPv6 on the host, although we capture it
 
 	mu       sync.Mutex
 	kernel   *kernel           // nil before Apply and after its undo
-	parts    map[family][]Step // what is in place, routes excepted; part 0 is the device
-	routes   map[dest]bool     // what is wanted; true if for good, beyond Remove's reach
-	stopped  bool              // no capture rules any more
+	parts    map[family][]Step // what is in place, except routes; part 0 is the device
+	routes   map[dest]bool     // what is wanted; true if permanent, out of Remove's reach
+	stopped  bool              // no more capture rules
 	reserved *reserved         // nil if nothing was reserved
 	mine     ports             // what we reserved
 	warnings []error
-	gateways []Gateway // as they were at the last look
+	gateways []Gateway // as of the last check
 }
 
 var errUndone = errors.New("host changes are not applied")
 
-// anyFamily is the key of the steps that belong to no family.
+// anyFamily is the key of the steps that belong to neither family.
 const anyFamily family = 0
 
-// regularly is how often everything is looked at without a reason, as after a suspend, or when somebody
-// has read all of sysctl.conf again.
+// regularly is how often everything is checked without a cause: after a suspend, say, or after someone has
+// reread all of sysctl.conf.
 const regularly = time.Minute
 
-// New returns a host to which nothing has been done yet. The error is the configuration's.
+// New returns a host that is still unchanged. Errors concern the configuration.
 func New(c Config) (*Host, error) {
 	c = c.withDefaults()
 	if err := c.check(); err != nil {
@@ -50,12 +50,12 @@ func New(c Config) (*Host, error) {
 	return &Host{cfg: c, every: regularly, wake: make(chan dirt, 1)}, nil
 }
 
-// Apply makes all changes, in the network namespace of the calling thread; when it returns, connections
-// are captured. The device must exist and somebody must read it. If a change fails, those made before
-// are taken back. Clean up first what a killed predecessor left: [Lock.Cleanup].
+// Apply makes all changes, in the network namespace of the calling thread. When it returns, connections are
+// captured. The device must exist and someone must read from it. If a change fails, the earlier ones are
+// undone. Before Apply, clean up after a killed predecessor: [Lock.Cleanup].
 //
-// The undo takes everything back, whatever else has happened to it, and may be called from any thread
-// and more than once. It sets the device down. Open flows of captured connections end before it: see
+// The undo function reverts everything, whatever else has happened to it. It may be called from any thread and
+// more than once. It sets the device down. Let the open flows of captured connections end first: see
 // [Host.Stop].
 func (h *Host) Apply(ctx context.Context) (undo func(context.Context) error, err error) {
 	h.looking.Lock()
@@ -120,7 +120,7 @@ func (h *Host) close() {
 	}
 }
 
-// reserve reserves the pins' ports. Failing that is worth a warning, not the start.
+// reserve reserves the pins' ports. A failure causes a warning and does not prevent the start.
 func (h *Host) reserve(f Facts) {
 	want, err := portsToReserve(h.cfg, f)
 	if err == nil && !want.empty() {
@@ -162,7 +162,7 @@ func (h *Host) installAll(f Facts) error {
 	return err
 }
 
-// install makes the changes of one part in order and remembers them.
+// install makes the changes of one part in order and records them.
 func (h *Host) install(part family, list []Step) error {
 	var routes []dest
 	flush := func() error {
@@ -170,7 +170,7 @@ func (h *Host) install(part family, list []Step) error {
 		_, err := h.kernel.addRoutes(routes)
 		return err
 	}
-	h.parts[part] = []Step{} // the part is on from now, if only to be taken back
+	h.parts[part] = []Step{} // the part is on from now, if only so that it is undone
 	for _, s := range list {
 		if r, ok := s.(route); ok {
 			d := dest{r.table, r.dst}
@@ -189,16 +189,16 @@ func (h *Host) install(part family, list []Step) error {
 	return flush()
 }
 
-// Warnings returns what Apply left undone, and why.
+// Warnings returns what Apply did not do, and why.
 func (h *Host) Warnings() []error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Clone(h.warnings)
 }
 
-// Stop ends the capturing of further connections, and leaves alone what those already captured need. For hosts
-// behind a gateway that is every rule: all packets of theirs look alike to the kernel.
-// It is for going down in order: Stop, end the flows, undo.
+// Stop ends the capture of new connections, and keeps what captured connections need. For hosts behind a
+// gateway that is every rule: all their packets look alike to the kernel. An orderly shutdown is Stop, end the
+// flows, undo.
 func (h *Host) Stop(context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -220,8 +220,8 @@ func (h *Host) undo(context.Context) error {
 	return h.takeBack()
 }
 
-// takeBack undoes everything in reverse and closes all sockets. The capture rules of both families go
-// first, as long as what passes by them still does so. The routes go with the device being set down.
+// takeBack undoes everything in reverse and closes all sockets. The capture rules of both families go first,
+// while their guards are still in place. The routes go when the device is set down.
 func (h *Host) takeBack() error {
 	errs := []error{
 		h.takeBackRules(rule.captures, v6, v4),
@@ -238,7 +238,7 @@ func (h *Host) takeBack() error {
 	return errors.Join(errs...)
 }
 
-// takeBackRules deletes the rules of families that are of a kind.
+// takeBackRules deletes the rules of one kind from families.
 func (h *Host) takeBackRules(kind func(rule) bool, families ...family) error {
 	var errs []error
 	for _, fam := range families {
@@ -251,7 +251,7 @@ func (h *Host) takeBackRules(kind func(rule) bool, families ...family) error {
 	return errors.Join(errs...)
 }
 
-// takeBackOthers undoes what is not a rule of a part.
+// takeBackOthers undoes everything in a part that is not a rule.
 func (h *Host) takeBackOthers(part family) error {
 	var errs []error
 	for _, s := range slices.Backward(h.parts[part]) {
@@ -262,16 +262,16 @@ func (h *Host) takeBackOthers(part family) error {
 	return errors.Join(errs...)
 }
 
-// on tells whether a family is captured.
+// on reports whether a family is captured.
 func (h *Host) on(fam family) bool { return h.parts[fam] != nil }
 
-// atOnce is how many routes Add and Remove change before they let others have the kernel, and look at
-// their context.
+// atOnce is how many routes Add and Remove change before they let others use the kernel and check their
+// context.
 const atOnce = 1000
 
-// Add makes connections to the captures' destinations enter the device, and returns when they do. What
-// is there already stays. IPv6 captures of a host without IPv6 are kept for when it gets it. After an
-// error the rest is brought about by [Host.Run] as soon as it can be; the error is ctx's if that ended.
+// Add makes connections to the captures' destinations enter the device, and returns when they do. Existing
+// captures stay. IPv6 captures are kept on a host without IPv6 until it gets IPv6. After an error [Host.Run]
+// completes the rest as soon as it can. The error is ctx's if that ended.
 func (h *Host) Add(ctx context.Context, list []Capture) error {
 	for _, c := range list {
 		if err := h.cfg.checkCapture(c); err != nil {
@@ -289,8 +289,8 @@ func (h *Host) Add(ctx context.Context, list []Capture) error {
 	})
 }
 
-// Remove ends what Add began, for connections to come. What is not there is no error; what
-// Config.Captures names stays.
+// Remove undoes Add for new connections. A missing capture is not an error. The captures in Config.Captures
+// stay.
 func (h *Host) Remove(ctx context.Context, list []Capture) error {
 	return h.change(ctx, list, func(d dest) bool {
 		forGood := h.routes[d]
@@ -301,7 +301,7 @@ func (h *Host) Remove(ctx context.Context, list []Capture) error {
 	}, func(l []dest) error { return h.kernel.delRoutes(l) })
 }
 
-// change has want decide on each capture, and has the kernel follow.
+// change asks want about each capture and then updates the kernel.
 func (h *Host) change(ctx context.Context, list []Capture, want func(dest) bool, follow func([]dest) error) error {
 	var dests []dest
 	for part := range slices.Chunk(list, atOnce) {
@@ -330,7 +330,7 @@ func (h *Host) change(ctx context.Context, list []Capture, want func(dest) bool,
 	return nil
 }
 
-// lookSoon has Run look at d.
+// lookSoon makes Run check d.
 func (h *Host) lookSoon(d dirt) {
 	for {
 		select {

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) { lab.Main(m) }
 //	       198.51.100.2                    203.0.113.2
 //	       2001:db8:1::2                   2001:db8:2::2
 //
-// Nothing answers on pin0 but the test.
+// Nothing answers on pin0 except the test.
 type bench struct {
 	*lab.Topology
 	net  *lab.Net
@@ -101,7 +101,7 @@ func (b *bench) apply(c Config) {
 	b.t.Cleanup(func() { b.undo(context.Background()) })
 }
 
-// run runs the repairs, with regular looks that often, until the test ends or stop is called.
+// run runs the repairs, with a regular check that often, until the test ends or stop is called.
 func (b *bench) run(every time.Duration) (result <-chan error, stop func()) {
 	b.host.every = every
 	ctx, cancel := context.WithCancel(b.t.Context())
@@ -154,8 +154,8 @@ func (b *bench) dial(ctx context.Context, d dialer, network string, a netip.Addr
 	return c, err
 }
 
-// captured checks that a connection enters the device, with the device's address as its source, and
-// that the answer to it arrives.
+// captured checks that a connection enters the device with the device's address as its source, and that the
+// answer to it arrives.
 func (b *bench) captured(d dialer, a netip.Addr, port uint16) packet {
 	b.t.Helper()
 	result := make(chan error, 1)
@@ -167,7 +167,7 @@ func (b *bench) captured(d dialer, a netip.Addr, port uint16) packet {
 		result <- err
 	}()
 	p, err := b.tun.read(20 * time.Millisecond)
-	for len(result) == 0 && errors.Is(err, os.ErrDeadlineExceeded) { // past the device it would get somewhere, or give up
+	for len(result) == 0 && errors.Is(err, os.ErrDeadlineExceeded) { // if it bypassed the device it would connect, or give up
 		p, err = b.tun.read(20 * time.Millisecond)
 	}
 	if err != nil {
@@ -215,7 +215,7 @@ func (b *bench) drain() {
 	}
 }
 
-// works sends a byte to and fro.
+// works sends a byte back and forth.
 func (b *bench) works(c net.Conn) {
 	b.t.Helper()
 	if c == nil {
@@ -233,7 +233,7 @@ func (b *bench) works(c net.Conn) {
 	}
 }
 
-// snapshot is the host's state as lines of text.
+// snapshot returns the host's state as lines of text.
 func (b *bench) snapshot() []string {
 	b.t.Helper()
 	return strings.Split(b.Client.Snapshot(), "\n")
@@ -264,8 +264,7 @@ func (l *logs) String() string {
 	return l.b.String()
 }
 
-// patience is for what is a matter of 10 ms where nobody else wants the machine. A regular look, which comes by itself, is
-// later.
+// patience is for what takes 10 ms on an idle machine. A regular check, which comes by itself, is later.
 const patience = 30 * time.Second
 
 // soon waits until ok.
@@ -276,6 +275,6 @@ func (b *bench) soon(what string, ok func() bool) {
 			b.t.Errorf("%s: not within %v; log:\n%s", what, patience, b.logs)
 			return
 		}
-		time.Sleep(5 * time.Millisecond) // the kernel's state is polled, as nobody tells of it
+		time.Sleep(5 * time.Millisecond) // polls the kernel's state, as nothing reports its changes
 	}
 }

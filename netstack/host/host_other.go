@@ -47,7 +47,7 @@ func (h *Host) Stop(context.Context) error { return errOther }
 // Warnings returns nothing.
 func (h *Host) Warnings() []error { return nil }
 
-// Gateways returns none.
+// Gateways returns nothing.
 func (h *Host) Gateways() []Gateway { return nil }
 
 // LookGateways returns errors.ErrUnsupported.
@@ -74,10 +74,10 @@ func Look(string) (Facts, error) { return Facts{}, errOther }
 // HasIPv6 returns errors.ErrUnsupported.
 func HasIPv6() (bool, error) { return false, errOther }
 
-// Namespace returns "": there are none.
+// Namespace returns "": there are no namespaces.
 func Namespace() (string, error) { return "", nil }
 
-// FindRunning finds none.
+// FindRunning finds nothing.
 func FindRunning() (r Running, ok bool, err error) { return Running{}, false, nil }
 
 // FindWay returns errors.ErrUnsupported.

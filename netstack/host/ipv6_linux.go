@@ -1,7 +1,7 @@
 package host
 
-// HasIPv6 tells whether the network namespace of the calling thread has IPv6 by itself: a route beyond
-// its links.
+// HasIPv6 reports whether the network namespace of the calling thread has IPv6 of its own: a route beyond its
+// links.
 func HasIPv6() (bool, error) {
 	r, err := openRTNL()
 	if err != nil {

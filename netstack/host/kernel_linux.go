@@ -15,18 +15,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernel carries out steps. All it needs is opened by openKernel, in the network namespace of the
-// calling thread, and works on that namespace from any thread afterwards. Not safe for concurrent use.
+// kernel carries out steps. openKernel opens everything it needs in the network namespace of the calling
+// thread. After that it works on that namespace from any thread. It is not safe for concurrent use.
 type kernel struct {
 	nl     *netlink.Handle
 	routes *rtnl
 	cfg    Config
-	link   int                 // index of the device, for life: a device of the same name is another one
+	link   int                 // index of the device, fixed: a new device of the same name is a different one
 	ipv6   *os.File            // the device's disable_ipv6; nil where the kernel has no IPv6
-	conf   map[string]*os.File // its settings that gateways need, by their keys
+	conf   map[string]*os.File // its settings that gateways need, by key
 }
 
-// openKernel opens what is needed for the device c.Link, which must exist.
+// openKernel opens what it needs for the device c.Link, which must exist.
 func openKernel(c Config) (*kernel, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -73,16 +73,16 @@ func (k *kernel) close() {
 	}
 }
 
-// ref names the device by its index alone.
+// ref identifies the device by its index alone.
 func (k *kernel) ref() netlink.Link {
 	return &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Index: k.link, Name: k.cfg.Link}}
 }
 
-// do makes a change, routes excepted: those come in batches.
+// do makes a change other than a route; routes come in batches.
 func (k *kernel) do(s Step) error {
 	var err error
 	switch s := s.(type) {
-	case device: // made by somebody else
+	case device: // created by someone else
 	case linkSet:
 		err = k.setLink(s)
 	case linkUp:
@@ -103,7 +103,7 @@ func (k *kernel) do(s Step) error {
 	return explain(s.String(), err)
 }
 
-// undo takes a change back. That it is gone already is no error.
+// undo reverts a change. It is not an error if the change is already gone.
 func (k *kernel) undo(s Step) error {
 	var err error
 	switch s := s.(type) {
@@ -120,8 +120,8 @@ func (k *kernel) undo(s Step) error {
 	return explain(s.Undo(), err)
 }
 
-// gone tells whether err says that what was to be deleted is not there: a rule, a route, an address, a
-// device, in this order, and all of IPv6.
+// gone reports whether err means that the thing to be deleted does not exist. The errnos are for a rule, a
+// route, an address, a device, and all of IPv6, in this order.
 func gone(err error) bool {
 	for _, errno := range []unix.Errno{unix.ENOENT, unix.ESRCH, unix.EADDRNOTAVAIL, unix.ENODEV, unix.EAFNOSUPPORT} {
 		if errors.Is(err, errno) {
@@ -131,7 +131,7 @@ func gone(err error) bool {
 	return false
 }
 
-// explain says which line failed, and how to be allowed to.
+// explain names the line that failed, and how to get the permission for it.
 func explain(line string, err error) error {
 	switch {
 	case err == nil:
@@ -164,7 +164,7 @@ func (k *kernel) setLink(s linkSet) error {
 	return err
 }
 
-// addAddr returns when the address receives packets. For IPv6 that is not at once, even without duplicate
+// addAddr returns when the address receives packets. For IPv6 this takes a moment, even without duplicate
 // address detection: the kernel adds the local route on a work queue (addrconf_dad_work), and until then
 // answers "no route" to whatever comes out of the device.
 func (k *kernel) addAddr(s addr) error {
@@ -180,12 +180,12 @@ func (k *kernel) addAddr(s addr) error {
 		if found || err != nil {
 			return err
 		}
-		time.Sleep(wait) // it is a matter of a millisecond, and nothing of ours is captured yet
+		time.Sleep(wait) // takes about a millisecond, and nothing of ours is captured yet
 	}
 	return errors.New("the address does not become usable")
 }
 
-// write sets one of the device's settings. Their files were opened in the device's network namespace.
+// write changes one of the device's settings. The files were opened in the device's network namespace.
 func (k *kernel) write(s sysctl) error {
 	f := k.conf[s.key]
 	if s.key == disableIPv6(k.cfg.Link) {
@@ -208,25 +208,25 @@ func (k *kernel) ipv6Off() bool {
 	return strings.TrimSpace(string(b[:n])) == "1"
 }
 
-// addRoutes adds routes and returns how many were not there.
+// addRoutes adds routes and returns how many were missing.
 func (k *kernel) addRoutes(list []dest) (int, error) {
 	added, err := k.routes.addRoutes(list, unix.NLM_F_EXCL, k.link, k.cfg.Addr4, k.cfg.Addr6)
 	return added, explain("add routes", err)
 }
 
-// replaceRoutes puts routes in the place of those that are there.
+// replaceRoutes replaces existing routes.
 func (k *kernel) replaceRoutes(list []dest) error {
 	_, err := k.routes.addRoutes(list, unix.NLM_F_REPLACE, k.link, k.cfg.Addr4, k.cfg.Addr6)
 	return explain("replace routes", err)
 }
 
-// delRoutes deletes routes, those that are not there aside.
+// delRoutes deletes routes and ignores those that do not exist.
 func (k *kernel) delRoutes(list []dest) error {
 	_, err := k.routes.delRoutes(list)
 	return explain("delete routes", err)
 }
 
-// up tells whether the device is up. Its error is ErrLinkGone if there is no such device any more.
+// up reports whether the device is up. Its error is ErrLinkGone if the device no longer exists.
 func (k *kernel) up() (bool, error) {
 	link, err := k.nl.LinkByIndex(k.link)
 	if err != nil {
@@ -264,7 +264,7 @@ func ourRules(h *netlink.Handle, fam family) ([]netlink.Rule, error) {
 	return slices.DeleteFunc(list, func(r netlink.Rule) bool { return r.Protocol != Protocol }), nil
 }
 
-// again repeats a listing that was disturbed by a change.
+// again repeats a listing that a change has disturbed.
 func again[T any](list func() ([]T, error)) ([]T, error) {
 	var found []T
 	var err error
@@ -273,7 +273,7 @@ func again[T any](list func() ([]T, error)) ([]T, error) {
 			return found, err
 		}
 	}
-	return found, nil // disturbed again and again: as good as it gets
+	return found, nil // disturbed every time: the best available result
 }
 
 func (s addr) netlink() *netlink.Addr {

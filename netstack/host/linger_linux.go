@@ -6,12 +6,13 @@ import (
 	"slices"
 )
 
-// Linger makes the flows given, of hosts behind a gateway, from their source to their destination, go on entering
-// the device whatever else is captured, in the place of those given before. This host's own flows need no such thing: they
-// have the device's address. Those of other hosts look like any packet of theirs, so when Replace takes away what
-// captured them, their packets would go past us to a server that knows nothing of them.
+// Linger keeps the given flows entering the device, from their source to their destination, whatever else is
+// captured. The flows belong to hosts behind a gateway, and replace those of the previous call. This host's own
+// flows don't need it, because they have the device's address. Flows of other hosts look like any other packets
+// of those hosts. When Replace removes what captured them, their packets would pass us by and reach a server
+// that does not know them.
 //
-// An error leaves out some of the flows.
+// After an error some of the flows are missing.
 func (h *Host) Linger(flows [][2]netip.AddrPort) error {
 	h.looking.Lock()
 	defer h.looking.Unlock()

@@ -32,7 +32,7 @@ func TestAddRemove(t *testing.T) {
 		PortSets: [][]PortRange{{{443, 443}}, {{80, 80}}},
 		Captures: []Capture{capture(lab.Server4+"/32", 1)},
 	})
-	_, stop := b.run(50 * time.Millisecond) // looks, but finds nothing
+	_, stop := b.run(50 * time.Millisecond) // checks, but finds nothing
 	defer stop()
 	b.direct(dialer{}, server4, 443)
 	_, before := b.inPlace()
@@ -115,7 +115,7 @@ func BenchmarkAddRemove(b *testing.B) {
 	}
 }
 
-// BenchmarkLook is the regular look at 100,000 routes, and the repair of all of them.
+// BenchmarkLook measures the regular check of 100,000 routes, and the repair of all of them.
 func BenchmarkLook(b *testing.B) {
 	h := benchmarkHost(b)
 	list := many(100_000)

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockName is the abstract socket's. The kernel scopes abstract sockets to the network namespace and
+// lockName is the name of the abstract socket. The kernel scopes abstract sockets to the network namespace, and
 // removes them with the process, however that ends.
 const lockName = "@pinproxy"
 
@@ -20,11 +20,11 @@ const lockName = "@pinproxy"
 type Lock struct {
 	listener *net.UnixListener
 	served   sync.WaitGroup
-	control  atomic.Value // string: what Announce was given
+	control  atomic.Value // string: the argument of Announce
 }
 
-// Hold takes the lock of the calling thread's network namespace. The error is a *[HeldError] if another
-// process has it. Any user of the namespace may take the name; the error then names who did.
+// Hold takes the lock of the calling thread's network namespace. The error is a *[HeldError] if another process
+// holds it. Any user of the namespace can take the name; the error then says who did.
 func Hold(ctx context.Context) (*Lock, error) {
 	for wait := time.Millisecond; ; wait *= 2 {
 		listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: lockName, Net: "unix"})
@@ -43,7 +43,7 @@ func Hold(ctx context.Context) (*Lock, error) {
 		if !errors.Is(err, unix.ECONNREFUSED) {
 			return nil, fmt.Errorf("ask who has the lock: %w", err)
 		}
-		// It ended between our two calls, or has not begun to listen. Or never will.
+		// The holder ended between our two calls, or is not listening yet. Or it never will.
 		if wait > time.Second {
 			return nil, &HeldError{}
 		}
@@ -55,16 +55,16 @@ func Hold(ctx context.Context) (*Lock, error) {
 	}
 }
 
-// Announce tells whoever asks for the holder from now on where its control socket is.
+// Announce sets the control socket path that is given to everyone who asks for the holder from now on.
 func (l *Lock) Announce(path string) { l.control.Store(path) }
 
-// serve hangs up on whoever asks, so that the queue never fills. What is announced fits into the buffer of any
-// socket, so writing it does not wait.
+// serve accepts and closes each connection, so that the queue never fills. The announced path fits into the
+// buffer of any socket, so writing it does not block.
 func (l *Lock) serve() {
 	for {
 		c, err := l.listener.Accept()
 		if err != nil {
-			return // Release, or nothing to be done about it: the lock holds all the same
+			return // after Release, or an unrecoverable error: the lock holds all the same
 		}
 		if path, ok := l.control.Load().(string); ok {
 			_, _ = c.Write([]byte(path))
@@ -73,14 +73,14 @@ func (l *Lock) serve() {
 	}
 }
 
-// Release gives the lock back. Call it after everything is undone.
+// Release releases the lock. Call it after everything is undone.
 func (l *Lock) Release() error {
 	err := l.listener.Close()
 	l.served.Wait()
 	return err
 }
 
-// holder returns the process that listens; 0 if it is in another PID namespace, or does not answer.
+// holder returns the process that listens, or 0 if it is in another PID namespace or does not answer.
 func holder() (pid int, err error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -89,7 +89,7 @@ func holder() (pid int, err error) {
 	defer unix.Close(fd)
 	err = unix.Connect(fd, &unix.SockaddrUnix{Name: lockName})
 	if errors.Is(err, unix.EAGAIN) {
-		return 0, nil // somebody is there but does not accept: stopped, or not a pinproxy
+		return 0, nil // a holder exists but does not accept: stopped, or not a pinproxy
 	}
 	if err != nil {
 		return 0, err

@@ -62,7 +62,7 @@ func TestLock(t *testing.T) {
 	}
 }
 
-// TestLockOfDying kills a holder while another waits at the door.
+// TestLockOfDying kills a holder while another process waits for the lock.
 func TestLockOfDying(t *testing.T) {
 	h := lab.ForTest(t).Host("host")
 	for range 5 {
@@ -95,7 +95,7 @@ func TestLockOfDying(t *testing.T) {
 	}
 }
 
-// TestHelperHolds is the process of TestLockOfDying.
+// TestHelperHolds is the process that TestLockOfDying kills.
 func TestHelperHolds(t *testing.T) {
 	if os.Getenv("HOST_TEST_HOLD") == "" {
 		return
@@ -107,7 +107,7 @@ func TestHelperHolds(t *testing.T) {
 	select {} // until it is killed
 }
 
-// Whoever has the name without answering has the lock, as far as anybody can tell.
+// A process that has the name without answering has the lock, as far as anyone can tell.
 func TestLockWithoutAnswer(t *testing.T) {
 	h := lab.ForTest(t).Host("host")
 	var fd int

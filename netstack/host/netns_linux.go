@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Namespace names the network namespace of the calling thread, for files that all namespaces share the
-// directory of: "" is the initial one, any other is called by its cookie, which no other namespace gets
-// before the next boot. No privilege is needed. Kernels before 5.14 have no cookies (SO_NETNS_COOKIE);
-// there it is the inode's number, which may be used again.
+// Namespace returns a name for the network namespace of the calling thread, for files in a directory that all
+// namespaces share. The initial namespace is "". Any other is named by its cookie, which no other namespace
+// gets before the next boot. No privilege is needed. Kernels before 5.14 have no cookies (SO_NETNS_COOKIE); the
+// name is then the inode number, which may be reused.
 func Namespace() (string, error) {
 	initial, inode, err := initialNamespace()
 	if err != nil || initial {
@@ -34,13 +34,13 @@ func Namespace() (string, error) {
 	return strconv.FormatUint(cookie, 10), nil
 }
 
-// initialInode is NET_NS_INIT_INO of linux/nsfs.h. Kernels before 6.17 give any number there.
+// initialInode is NET_NS_INIT_INO of linux/nsfs.h. Kernels before 6.17 assign an arbitrary number.
 const initialInode = 0xeffffff9
 
-// initialNamespace tells whether the calling thread is in the initial network namespace. Its cookie is
-// not always the same, and who may look at process 1 is another matter. But all namespaces' numbers
-// are above the initial one's since that is fixed, and before that there are sysctls that only the
-// initial namespace has (net_core_table in net/core/sysctl_net_core.c).
+// initialNamespace reports whether the calling thread is in the initial network namespace. The initial cookie
+// is not always the same, and looking at process 1 may need permission. But since the initial inode number is
+// fixed, the numbers of all other namespaces are above it. Before that, there are sysctls that only the initial
+// namespace has (net_core_table in net/core/sysctl_net_core.c).
 func initialNamespace() (initial bool, inode uint64, err error) {
 	var st unix.Stat_t
 	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {

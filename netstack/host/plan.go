@@ -6,29 +6,30 @@ import (
 	"strings"
 )
 
-// Rule priorities, all in 4000-4999: after `local` (0), before Tailscale's (5210), wg-quick's (32764)
-// and main (32766). The package comment draws them.
+// Rule priorities, all in 4000-4999: after `local` (0), before Tailscale's (5210), wg-quick's (32764) and main
+// (32766). The package comment shows them.
 const (
 	prefMark     = 4000
 	prefSelf     = 4001
 	prefSelfGone = 4002
-	prefGuard    = 4003 // and on
-	prefCapture  = 4010 // and on
-	prefStrict   = 4400 // instead of prefCapture, for there are more guards
-	prefSplit    = 4900 // what is for port 65535 follows
+	prefGuard    = 4003 // and up
+	prefCapture  = 4010 // and up
+	prefStrict   = 4400 // replaces prefCapture, because there are more guards
+	prefSplit    = 4900 // followed by the rules for port 65535
 	prefEnd      = 4999
 )
 
-// With gateways their capture rules have the place of the guards, and these follow. The guards' `not` would mean
-// whatever was not made on this host as well: the kernel inverts a rule as a whole (fib_rule_match).
+// With gateways, their capture rules take the place of the guards, which follow. The guards' `not` would
+// otherwise also match whatever did not originate on this host: the kernel inverts a rule as a whole
+// (fib_rule_match).
 const (
-	prefBehind      = 4003 // and on
-	prefBehindSplit = 4350 // what is for port 65535 follows
+	prefBehind      = 4003 // and up
+	prefBehindSplit = 4350 // followed by the rules for port 65535
 	prefBehindEnds  = 4370
-	prefLinger      = 4399 // flows of which the rule has gone; all have this one, as none means another's packets
-	prefAfter       = 4400 // instead of prefGuard
-	prefAfterOwn    = 4410 // instead of prefCapture
-	prefAfterStrict = 4650 // instead of prefStrict
+	prefLinger      = 4399 // flows whose rule is gone; all share it, as each matches only its own packets
+	prefAfter       = 4400 // replaces prefGuard
+	prefAfterOwn    = 4410 // replaces prefCapture
+	prefAfterStrict = 4650 // replaces prefStrict
 )
 
 // Routing tables.
@@ -55,11 +56,11 @@ type Steps struct {
 // Step is one change. Its text is the line a person would type for it.
 type Step interface {
 	String() string
-	// Undo is the line that takes the change back, "" if it goes with the device.
+	// Undo is the line that reverts the change, or "" if the change goes with the device.
 	Undo() string
 }
 
-// String returns one line a step.
+// String returns one line per step.
 func (s Steps) String() string {
 	var b strings.Builder
 	for _, step := range s.List {
@@ -69,7 +70,7 @@ func (s Steps) String() string {
 	return b.String()
 }
 
-// Plan returns the changes that [Host.Apply] makes. It is pure. Errors are the configuration's.
+// Plan returns the changes that [Host.Apply] makes. It is pure. Errors concern the configuration.
 func Plan(c Config, f Facts) (Steps, error) {
 	c = c.withDefaults()
 	if err := c.check(); err != nil {
@@ -92,8 +93,8 @@ func Plan(c Config, f Facts) (Steps, error) {
 	return s, nil
 }
 
-// planLink makes the device ready. Both the order and the split matter: set together with "up",
-// addrgenmode is looked at too late, and the device gets a link-local address and solicits routers.
+// planLink prepares the device. Both the order and the split matter. If addrgenmode is set together with "up",
+// the kernel evaluates it too late: the device gets a link-local address and solicits routers.
 func planLink(c Config, f Facts) []Step {
 	list := []Step{device{c.Link}, linkSet{c.Link, c.MTU, c.QueueLen}}
 	list = append(list, planForwarding(c)...)
@@ -104,8 +105,8 @@ func planLink(c Config, f Facts) []Step {
 	return list
 }
 
-// planFamily is all of one address family. The capture rules come last, so that whatever they do not
-// mean is already let by; taken back in reverse they go first, for the same reason.
+// planFamily returns everything for one address family. The capture rules come last, so that all exceptions are
+// already in place. For the same reason they go first when the plan is undone in reverse.
 func planFamily(c Config, fam family, f Facts) []Step {
 	tun := c.source(fam)
 	var list []Step
@@ -134,8 +135,8 @@ func planFamily(c Config, fam family, f Facts) []Step {
 	return list
 }
 
-// planRules returns the rules of a family, and how many there is no room for. Those that stand keep their
-// priority, and those that don't get one that none of these has.
+// planRules returns the rules of a family, and how many do not fit. Rules in stand keep their priority. New
+// rules get one that no rule in stand has.
 func planRules(c Config, fam family, stand []rule) (rules []rule, over int) {
 	tun := c.source(fam)
 	self := netip.PrefixFrom(tun, tun.BitLen())
@@ -166,7 +167,7 @@ func planRules(c Config, fam family, stand []rule) (rules []rule, over int) {
 	return rules, over
 }
 
-// places is where the guards begin, and the capture rules for this host's connections.
+// places returns where the guards begin, and where the capture rules for this host's connections begin.
 func (c Config) places() (guard, capture int) {
 	switch {
 	case len(c.Gateways) > 0 && c.Strict:
@@ -179,8 +180,8 @@ func (c Config) places() (guard, capture int) {
 	return prefGuard, prefCapture
 }
 
-// planGateways is planCaptures for what comes in through a gateway. splits let by, for each gateway, the ports that its
-// ends are not for.
+// planGateways is planCaptures for traffic that comes in through a gateway. splits let through, for each
+// gateway, the ports that its ends do not apply to.
 func planGateways(c Config, fam family) (captures, splits, ends []rule) {
 	for _, name := range c.Gateways {
 		own, last := planCaptures(c, rule{fam: fam, iif: name})
@@ -192,7 +193,7 @@ func planGateways(c Config, fam family) (captures, splits, ends []rule) {
 	return captures, splits, ends
 }
 
-// lingering is the rule for one flow from src to dst, of a host behind a gateway. Port 65535 can't be named.
+// lingering is the rule for one flow from src to dst, of a host behind a gateway. A rule can't name port 65535.
 func lingering(src, dst netip.AddrPort) rule {
 	only := func(port uint16) PortRange {
 		if port == everyPort.Last {
@@ -207,8 +208,9 @@ func lingering(src, dst netip.AddrPort) rule {
 	}
 }
 
-// placed gives each of list a priority of its own, from from to below end: the kernel takes a rule for a duplicate of
-// a more specific one at the same priority (rule_exists, EEXIST). Their order means nothing.
+// placed gives each rule in list its own priority, starting at from and below end. The kernel takes a rule for
+// a duplicate of a more specific one at the same priority (rule_exists, EEXIST). The order of the rules does
+// not matter.
 func placed(list []rule, from, end int, stand []rule) (_ []rule, over int) {
 	had := make(map[rule]int, len(stand))
 	taken := make(map[int]bool, len(stand))
@@ -234,14 +236,15 @@ func placed(list []rule, from, end int, stand []rule) (_ []rule, over int) {
 	return list, over
 }
 
-// planGuards is the rules for what passes by although a capture rule would mean it, without priorities.
+// planGuards returns the rules, without priorities, for traffic that is let through although a capture rule
+// would match.
 func planGuards(c Config, fam family) []rule {
 	switch {
 	case c.Strict:
-		// Where any rule of the host looks at the ports of forwarded packets, IPv4's rp_filter looks
-		// up the way back by protocol and ports (fib4_rules_early_flow_dissect), and the answers to
-		// our own dials would seem to belong on the device. A program that binds a pin's port by
-		// itself passes by as well, from the port that the pin wants.
+		// If any rule of the host looks at the ports of forwarded packets, IPv4's rp_filter looks up the
+		// reverse path by protocol and ports (fib4_rules_early_flow_dissect), and the answers to our own dials
+		// would seem to belong on the device. A program that binds a pin's port itself is let through as well,
+		// since it uses the port the pin wants.
 		var guards []rule
 		for _, r := range newPorts(c.Reserve).or(newPorts(c.Leased)).ranges() {
 			if r.Last = min(r.Last, everyPort.Last-1); r.First > r.Last {
@@ -253,8 +256,8 @@ func planGuards(c Config, fam family) []rule {
 	case fam == v4:
 		return []rule{{fam: fam, not: true, from: netip.PrefixFrom(netip.IPv4Unspecified(), 32), lo: true, action: skip}}
 	default:
-		// fib6_rule_match: a rule with a source prefix matches no lookup without a source address.
-		// So "any source at all" takes two rules, and "::/128" can never say "none yet".
+		// fib6_rule_match: a rule with a source prefix matches no lookup without a source address. So "any
+		// source" takes two rules, and "::/128" can never mean "none yet".
 		return []rule{
 			{fam: fam, from: netip.PrefixFrom(netip.IPv6Unspecified(), 1), lo: true, action: skip},
 			{fam: fam, from: netip.MustParsePrefix("8000::/1"), lo: true, action: skip},
@@ -262,11 +265,13 @@ func planGuards(c Config, fam family) []rule {
 	}
 }
 
-// planCaptures is the capture rules for what of says besides, without priorities. Their order means nothing, so one can come or go
-// without the others: what a table does not have goes on to the next.
+// planCaptures returns the capture rules, without priorities, with the other conditions taken from of. Their
+// order does not matter, so a rule can come or go without the others: a lookup that one table does not answer
+// continues with the next.
 //
-// The kernel refuses to hear of port 65535 (fib_rule_port_range_valid). A range that ends there is a rule for the
-// ports below, and one of ends, which look at no port and stand behind a rule that lets all other ports by.
+// The kernel refuses port 65535 (fib_rule_port_range_valid). A range that ends there becomes a rule for the
+// ports below it, and a rule in ends, which looks at no port and follows a rule that lets all other ports
+// through.
 func planCaptures(c Config, of rule) (captures, ends []rule) {
 	to := func(proto uint8, ports PortRange, table int) rule {
 		r := of
@@ -296,8 +301,8 @@ func planCaptures(c Config, of rule) (captures, ends []rule) {
 	return captures, ends
 }
 
-// portsToReserve returns the ports to be added to ip_local_reserved_ports. The error is a warning: all
-// pins are used, but unreserved.
+// portsToReserve returns the ports to add to ip_local_reserved_ports. The error is a warning: all pins are
+// used, but unreserved.
 func portsToReserve(c Config, f Facts) (ports, error) {
 	want := newPorts(c.Reserve)
 	if want.empty() {

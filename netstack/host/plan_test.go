@@ -16,7 +16,7 @@ var update = flag.Bool("update", false, "write testdata/*.plan anew")
 
 func capture(prefix string, set int) Capture { return Capture{netip.MustParsePrefix(prefix), set} }
 
-// plans are the configurations of testdata/NAME.plan, which have been pasted into a shell.
+// plans are the configurations of testdata/NAME.plan, whose lines have been pasted into a shell.
 var plans = map[string]struct {
 	config Config
 	facts  Facts
@@ -110,8 +110,8 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// Open connections depend on it: whatever lets them by is there before the first capture rule, and
-// each rule has a priority of its own.
+// Open connections depend on this: whatever lets them through is in place before the first capture rule. And
+// each rule has its own priority.
 func TestPlanOrder(t *testing.T) {
 	for name, p := range plans {
 		s, err := Plan(p.config, p.facts)
@@ -182,7 +182,8 @@ func TestPlanErrors(t *testing.T) {
 	}
 }
 
-// A gateway that does not work as it is, is worth a warning with the command that mends it, not the start.
+// A gateway that does not work yet causes a warning with the command that fixes it, and does not prevent the
+// start.
 func TestGatewayWarnings(t *testing.T) {
 	for _, test := range []struct {
 		name       string

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// ports is a set of port numbers, a bitmap as the kernel's own (proc_do_large_bitmap).
+// ports is a set of port numbers, a bitmap like the kernel's own (proc_do_large_bitmap).
 type ports [1 << 16 / 64]uint64
 
 func newPorts(ranges []PortRange) ports {
@@ -20,7 +20,7 @@ func newPorts(ranges []PortRange) ports {
 	return p
 }
 
-// parsePorts reads what ip_local_reserved_ports reads as: "8080,9148-9150\n", or "\n".
+// parsePorts parses the content of ip_local_reserved_ports: "8080,9148-9150\n", or "\n".
 func parsePorts(text string) (ports, error) {
 	var ranges []PortRange
 	text = strings.TrimSpace(text)
@@ -90,7 +90,8 @@ func (p ports) ranges() []PortRange {
 	return ranges
 }
 
-// next returns the first port from from on that is in the set, or that is not; 1<<16 if there is none.
+// next returns the first port at or after from that is in the set (or not in it, if in is false); 1<<16 if
+// there is none.
 func (p *ports) next(from int, in bool) int {
 	for from < 1<<16 {
 		w := p[from/64]

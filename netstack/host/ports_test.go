@@ -35,7 +35,7 @@ func TestPorts(t *testing.T) {
 	}
 }
 
-// Against a naive twin, and printing and parsing are inverse.
+// A comparison with a naive twin. Printing and parsing are inverse.
 func TestPortsSets(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 50 {

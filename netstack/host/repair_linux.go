@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Run puts back whatever of ours somebody takes away, and has IPv6 captured while the host has it,
-// until ctx ends or everything is undone; then it returns nil. The error is [ErrLinkGone] when the device
-// has disappeared. Call it after Apply, once.
+// Run puts back any of our changes that someone removes, and captures IPv6 while the host has it. It returns
+// nil when ctx ends or everything is undone. The error is [ErrLinkGone] when the device has disappeared. Call
+// it once, after Apply.
 func (h *Host) Run(parent context.Context) error {
 	h.mu.Lock()
 	events, kernel := h.events, h.kernel
@@ -30,7 +30,7 @@ func (h *Host) Run(parent context.Context) error {
 		return err
 	}
 	h.mu.Lock()
-	undone := h.kernel == nil // and the sockets were closed under us
+	undone := h.kernel == nil // and the sockets were closed meanwhile
 	h.mu.Unlock()
 	if undone || parent.Err() != nil {
 		return nil
@@ -38,7 +38,7 @@ func (h *Host) Run(parent context.Context) error {
 	return err
 }
 
-// listen turns notifications into looks.
+// listen turns notifications into checks.
 func (h *Host) listen(ctx context.Context, e *events, link int) error {
 	buf := make([]byte, 32<<10)
 	for {
@@ -60,10 +60,10 @@ func (h *Host) captures(fam family) bool {
 	return h.on(fam)
 }
 
-// keep looks when there is a reason, and regularly.
+// keep runs checks when there is a cause, and regularly.
 func (h *Host) keep(ctx context.Context) error {
 	var pace pacer
-	due := dirtAll // whatever happened since Apply
+	due := dirtAll // covers whatever happened since Apply
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	regular := time.NewTicker(h.every)
@@ -99,7 +99,7 @@ func (h *Host) keep(ctx context.Context) error {
 	}
 }
 
-// look repairs what is missing of d and returns the steps that brought it back.
+// look repairs what is missing among d and returns the steps that restored it.
 func (h *Host) look(d dirt) (repaired []Step, err error) {
 	h.looking.Lock()
 	defer h.looking.Unlock()
@@ -119,10 +119,10 @@ func (h *Host) look(d dirt) (repaired []Step, err error) {
 			return nil, err
 		}
 		try(found, err)
-		d |= dirtRoutes // being down for a moment was enough to lose them
+		d |= dirtRoutes // a moment of being down is enough to lose them
 	}
 	if d&dirtIPv6 != 0 {
-		// May find that all of IPv6 has to come back, and brings it.
+		// May find that all of IPv6 has to come back, and restores it.
 		errs = append(errs, h.lookIPv6(d&dirtRegular != 0))
 	}
 	if d&dirtRoutes != 0 {
@@ -140,7 +140,7 @@ func (h *Host) look(d dirt) (repaired []Step, err error) {
 	return repaired, errors.Join(errs...)
 }
 
-// lookLink has the device up and its addresses there.
+// lookLink ensures that the device is up and has its addresses.
 func (h *Host) lookLink() (repaired []Step, err error) {
 	up, err := h.kernel.up()
 	if err != nil {
@@ -171,13 +171,12 @@ func (h *Host) lookLink() (repaired []Step, err error) {
 			}
 		}
 	}
-	// This one has come back with the device or the address.
+	// This route came back with the device or the address.
 	return repaired, h.kernel.do(noMulticast{h.cfg.Link})
 }
 
-// lookIPv6 begins to capture IPv6 when the host has got it, and ends when it is gone. A route that is
-// away for a moment, while the host roams, must not end flows: only the second regular look in a row
-// that misses it counts.
+// lookIPv6 starts to capture IPv6 when the host gets it, and stops when it is gone. A route that is gone for a
+// moment, while the host roams, must not end flows: only the second regular check in a row without it counts.
 func (h *Host) lookIPv6(regular bool) error {
 	has, err := hasIPv6(h.dump, h.kernel.link)
 	if err != nil {
@@ -237,15 +236,15 @@ func (h *Host) dropIPv6() error {
 	return err
 }
 
-// lookRoutes adds the routes that are missing. It lists what is there without keeping Add and Remove
-// from working; what they change meanwhile may look missing, but then turns out to be there (EEXIST).
+// lookRoutes adds the missing routes. It lists the present ones without blocking Add and Remove. A route that
+// they change meanwhile may look missing, but then turns out to exist (EEXIST).
 func (h *Host) lookRoutes() (repaired []Step, err error) {
 	families := map[family]bool{v4: h.on(v4), v6: h.on(v6)}
 	tables := map[int]bool{}
 	for d := range h.routes {
 		tables[d.table] = true
 	}
-	there := make(map[dest]bool, len(h.routes)) // true if with the source address it should have
+	there := make(map[dest]bool, len(h.routes)) // true if it has the right source address
 	h.mu.Unlock()
 	for table := range tables {
 		for fam, on := range families {
@@ -267,7 +266,7 @@ func (h *Host) lookRoutes() (repaired []Step, err error) {
 		right, found := there[d]
 		switch {
 		case right || !h.on(familyOf(d.dst.Addr())):
-		case found: // IPv6 routes lose the address with its deletion (rt6_remove_prefsrc)
+		case found: // deleting an address removes it from IPv6 routes (rt6_remove_prefsrc)
 			wrong = append(wrong, d)
 		default:
 			missing = append(missing, d)
@@ -283,7 +282,7 @@ func (h *Host) lookRoutes() (repaired []Step, err error) {
 	return repaired, err
 }
 
-// lookRules adds the rules that are missing, in the order of the plan.
+// lookRules adds the missing rules, in plan order.
 func (h *Host) lookRules() (repaired []Step, err error) {
 	for _, fam := range []family{v4, v6} {
 		if !h.on(fam) {

@@ -13,7 +13,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// inPlace is how many rules and routes of ours there are.
+// inPlace returns how many rules and routes of ours there are.
 func (b *bench) inPlace() (rules, routes int) {
 	b.t.Helper()
 	err := b.Client.Do(func() error {
@@ -124,8 +124,9 @@ func TestRepair(t *testing.T) {
 			}
 			b.soon("logged", func() bool { return strings.Contains(b.logs.String(), test.log) })
 			stop()
-			// One that awaitLook makes, and one for all that is harmed by the time of the first repair, 20 ms later. The next
-			// can be 40 ms after that, and so on (pacer): so long the harm takes on a busy machine only.
+			// One made by awaitLook, and one for all damage done up to the first repair, 20 ms later. The next
+			// can be 40 ms after that, and so on (pacer). Only on a busy machine does the damage take that
+			// long.
 			most := 2
 			for at, delay := 2*paceFirst, 4*paceFirst; at+delay <= took; delay *= 2 {
 				at += delay
@@ -143,7 +144,7 @@ func TestRepair(t *testing.T) {
 	}
 }
 
-// awaitLook waits until Run is at work.
+// awaitLook waits until Run is working.
 func (b *bench) awaitLook() {
 	b.t.Helper()
 	rules, _ := b.Client.Netlink().RuleList(netlink.FAMILY_V4)
@@ -158,7 +159,7 @@ func (b *bench) awaitLook() {
 	b.soon("first look", func() bool { now, _ := b.inPlace(); return now == n })
 }
 
-// Deletions of our own are not repaired.
+// Our own deletions are not repaired.
 func TestRemovedStaysRemoved(t *testing.T) {
 	b := newBench(t)
 	b.apply(web())
@@ -225,7 +226,7 @@ func TestRunEndsWithUndo(t *testing.T) {
 	}
 }
 
-// client ──────── router, the IPv6 of which comes and goes
+// client ──────── router, whose IPv6 comes and goes
 func TestIPv6ComesAndGoes(t *testing.T) {
 	n := lab.ForTest(t)
 	top := &lab.Topology{Client: n.Host("client"), Router: n.Host("router")}
@@ -262,7 +263,7 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 	b.direct(dialer{mark: Mark}, near6, 443)
 	stop()
 
-	// Gone for a moment is not gone.
+	// A momentary absence does not count.
 	eth0, err := top.Client.Netlink().LinkByName("eth0")
 	if err != nil {
 		t.Fatal(err)

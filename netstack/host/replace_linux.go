@@ -11,15 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Replace makes the host capture what c says, and the captures learned of names beside it, in the place of what Apply
-// or an earlier Replace made it capture. Of c it takes PortSets, Captures, DNS, Reserve and Leased; the rest stays as it is.
-// A port set that c has at the same index as before is kept, and so is each route and rule that both want: it stands
-// all the time. What comes is there before the first thing goes.
+// Replace makes the host capture what c says, plus the learned captures, in place of what Apply or an earlier
+// Replace made it capture. From c it takes PortSets, Captures, DNS, Reserve and Leased; the rest stays as it
+// is. A port set that c has at the same index as before is kept, as is each route and rule that both want: they
+// stay in place all the time. All additions precede the first removal.
 //
-// It is all or nothing: after an error everything is as before. That ports could not be reserved is no error but among
-// the Warnings, as with Apply. No Add or Remove may be at work meanwhile, for what learned leaves out is taken away.
+// It is all or nothing: after an error everything is as before. A failure to reserve ports is not an error but
+// one of the Warnings, as with Apply. No Add or Remove may run at the same time, because whatever learned omits
+// is removed.
 func (h *Host) Replace(ctx context.Context, c Config, learned []Capture) error {
-	h.looking.Lock() // no repair in the middle
+	h.looking.Lock() // no repair in between
 	defer h.looking.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -51,14 +52,14 @@ func (h *Host) Replace(ctx context.Context, c Config, learned []Capture) error {
 	return nil
 }
 
-// capture takes over what other rules change of a configuration. It writes no other field: those are read without
-// Host.mu.
+// capture copies the fields that other rules change in a configuration. It writes no other field: those are
+// read without Host.mu.
 func (c *Config) capture(other Config) {
 	c.PortSets, c.Captures, c.DNS = other.PortSets, other.Captures, other.DNS
 	c.Reserve, c.Leased = other.Reserve, other.Leased
 }
 
-// rules returns the rules of the families that are captured, but for those of Linger.
+// rules returns the rules of the captured families, except those of Linger.
 func (h *Host) rules() map[family][]rule {
 	rules := make(map[family][]rule)
 	for _, fam := range []family{v4, v6} {
@@ -74,7 +75,7 @@ func (h *Host) rules() map[family][]rule {
 	return rules
 }
 
-// withRules is a part with other rules.
+// withRules returns part with other rules.
 func withRules(part []Step, rules []rule) []Step {
 	part = slices.DeleteFunc(part, func(s Step) bool { r, ok := s.(rule); return ok && r.pref != prefLinger })
 	for _, r := range rules {
@@ -83,8 +84,8 @@ func withRules(part []Step, rules []rule) []Step {
 	return part
 }
 
-// carryOut makes the changes. The undo takes back those that were made, the last one first, and may be called
-// after an error only.
+// carryOut makes the changes. The undo reverts those that were made, in reverse, and may be called only after
+// an error.
 func (h *Host) carryOut(ctx context.Context, ch change) (undo func() error, err error) {
 	var undos []func() error
 	try := func(do, back func() error) {
@@ -92,7 +93,7 @@ func (h *Host) carryOut(ctx context.Context, ch change) (undo func() error, err 
 			err = ctx.Err()
 		}
 		if err == nil {
-			undos = append(undos, back) // also of what was made in part
+			undos = append(undos, back) // also after a partial change
 			err = do()
 		}
 	}
@@ -122,7 +123,7 @@ func (h *Host) addRoutes(list []dest) error {
 	return err
 }
 
-// addRule adds a rule that may be there already.
+// addRule adds a rule that may already exist.
 func (h *Host) addRule(r rule) error {
 	if err := h.kernel.do(r); err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
@@ -130,14 +131,14 @@ func (h *Host) addRule(r rule) error {
 	return nil
 }
 
-// reserving is a change of the reserved ports: those to come are reserved already.
+// reserving is a change of the reserved ports. The new ones are already reserved.
 type reserving struct {
 	host         *Host
-	before, then ports // what was ours, and will be
+	before, then ports // the ports that were ours, and will be
 	errs         []error
 }
 
-// replaceReserved reserves what c wants besides what is ours.
+// replaceReserved reserves what c wants, in addition to what is ours.
 func (h *Host) replaceReserved(c Config) *reserving {
 	r := &reserving{host: h, before: h.mine}
 	if len(c.Reserve) == 0 && h.mine.empty() {
@@ -169,7 +170,7 @@ func (r *reserving) warn(err error) {
 	}
 }
 
-// change makes other ports ours.
+// change makes then our ports.
 func (r *reserving) change(then ports) {
 	h := r.host
 	if h.reserved == nil || then == h.mine {
@@ -182,13 +183,13 @@ func (r *reserving) change(then ports) {
 	h.mine = then
 }
 
-// finish gives back what is not wanted any more, and returns what went wrong.
+// finish releases what is no longer wanted, and returns what went wrong.
 func (r *reserving) finish() []error {
 	r.change(r.then)
 	return r.errs
 }
 
-// cancel goes back.
+// cancel restores the previous ports.
 func (r *reserving) cancel() error {
 	r.errs = nil
 	r.change(r.before)

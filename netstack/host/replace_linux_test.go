@@ -22,8 +22,8 @@ func (b *bench) replace(ctx context.Context, c Config, learned []Capture) error 
 	return b.Client.Do(func() error { return b.host.Replace(ctx, c, learned) })
 }
 
-// former and latter are what Replace goes from and to: port 443 stays, 80 goes, 53 and 8000 come, and so do other ports to
-// be reserved.
+// former and latter are what Replace goes from and to: port 443 stays, 80 goes, 53 and 8000 come, and the ports
+// to reserve change as well.
 func former(dir string) (c Config, learned []Capture) {
 	return Config{
 		PortSets: [][]PortRange{{{443, 443}}, {{80, 80}}},
@@ -79,7 +79,7 @@ func TestReplace(t *testing.T) {
 		t.Errorf("%d rules and %d routes:\n%s", n, routes, strings.Join(second, "\n"))
 	}
 
-	// What is repaired is the new state.
+	// Repairs restore the new state.
 	if err := b.Client.Netlink().LinkSetDown(must(b.Client.Netlink().LinkByName(Link))); err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +108,7 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// endsAfter is a context that ends when it has been asked so often.
+// endsAfter is a context that ends after it has been checked a given number of times.
 type endsAfter struct {
 	context.Context
 	left atomic.Int32
@@ -159,8 +159,8 @@ func TestReplaceInterrupted(t *testing.T) {
 	}
 }
 
-// A kernel that refuses a part of it gets none of it: here IPv6 routes, of a device whose IPv6 somebody has switched
-// off. IPv4 has been done by then.
+// If the kernel refuses a part, nothing is changed. Here it refuses IPv6 routes of a device whose IPv6 someone
+// has switched off. By then IPv4 has been done.
 func TestReplaceRefused(t *testing.T) {
 	b := newBench(t)
 	dir := t.TempDir()
@@ -181,7 +181,7 @@ func TestReplaceRefused(t *testing.T) {
 		t.Errorf("reserved %q", got)
 	}
 
-	// Once it can be, it is put right, to the old state.
+	// As soon as possible it is repaired, to the old state.
 	b.Client.Sysctl("net.ipv6.conf."+Link+".disable_ipv6", "0")
 	_, stop := b.run(20 * time.Millisecond)
 	defer stop()
@@ -195,7 +195,7 @@ func TestReplaceRefused(t *testing.T) {
 	b.capturedFromTUN(dialer{}, server4, 443)
 }
 
-// A kept rule or route is not touched: the kernel tells of no change to it, whatever else comes and goes.
+// A kept rule or route is not touched: the kernel reports no change to it, whatever else comes and goes.
 func TestReplaceTouchesNothingKept(t *testing.T) {
 	b := newBench(t)
 	dir := t.TempDir()

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// reserved is the sysctl ip_local_reserved_ports of one network namespace. /proc/sys/net shows that of
-// the thread that opens a file, and the open file stays with it.
+// reserved is the sysctl ip_local_reserved_ports of one network namespace. /proc/sys/net shows the namespace of
+// the thread that opens a file, and the open file stays with that namespace.
 type reserved struct {
 	file *os.File
 	path string // of the state file
@@ -31,10 +31,10 @@ func openReserved(statePath string) (*reserved, error) {
 
 func (r *reserved) close() error { return r.file.Close() }
 
-// ports returns what is reserved now.
+// ports returns the ports that are reserved now.
 func (r *reserved) ports() (ports, error) { return readReserved(r.file) }
 
-// readReserved reads in one go: at any other offset there is nothing to read (proc_do_large_bitmap).
+// readReserved reads everything at once: at any other offset there is nothing to read (proc_do_large_bitmap).
 func readReserved(f io.ReaderAt) (ports, error) {
 	const longest = 32768 * len("65535,") // every second port
 	b := make([]byte, longest+1)
@@ -45,8 +45,8 @@ func readReserved(f io.ReaderAt) (ports, error) {
 	return parsePorts(string(b[:n]))
 }
 
-// set replaces what is reserved. The kernel takes 4095 bytes at a time and joins what follows at a later
-// offset to what was written at an earlier one, which is what WriteAt does.
+// set replaces the reserved ports. The kernel accepts 4095 bytes at a time and joins what follows at a later
+// offset to what was written at an earlier one. WriteAt does exactly that.
 func (r *reserved) set(p ports) error {
 	if _, err := r.file.WriteAt([]byte(p.String()+"\n"), 0); err != nil {
 		return fmt.Errorf("%s: %w", sysctl{sysctlReserved, p.String()}, err)
@@ -54,7 +54,7 @@ func (r *reserved) set(p ports) error {
 	return nil
 }
 
-// ours returns the ports that the state file says are ours.
+// ours returns the ports that the state file lists as ours.
 func (r *reserved) ours() (ports, error) {
 	s, err := readState(r.path)
 	if err != nil || s.BootID != r.boot {
@@ -63,8 +63,8 @@ func (r *reserved) ours() (ports, error) {
 	return parsePorts(s.Ports)
 }
 
-// add reserves the ports of want that are not reserved, after it has written down which these are. It
-// returns them. What an earlier state file says stays written down.
+// add reserves the ports of want that are not reserved yet, after recording them in the state file. It returns
+// them. Entries of an earlier state file stay recorded.
 func (r *reserved) add(want ports) (added ports, err error) {
 	now, err := r.ports()
 	if err != nil {
@@ -87,8 +87,8 @@ func (r *reserved) add(want ports) (added ports, err error) {
 	return added, nil
 }
 
-// change reserves the ports of then and gives back those of mine that are not among them; mine is what the state
-// file says now. At no time is a port ours of which the file says nothing.
+// change reserves the ports of then and releases those of mine that are not in then. mine is what the state
+// file says now. At no time is a port ours that the file does not list.
 func (r *reserved) change(mine, then ports) error {
 	now, err := r.ports()
 	if err != nil {
@@ -108,8 +108,8 @@ func (r *reserved) change(mine, then ports) error {
 	return writeState(r.path, state{r.boot, then.String()})
 }
 
-// remove takes back what the state file says is ours, and returns it. What was reserved before, and what
-// others have added meanwhile, stays.
+// remove releases the ports that the state file lists as ours, and returns them. Ports that were reserved
+// before, and those that others have added meanwhile, stay.
 func (r *reserved) remove() (removed ports, err error) {
 	ours, err := r.ours()
 	if err != nil {
@@ -134,7 +134,7 @@ func (r *reserved) forget() error {
 		return nil
 	}
 	if _, gone := os.Lstat(r.path); errors.Is(gone, fs.ErrNotExist) {
-		return nil // unlink(2) says EROFS even so
+		return nil // unlink(2) returns EROFS even so
 	}
 	return fmt.Errorf("remove state: %w", err)
 }

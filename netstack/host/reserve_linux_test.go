@@ -31,7 +31,7 @@ func TestReserve(t *testing.T) {
 	for _, test := range []struct {
 		name                 string
 		before, want, during string
-		meanwhile            string // written by somebody else, if not ""
+		meanwhile            string // written by someone else, if not ""
 		after                string
 	}{
 		{name: "nothing there", want: "63999", during: "63999"},
@@ -79,7 +79,7 @@ func TestReserve(t *testing.T) {
 	}
 }
 
-// The kernel takes and gives lists of any length, in pieces and at once.
+// The kernel accepts and returns lists of any length, in pieces and at once.
 func TestReserveMany(t *testing.T) {
 	h := lab.ForTest(t).Host("host")
 	r := openReservedOf(t, h, filepath.Join(t.TempDir(), "state"))
@@ -102,7 +102,7 @@ func TestReserveMany(t *testing.T) {
 	}
 }
 
-// A state file of an earlier boot says nothing about this one's sysctls.
+// A state file of an earlier boot says nothing about this boot's sysctls.
 func TestStateOfEarlierBoot(t *testing.T) {
 	h := lab.ForTest(t).Host("host")
 	path := filepath.Join(t.TempDir(), "state")
@@ -122,7 +122,7 @@ func TestStateOfEarlierBoot(t *testing.T) {
 	}
 }
 
-// After a SIGKILL between two starts, what the first added is still known.
+// After a SIGKILL between two starts, what the first one added is still known.
 func TestStateIsKept(t *testing.T) {
 	h := lab.ForTest(t).Host("host")
 	path := filepath.Join(t.TempDir(), "state")
@@ -178,7 +178,7 @@ func TestApplyReserves(t *testing.T) {
 	}
 }
 
-// What cannot be undone after a SIGKILL is not done, and nothing else depends on it.
+// What could not be undone after a SIGKILL is not done, and nothing else depends on it.
 func TestApplyCannotReserve(t *testing.T) {
 	for _, name := range []string{"missing", "read-only"} {
 		t.Run(name, func(t *testing.T) {

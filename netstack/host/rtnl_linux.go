@@ -10,23 +10,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rtnl is a socket for routes by the hundred thousand, for which package netlink, with a system call and
-// a dozen allocations a route, is not made: many requests go out by one sendto, and only the last is
-// acknowledged; the others are heard of if they fail. Not safe for concurrent use. It works on the
+// rtnl is a socket for routes by the hundred thousand. Package netlink, with a system call and a dozen
+// allocations per route, is not made for that. Here many requests go out in one sendto, and only the last is
+// acknowledged; the others are reported if they fail. It is not safe for concurrent use. It works on the
 // network namespace of the thread that opened it, from any thread.
 type rtnl struct {
 	fd   int
-	port uint32 // of the socket; the kernel writes it into the notifications of our own changes
+	port uint32 // of the socket; the kernel puts it in the notifications of our own changes
 	seq  uint32
 	buf  []byte // requests
 	in   []byte // answers
 }
 
 // batchRoutes is how many requests go out together. If all of them fail, their answers must fit into the
-// default receive buffer of 208 KiB, each taking about 1 KiB of it.
+// default receive buffer of 208 KiB, where each takes about 1 KiB.
 const batchRoutes = 100
 
-// answerTimeout is a bound on what only a kernel bug can exceed.
+// answerTimeout can be exceeded only by a kernel bug.
 var answerTimeout = unix.Timeval{Sec: 10}
 
 func openRTNL() (*rtnl, error) {
@@ -52,7 +52,7 @@ func (r *rtnl) setup() error {
 		return err
 	}
 	r.port = self.(*unix.SockaddrNetlink).Pid
-	// Both are there since 4.20 and only save work: dumps filtered by the kernel, short error messages.
+	// Both exist since 4.20 and only save work: dumps filtered by the kernel, short error messages.
 	_ = unix.SetsockoptInt(r.fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
 	_ = unix.SetsockoptInt(r.fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
 	return unix.SetsockoptTimeval(r.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &answerTimeout)
@@ -60,9 +60,9 @@ func (r *rtnl) setup() error {
 
 func (r *rtnl) close() error { return unix.Close(r.fd) }
 
-// addRoutes adds routes into the device with the given index, with a flag that says what to do with one
-// that is there: NLM_F_EXCL leaves it (without a flag IPv4 would add a second one), NLM_F_REPLACE does
-// not. It returns how many it added or replaced.
+// addRoutes adds routes into the device with the given index. flag says what to do with an existing route:
+// NLM_F_EXCL keeps it (without a flag IPv4 would add a second one), NLM_F_REPLACE replaces it. It returns how
+// many it added or replaced.
 func (r *rtnl) addRoutes(list []dest, flag uint16, link int, src4, src6 netip.Addr) (added int, err error) {
 	return r.batch(list, unix.EEXIST, func(d dest) {
 		src, scope := src4, uint8(unix.RT_SCOPE_LINK)
@@ -86,11 +86,11 @@ var congestionMetric = func() []byte {
 	return append(b, make([]byte, align4(size)-len(b))...)
 }()
 
-// delRoutes deletes routes of ours. It returns how many were there.
+// delRoutes deletes routes of ours. It returns how many existed.
 func (r *rtnl) delRoutes(list []dest) (deleted int, err error) {
 	return r.batch(list, unix.ESRCH, func(d dest) {
 		end := r.begin(unix.RTM_DELROUTE, 0)
-		r.route(d, unix.RT_SCOPE_NOWHERE, unix.RTN_UNSPEC) // whatever scope and type
+		r.route(d, unix.RT_SCOPE_NOWHERE, unix.RTN_UNSPEC) // any scope and type
 		end()
 	})
 }
@@ -108,8 +108,8 @@ func (r *rtnl) delMulticast(link int) error {
 	return err
 }
 
-// batch sends one request for each of list and counts those that succeeded. The errno tolerated is no
-// error. Any other is: the first is returned, and up to batchRoutes requests after it are carried out.
+// batch sends one request for each route in list and counts those that succeeded. The errno tolerated is not an
+// error. Of all other errors the first is returned, and up to batchRoutes requests after it are carried out.
 func (r *rtnl) batch(list []dest, tolerated unix.Errno, request func(dest)) (done int, err error) {
 	for len(list) > 0 {
 		n := min(len(list), batchRoutes)
@@ -136,7 +136,7 @@ func (r *rtnl) batch(list []dest, tolerated unix.Errno, request func(dest)) (don
 	return done, nil
 }
 
-// answers reads until request last is answered, and counts requests that failed.
+// answers reads until request last is answered, and counts failed requests.
 func (r *rtnl) answers(first, last uint32, tolerated unix.Errno, request func(int) dest) (failed int, err error) {
 	rerr := r.receive(func(m message) bool {
 		if m.typ != unix.NLMSG_ERROR || len(m.data) < 4 || m.seq-first > last-first {
@@ -154,8 +154,8 @@ func (r *rtnl) answers(first, last uint32, tolerated unix.Errno, request func(in
 	return failed, errors.Join(err, rerr)
 }
 
-// dumpRoutes calls f with each route of a table and family, all tables if table is 0. What is added or
-// deleted meanwhile may be missing. A table that does not exist is empty.
+// dumpRoutes calls f with each route of a table and family, or of all tables if table is 0. It may miss routes
+// that are added or deleted meanwhile. A nonexistent table is empty.
 func (r *rtnl) dumpRoutes(fam family, table int, f func(routeInfo)) error {
 	r.buf = r.buf[:0]
 	end := r.begin(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
@@ -190,7 +190,7 @@ func (r *rtnl) dumpRoutes(fam family, table int, f func(routeInfo)) error {
 	return nil
 }
 
-// message is a netlink message. Its data is valid until the next one is read.
+// message is a netlink message. Its data is valid until the next message is read.
 type message struct {
 	typ  uint16
 	seq  uint32
@@ -254,16 +254,16 @@ func attributes(b []byte) func(yield func(uint16, []byte) bool) {
 	}
 }
 
-// routeInfo is what we look at of a route.
+// routeInfo is the part of a route that we look at.
 type routeInfo struct {
 	dest
 	protocol uint8
 	typ      uint8
 	link     int        // 0: several, or none
-	src      netip.Addr // given to sockets that have none; invalid: not said
+	src      netip.Addr // for sockets that have none; invalid: not given
 }
 
-// parseRoute reads a struct rtmsg and its attributes.
+// parseRoute parses a struct rtmsg and its attributes.
 func parseRoute(b []byte) (routeInfo, bool) {
 	if len(b) < unix.SizeofRtMsg {
 		return routeInfo{}, false
@@ -295,7 +295,7 @@ func parseRoute(b []byte) (routeInfo, bool) {
 func (r *rtnl) begin(typ, flags uint16) func() {
 	r.seq++
 	start := len(r.buf)
-	b := binary.NativeEndian.AppendUint32(r.buf, 0) // the length, put in at the end
+	b := binary.NativeEndian.AppendUint32(r.buf, 0) // the length, filled in at the end
 	b = binary.NativeEndian.AppendUint16(b, typ)
 	b = binary.NativeEndian.AppendUint16(b, flags|unix.NLM_F_REQUEST)
 	b = binary.NativeEndian.AppendUint32(b, r.seq)

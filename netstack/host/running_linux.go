@@ -11,16 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// askTimeout is how long the lock's holder may take to say where its control socket is. It takes microseconds, unless
-// it is stopped, or is no pinproxy.
+// askTimeout is how long the lock's holder may take to report its control socket. It takes microseconds, unless
+// the holder is stopped or is not a pinproxy.
 const askTimeout = time.Second
 
-// longestPath is that of a socket (struct sockaddr_un).
+// longestPath is the maximum length of a socket path (struct sockaddr_un).
 const longestPath = 108
 
-// FindRunning finds the pinproxy of the calling thread's network namespace by its lock; ok is false if there is none.
-// No privilege is needed. Any user of the namespace may have taken the lock's name: what it tells is not to be
-// trusted with more than a look.
+// FindRunning finds the pinproxy of the calling thread's network namespace by its lock; ok is false if there is
+// none. No privilege is needed. Any user of the namespace may have taken the lock's name, so trust the reported
+// path no further than for a look.
 func FindRunning() (r Running, ok bool, err error) {
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: lockName, Net: "unix"})
 	switch {

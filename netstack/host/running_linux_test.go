@@ -28,7 +28,7 @@ func TestFindRunning(t *testing.T) {
 	}
 	find(true, Running{PID: os.Getpid()})
 	l.Announce("/run/pinproxy.sock")
-	for range 100 { // whoever asks does not fill the queue
+	for range 100 { // asking does not fill the queue
 		find(true, Running{PID: os.Getpid(), Socket: "/run/pinproxy.sock"})
 	}
 	if err := l.Release(); err != nil {

@@ -9,10 +9,10 @@ import (
 	"path/filepath"
 )
 
-// state is what only we can know: which of the reserved ports are ours. It is in a file so that they can
+// state is what only we can know: which of the reserved ports are ours. It is in a file so that the ports can
 // be found after a SIGKILL.
 type state struct {
-	BootID string `json:"boot_id"` // of the boot the ports were reserved in; a reboot forgets them
+	BootID string `json:"boot_id"` // of the boot in which the ports were reserved; a reboot clears them
 	Ports  string `json:"reserved_ports"`
 }
 
@@ -48,7 +48,7 @@ func readState(path string) (state, error) {
 	return s, nil
 }
 
-// writeState replaces the file as a whole, and returns when it is on the disk.
+// writeState replaces the whole file, and returns when it is on disk.
 func writeState(path string, s state) error {
 	b, err := json.Marshal(s)
 	if err != nil {
@@ -58,7 +58,7 @@ func writeState(path string, s state) error {
 	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
-	defer os.Remove(f.Name()) // no longer there if all goes well
+	defer os.Remove(f.Name()) // no longer there on success
 	_, err = f.Write(append(b, '\n'))
 	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
 	if err == nil {
@@ -73,7 +73,7 @@ func writeState(path string, s state) error {
 	return nil
 }
 
-// syncDir makes a rename last.
+// syncDir makes a rename durable.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

@@ -14,7 +14,7 @@ const (
 	v6 family = 6
 )
 
-// ip is the command for the family.
+// ip returns the ip command for the family.
 func (f family) ip() string {
 	if f == v6 {
 		return "ip -6"
@@ -22,7 +22,7 @@ func (f family) ip() string {
 	return "ip"
 }
 
-// all is the prefix of every address.
+// all returns the prefix of every address.
 func (f family) all() netip.Prefix {
 	if f == v6 {
 		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
@@ -39,7 +39,7 @@ func familyOf(a netip.Addr) family {
 	return v6
 }
 
-// device stands for the making of the device, which is not ours to do.
+// device represents the creation of the device, which is not our job.
 type device struct{ name string }
 
 func (s device) String() string { return fmt.Sprintf("ip tuntap add dev %s mode tun", s.name) }
@@ -61,13 +61,13 @@ func (s linkSet) String() string {
 }
 func (s linkSet) Undo() string { return "" }
 
-// linkUp; its undoing drops every route on the device at once.
+// linkUp sets the device up. Its undo drops every route on the device at once.
 type linkUp struct{ link string }
 
 func (s linkUp) String() string { return fmt.Sprintf("ip link set dev %s up", s.link) }
 func (s linkUp) Undo() string   { return fmt.Sprintf("ip link set dev %s down", s.link) }
 
-// addr is an address of the device: without prefix route, and for IPv6 usable at once.
+// addr is an address of the device, without a prefix route. For IPv6 it is usable at once.
 type addr struct {
 	link string
 	addr netip.Addr
@@ -85,9 +85,9 @@ func (s addr) Undo() string {
 	return fmt.Sprintf("%s addr del %v/%d dev %s", familyOf(s.addr).ip(), s.addr, s.addr.BitLen(), s.link)
 }
 
-// noMulticast takes back the ff00::/8 route that a device gets when it comes up and when it gets an IPv6
-// address (addrconf_add_mroute). With it, multicast that names no interface would go into the device as soon as
-// the host's other interfaces were set up later than ours.
+// noMulticast deletes the ff00::/8 route that a device gets when it comes up and when it gets an IPv6 address
+// (addrconf_add_mroute). With that route, multicast that names no interface would enter the device as soon as
+// the host's other interfaces came up later than ours.
 type noMulticast struct{ link string }
 
 func (s noMulticast) String() string {
@@ -104,16 +104,16 @@ func disableIPv6(link string) string { return "net/ipv6/conf/" + link + "/disabl
 
 func (s sysctl) String() string {
 	key := s.key
-	if !strings.Contains(key, ".") { // as in the name of a VLAN device; sysctl(8) takes both
+	if !strings.Contains(key, ".") { // as in the name of a VLAN device; sysctl(8) accepts both
 		key = strings.ReplaceAll(key, "/", ".")
 	}
 	return fmt.Sprintf("sysctl -w %s=%s", key, s.value)
 }
-func (s sysctl) Undo() string { return "" } // what it was is not known here
+func (s sysctl) Undo() string { return "" } // the previous value is not known here
 
 // route leads dst into the device, in a table of ours.
 type route struct {
-	src   netip.Addr // the source address it gives to sockets that have none
+	src   netip.Addr // the source address for sockets that have none
 	link  string
 	table int
 	dst   netip.Prefix
@@ -124,11 +124,12 @@ func (s route) String() string {
 		familyOf(s.src).ip(), formatPrefix(s.dst), s.link, s.table, Protocol, s.src, congestion)
 }
 
-// congestion is the congestion control over the device, which loses nothing as long as its queue holds. A host's BBR
-// would pace what goes there (tcp_ca_dst_init). Reno is in every kernel, and allowed in every namespace.
+// congestion is the congestion control over the device, which loses nothing while its queue has room. If the
+// host uses BBR, it would pace this traffic too (tcp_ca_dst_init). Reno is in every kernel, and allowed in
+// every namespace.
 const congestion = "reno"
 
-// dest is a route of ours, by what tells it from the others.
+// dest identifies a route of ours among the others.
 type dest struct {
 	table int
 	dst   netip.Prefix
@@ -136,12 +137,12 @@ type dest struct {
 
 func (d dest) family() family { return familyOf(d.dst.Addr()) }
 
-// del is the line that deletes the route.
+// del returns the line that deletes the route.
 func (d dest) del() string {
 	return fmt.Sprintf("%s route del %s table %d proto %d", d.family().ip(), formatPrefix(d.dst), d.table, Protocol)
 }
 
-// formatPrefix writes a prefix as ip(8) does.
+// formatPrefix formats a prefix as ip(8) does.
 func formatPrefix(p netip.Prefix) string {
 	switch p.Bits() {
 	case 0:
@@ -158,21 +159,21 @@ func (s route) Undo() string { return "" }
 type action int
 
 const (
-	lookup      action = iota // in table; go on if nothing is found there
-	skip                      // jump over the capture rules
+	lookup      action = iota // in table; continues if nothing is found there
+	skip                      // jumps over the capture rules
 	unreachable               // ENETUNREACH
-	nop                       // nothing: a target to jump to
+	nop                       // does nothing: a jump target
 )
 
-// rule is a policy rule. A field's zero value means that the rule does not look at it.
+// rule is a policy rule. A zero field means that the rule does not look at it.
 type rule struct {
 	fam          family
 	pref         int
 	not          bool
 	from, to     netip.Prefix
 	mark         uint32
-	lo           bool   // made on this host
-	iif          string // came in through this device, whichever has the name
+	lo           bool   // originated on this host
+	iif          string // came in through the device with this name, whichever it is
 	proto        uint8
 	sport, dport PortRange
 	action       action
@@ -230,19 +231,19 @@ func (s rule) Undo() string {
 	return fmt.Sprintf("%s rule del pref %d protocol %d", s.fam.ip(), s.pref, Protocol)
 }
 
-// anywhere is the rule without its priority.
+// anywhere returns the rule without its priority.
 func (s rule) anywhere() rule {
 	s.pref = 0
 	return s
 }
 
-// captures tells whether the rule belongs to the capture block: it makes connections enter the device,
-// or bounds one that does.
+// captures reports whether the rule belongs to the capture block: it makes connections enter the device, or
+// limits a rule that does.
 func (s rule) captures() bool {
 	return (s.lo || s.iif != "") && (s.action == lookup || s.dport != PortRange{})
 }
 
-// capturesOwn tells whether it does so for this host's connections, as against those of hosts behind a gateway.
+// capturesOwn reports the same for this host's connections only, not those of hosts behind a gateway.
 func (s rule) capturesOwn() bool { return s.captures() && s.lo }
 
 func (s rule) isOther() bool { return !s.captures() }

@@ -46,7 +46,7 @@ func openTUN(t testing.TB, h *lab.Host) *tun {
 	return &tun{t, file}
 }
 
-// next returns the next packet that an application has sent into the device. It waits for it.
+// next waits for the next packet that an application has sent into the device, and returns it.
 func (d *tun) next() packet {
 	d.t.Helper()
 	p, err := d.read(patience)
@@ -56,8 +56,8 @@ func (d *tun) next() packet {
 	return p
 }
 
-// empty reports packets that have entered the device. Packets enter it during the sender's system
-// call, so there is nothing to wait for.
+// empty reports packets that have entered the device. They enter it during the sender's system call, so there
+// is nothing to wait for.
 func (d *tun) empty(what string) {
 	d.t.Helper()
 	for d.holds() {
@@ -69,7 +69,7 @@ func (d *tun) empty(what string) {
 	}
 }
 
-// drain throws away what has entered the device.
+// drain discards what has entered the device.
 func (d *tun) drain() {
 	for d.holds() {
 		if _, err := d.read(patience); err != nil {
@@ -78,7 +78,7 @@ func (d *tun) drain() {
 	}
 }
 
-// holds says whether a packet is there to be read.
+// holds reports whether a packet can be read.
 func (d *tun) holds() bool {
 	raw, err := d.file.SyscallConn()
 	if err != nil {
@@ -87,8 +87,8 @@ func (d *tun) holds() bool {
 	return readable(d.t, raw, 0)
 }
 
-// readable says whether there is something to read, or comes within wait. A deadline of Go's would pass while the test has
-// no processor, and say no with the file full: poll(2) looks at least once.
+// readable reports whether there is something to read, now or within wait. A Go deadline would pass while the
+// test has no processor, and report false although the file has data. poll(2) looks at least once.
 func readable(t testing.TB, file syscall.RawConn, wait time.Duration) (yes bool) {
 	t.Helper()
 	err := file.Control(func(fd uintptr) {
@@ -163,7 +163,7 @@ func (p packet) String() string {
 	return fmt.Sprintf("%v → %v, protocol %d", p.src(), p.dst(), p.proto())
 }
 
-// reset is the answer of a closed port (RFC 9293, 3.5.2).
+// reset returns the answer of a closed port (RFC 9293, 3.5.2).
 func (p packet) reset() packet {
 	header := len(p) - len(p.transport())
 	r := make(packet, header+20)
@@ -189,7 +189,7 @@ func (p packet) reset() packet {
 	return r
 }
 
-// sum is the Internet checksum's sum.
+// sum adds b to acc, the sum of an Internet checksum.
 func sum(acc uint32, b []byte) uint16 {
 	for i := 0; i < len(b); i += 2 {
 		acc += uint32(binary.BigEndian.Uint16(b[i:]))

@@ -2,10 +2,10 @@ package host
 
 import "net/netip"
 
-// Connection is a TCP connection that is to be made, as the kernel looks its route up.
+// Connection is a TCP connection to be made, as the kernel sees it when it looks up the route.
 type Connection struct {
 	Dst  netip.AddrPort
-	Src  netip.Addr // that the socket is bound to; invalid: none, as with nearly every program
+	Src  netip.Addr // the socket's bound address; invalid: none, as with nearly every program
 	Mark uint32     // of the socket; [Mark] for one of ours
 }
 
@@ -14,5 +14,5 @@ type Way struct {
 	Local  bool       // to this host itself
 	Ours   bool       // into the device, by a route of ours: it is captured
 	Link   string     // through this device
-	Source netip.Addr // the address that a socket without one gets
+	Source netip.Addr // the source address of a socket without one
 }

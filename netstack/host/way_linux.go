@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FindWay asks the kernel where it would send a connection from the network namespace of the calling thread, by the
-// policy rules and routes as they are now. Nothing is sent, and no privilege is needed. The error is the errno that
-// connect would fail with.
+// FindWay asks the kernel where it would send a connection from the network namespace of the calling thread,
+// with the current policy rules and routes. Nothing is sent, and no privilege is needed. The error is the errno
+// that connect would fail with.
 func FindWay(c Connection) (Way, error) {
 	r, err := openRTNL()
 	if err != nil {
@@ -27,7 +27,7 @@ func FindWay(c Connection) (Way, error) {
 }
 
 func (r *rtnl) findWay(c Connection) (Way, error) {
-	// The first answer tells the address and the device that a packet gets, the second which route it was.
+	// The first answer gives the address and the device, the second the route.
 	sent, err := r.lookup(c, 0)
 	if err != nil {
 		return Way{}, err
@@ -37,13 +37,13 @@ func (r *rtnl) findWay(c Connection) (Way, error) {
 		return Way{}, err
 	}
 	way := Way{Local: sent.typ == unix.RTN_LOCAL, Ours: route.protocol == Protocol, Source: sent.src}
-	if link, err := net.InterfaceByIndex(sent.link); err == nil { // gone already, else
+	if link, err := net.InterfaceByIndex(sent.link); err == nil { // otherwise it is already gone
 		way.Link = link.Name
 	}
 	return way, nil
 }
 
-// lookup has the kernel look a connection's route up, as `ip route get ADDR ipproto tcp dport PORT` does.
+// lookup has the kernel look up a connection's route, like `ip route get ADDR ipproto tcp dport PORT`.
 func (r *rtnl) lookup(c Connection, flags uint32) (info routeInfo, err error) {
 	dst := c.Dst.Addr().Unmap()
 	af, bits := familyOf(dst).af(), uint8(dst.BitLen())
@@ -91,7 +91,7 @@ func (r *rtnl) lookup(c Connection, flags uint32) (info routeInfo, err error) {
 	return info, refusal(info.typ)
 }
 
-// refusal is what connect fails with where the route is a dead end. IPv4 says so instead of a route.
+// refusal returns connect's error for a dead-end route. IPv4 returns this error instead of a route.
 func refusal(typ uint8) error {
 	switch typ {
 	case unix.RTN_UNREACHABLE:

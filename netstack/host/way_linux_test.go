@@ -11,7 +11,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// way is where h sends c.
+// way returns where h sends c.
 func way(t *testing.T, h *lab.Host, c Connection) (w Way, err error) {
 	t.Helper()
 	_ = h.Do(func() error {
@@ -21,7 +21,7 @@ func way(t *testing.T, h *lab.Host, c Connection) (w Way, err error) {
 	return w, err
 }
 
-// What FindWay says is captured is what enters the device: capture_linux_test.go has these very connections.
+// What FindWay reports as captured is what enters the device: capture_linux_test.go has the same connections.
 func TestFindWay(t *testing.T) {
 	b := newBench(t)
 	b.apply(web())
@@ -46,7 +46,7 @@ func TestFindWay(t *testing.T) {
 		} {
 			got, err := way(t, b.Client, test.c)
 			if test.c.Src.IsValid() {
-				got.Source = own // it is not asked for
+				got.Source = own // a bound socket asks for none
 			}
 			if got != test.want || err != nil {
 				t.Errorf("%v, %s: %+v, %v, want %+v", a, test.what, got, err, test.want)

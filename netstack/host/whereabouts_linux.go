@@ -18,7 +18,7 @@ type Whereabouts struct {
 	r  *rtnl
 }
 
-// OpenWhereabouts opens one. Close it.
+// OpenWhereabouts opens a Whereabouts. The caller must close it.
 func OpenWhereabouts() (*Whereabouts, error) {
 	r, err := openRTNL()
 	if err != nil {
@@ -27,11 +27,11 @@ func OpenWhereabouts() (*Whereabouts, error) {
 	return &Whereabouts{r: r}, nil
 }
 
-// Close gives its socket back.
+// Close closes its socket.
 func (w *Whereabouts) Close() error { return w.r.close() }
 
-// Own tells whether what is sent to a stays on this host, or goes to all of a network: the kernel's local, broadcast,
-// anycast and multicast routes. Addresses that nothing leads to are not its own.
+// Own reports whether packets to a stay on this host, or go to everyone on a network: the kernel's local,
+// broadcast, anycast and multicast routes. Unreachable addresses do not count.
 func (w *Whereabouts) Own(a netip.Addr) (bool, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -46,7 +46,8 @@ func (w *Whereabouts) Own(a netip.Addr) (bool, error) {
 	return info.typ != unix.RTN_UNICAST, nil
 }
 
-// MTU returns how large packets to a may be, in bytes: its device's MTU, or less if the route or a router has said so.
+// MTU returns the maximum size of packets to a, in bytes: its device's MTU, or less if the route or a router
+// says so.
 func (*Whereabouts) MTU(a netip.Addr) (int, error) {
 	mtu, err := pathMTU(a)
 	if err != nil {
@@ -55,7 +56,7 @@ func (*Whereabouts) MTU(a netip.Addr) (int, error) {
 	return mtu, nil
 }
 
-// pathMTU asks a datagram socket, by which nothing is sent.
+// pathMTU asks a datagram socket. Nothing is sent.
 func pathMTU(a netip.Addr) (int, error) {
 	const discard = 9 // any port
 	domain, level, option := unix.AF_INET, unix.IPPROTO_IP, unix.IP_MTU
