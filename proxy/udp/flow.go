@@ -240,6 +240,7 @@ func (f *flow) refuse(err error) {
 	f.relay.log.warn("open socket", err, "dst", f.key.dst)
 	errno := errnoOf(err)
 	if errno == syscall.EMFILE || errno == syscall.ENFILE {
+		f.relay.remove(f)  // it makes no room: it has no socket
 		f.relay.makeRoom() // for the application's next attempt
 		return
 	}

@@ -254,19 +254,26 @@ func TestDialErrorIsTold(t *testing.T) {
 
 // Without a descriptor left, one flow has to go for another to come.
 func TestNoDescriptorMakesRoom(t *testing.T) {
-	inBubble(t, Limits{}, func(r *Relay, p *pipes, got *inbox) {
-		r.Handle(got.from(app4, dst4, "x"))
-		synctest.Wait()
-		p.err = syscall.EMFILE
-		r.Handle(got.from(app4, dst6, "x"))
-		synctest.Wait()
-		if s := r.Stats(); s.Flows != 0 || s.Evicted != 1 {
-			t.Errorf("%+v, want the old flow evicted", s)
-		}
-		if len(got.unreachable) != 0 {
-			t.Error("the application was told that the destination is unreachable")
-		}
-	})
+	for _, answered := range []bool{false, true} {
+		inBubble(t, Limits{}, func(r *Relay, p *pipes, got *inbox) {
+			r.Handle(got.from(app4, dst4, "x"))
+			synctest.Wait()
+			if answered {
+				p.read(t, dst4)
+				fmt.Fprint(p.end(t, dst4), "answer")
+				<-got.replies
+			}
+			p.err = syscall.EMFILE
+			r.Handle(got.from(app4, dst6, "x"))
+			synctest.Wait()
+			if s := r.Stats(); s.Flows != 0 || s.Evicted != 1 {
+				t.Errorf("%+v, want the old flow evicted, answered: %v", s, answered)
+			}
+			if len(got.unreachable) != 0 {
+				t.Error("the application was told that the destination is unreachable")
+			}
+		})
+	}
 }
 
 func TestNotCarried(t *testing.T) {
