@@ -163,6 +163,15 @@ func TestRepeatedFailuresAreThrottled(t *testing.T) {
 		if h.Stats().Failed != 101 {
 			t.Errorf("%+v", h.Stats())
 		}
+		for range 6 {
+			for range 100 {
+				fails()
+				time.Sleep(throttleEvery / 100)
+			}
+		}
+		if n := len(h.log.with("flow failed")); n != throttleBurst+1+5 {
+			t.Errorf("%d lines after just under a minute more of them, want %d", n, throttleBurst+1+5)
+		}
 	})
 }
 

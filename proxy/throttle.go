@@ -52,6 +52,7 @@ func (t *throttle) due(what repeatable) (skipped int, ok bool) {
 		t.causes[what] = r
 	}
 	switch since := now.Sub(r.logged); {
+	case since >= throttleEvery && r.skipped > 0: // it has not stopped
 	case since >= throttleEvery:
 		r.burst = 1
 	case r.burst < throttleBurst:
