@@ -94,7 +94,7 @@ func (e *silenceError) probe(ctx context.Context, d Dialer) bool {
 		e.err = fmt.Errorf("no answer from %s to source port %d within %v, though port %d was answered at once: %w", e.dst, e.pin.Port(), waited, port, e.err)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		e.err = fmt.Errorf("no answer from %s to source port %d within %v, though another port was refused at once: %w", e.dst, e.pin.Port(), waited, e.err)
-	case unanswered(err):
+	case unanswered(err) && !errors.Is(err, context.Canceled): // we have not stopped waiting
 		e.err = fmt.Errorf("no answer from %s to source port %d within %v, nor to another port: %w", e.dst, e.pin.Port(), waited, e.err)
 		e.hint = "the destination is down, or a firewall lets neither port in"
 		return true

@@ -106,6 +106,11 @@ func TestSilenceIsLeftUnexplainedAtTheEnd(t *testing.T) {
 		if took := time.Since(start); took > 2*time.Second {
 			t.Errorf("Drain took %v", took)
 		}
+		for _, line := range h.log.with("flow failed") {
+			if strings.Contains(line.Attrs["err"], "another port") {
+				t.Errorf("log of a flow whose probe had no time: %v", line)
+			}
+		}
 	})
 }
 
