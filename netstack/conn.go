@@ -81,6 +81,9 @@ func (c *conn) settle() {
 	}
 }
 
+// Broken reports whether the connection was reset or has timed out, also to somebody who does not read.
+func (c *conn) Broken() bool { return tcp.EndpointState(c.ep.State()) == tcp.StateError }
+
 // WaitRead blocks until Read would not block: there are bytes, the end of the stream, or an error. A caller needs no
 // buffer while nothing moves.
 func (c *conn) WaitRead() error {

@@ -19,6 +19,7 @@ type watched interface {
 	netstack.Conn
 	Watch(w interface{ Wake() }) bool
 	Unwatch()
+	Broken() bool
 }
 
 // bell is a watcher that can be woken.
@@ -90,9 +91,15 @@ func TestWatch(t *testing.T) {
 	app = mustDial(t, client, server4)
 	c = <-conns
 	c.Watch(b)
+	if c.Broken() {
+		t.Error("broken before the reset")
+	}
 	app.Abort()
 	b.rings(t, "a reset")
 	c.Unwatch()
+	if !c.Broken() {
+		t.Error("not broken by a reset")
+	}
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("Read = %v, want a reset", err)
 	}

@@ -122,6 +122,7 @@ func (r *rest) look() {
 	tired, few, quiet, more := r.find()
 	for _, d := range tired {
 		d.tire()
+		d.unstick()
 	}
 	for _, l := range few {
 		l.unbound()

@@ -51,6 +51,12 @@ func (u *upstream) CloseWrite() error {
 	return u.kernelConn.CloseWrite()
 }
 
+// Broken implements breakable. After our own FIN a connection that has ended in order looks alike.
+func (u *upstream) Broken() (broken bool) {
+	_ = u.raw.Control(func(fd uintptr) { broken = !u.finished.Load() && gone(fd) })
+	return broken
+}
+
 func (u *upstream) fail(call string, err error) error {
 	return &net.OpError{Op: call, Net: "tcp", Source: u.LocalAddr(), Addr: u.RemoteAddr(), Err: os.NewSyscallError(call, err)}
 }
