@@ -220,6 +220,13 @@ func TestFloodOfIdle(t *testing.T) {
 		return len(now.Flows) >= n && now.Process.Goroutines < n // a flow that sleeps has no goroutine
 	})
 	t.Logf("%d idle flows are open, with %.0f MiB; the bystander's last median was beside them", n, b.measure().RSS)
+	b.during(func() { // an operator looks at them, again and again
+		for range much(20, 2) {
+			if _, ok := w.statusNow(); !ok {
+				t.Error("status does not answer")
+			}
+		}
+	}, nil, func(statusJSON) bool { return true })
 	b.during(pinned.end, direct.end, noneTo(9))
 	for addr, server := range pinned.servers {
 		if out := server.Stdout(); out != "listening\n" {
