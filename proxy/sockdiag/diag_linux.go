@@ -28,6 +28,9 @@ const (
 	messageInode   = 68
 )
 
+// attributeMark is INET_DIAG_MARK, which the kernel adds for whoever has CAP_NET_ADMIN.
+const attributeMark = 15
+
 // timerTimeWait is inet_diag_msg.idiag_timer of what only waits for its end
 // (inet_twsk_diag_fill).
 const timerTimeWait = 3
@@ -160,7 +163,24 @@ func parse(b []byte) Socket {
 	if b[messageTimer] == timerTimeWait {
 		s.Left = time.Duration(binary.NativeEndian.Uint32(b[messageExpires:])) * time.Millisecond
 	}
+	s.Mark = markIn(b[messageLen:])
 	return s
+}
+
+// markIn returns the mark in a message's attributes (struct rtattr), or 0 if there is none.
+func markIn(b []byte) uint32 {
+	const header = 4 // length, with the header; type
+	for len(b) >= header {
+		n := int(binary.NativeEndian.Uint16(b))
+		if n < header || n > len(b) {
+			break
+		}
+		if binary.NativeEndian.Uint16(b[2:]) == attributeMark && n == header+4 {
+			return binary.NativeEndian.Uint32(b[header:])
+		}
+		b = b[min((n+3)&^3, len(b)):]
+	}
+	return 0
 }
 
 // address reads one of struct inet_diag_sockid. What an IPv6 socket speaks over

@@ -55,6 +55,7 @@ type Socket struct {
 	Local  netip.AddrPort
 	Remote netip.AddrPort // port 0: not connected
 	UID    uint32         // of the user who made it
+	Mark   uint32         // the firewall mark; 0 without CAP_NET_ADMIN, too
 	// Left is how much longer the kernel keeps a TIME_WAIT, or a FIN_WAIT2 that
 	// no program has any more; 0 for all others. The kernel's timer may be late,
 	// by up to 4 s in a minute (kernel/time/timer.c).
