@@ -32,7 +32,7 @@
 // What an end does not take is kept, up to a bound for each flow: on the way up in netstack, on the way down in the upstream
 // socket, in a chunk of ours and in netstack. While more than 128 flows are awake those that come get a smaller one (Config.Share), and while there are more than
 // 512 all have smaller chunks on the way down. When more than a few move many bytes at a time, Config.Busy is told.
-// Whoever moves many lets others on in between (Config.Yield).
+// Whoever moves many lets others on in between (Config.Yield), and so does whoever looks at all flows (Config.GiveWay).
 //
 // A flow leaves from its rule's pin or not at all. The socket is bound
 // explicitly, with SO_REUSEADDR on every socket that ever uses the port, then

@@ -39,15 +39,28 @@ type FlowInfo struct {
 	Hint     string        // what would help; may be empty
 }
 
-// Flows lists the flows there are, by ID.
+// Flows lists the flows there are, by ID. Some may have changed or ended meanwhile: with many flows it takes tens of
+// milliseconds, and others are let on in between (Config.GiveWay).
 func (p *Proxy) Flows() []FlowInfo {
 	p.mu.Lock()
-	list := make([]FlowInfo, 0, len(p.live))
-	for l := range p.live {
-		list = append(list, l.info())
-	}
+	flows := p.livesLocked()
 	p.mu.Unlock()
-	slices.SortFunc(list, func(a, b FlowInfo) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(flows, func(a, b *live) int { return cmp.Compare(a.id, b.id) })
+	list := make([]FlowInfo, len(flows))
+	for i, l := range flows {
+		list[i] = l.info()
+		p.cfg.GiveWay()
+	}
+	return list
+}
+
+// livesLocked returns the flows there are. p.mu, which every flow needs at its begin and its end, is not to be held
+// while they are looked at.
+func (p *Proxy) livesLocked() []*live {
+	list := make([]*live, 0, len(p.live))
+	for l := range p.live {
+		list = append(list, l)
+	}
 	return list
 }
 

@@ -102,6 +102,9 @@ type Config struct {
 	// Yield is called between any two writes of a flow that moves many bytes, and lets others on for whom the network has
 	// news. May be nil.
 	Yield func()
+	// GiveWay is the same for whatever looks at all flows there are, for it is no flow's business and may take long. May be
+	// nil.
+	GiveWay func()
 }
 
 // DefaultDialTimeout is how long an upstream may take to answer.
@@ -155,6 +158,9 @@ func New(c Config) *Proxy {
 	}
 	if c.Yield == nil {
 		c.Yield = func() {}
+	}
+	if c.GiveWay == nil {
+		c.GiveWay = func() {}
 	}
 	if c.Wrap == nil {
 		c.Wrap = func(_ netip.AddrPort, c Conn) Conn { return c }

@@ -88,7 +88,6 @@ type RuleStats struct {
 // RuleStats returns the counters of each rule of the list; nil stands for flows without one.
 func (p *Proxy) RuleStats(list []*rules.Rule) []RuleStats {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	at := make(map[*tally]int, len(list))
 	stats := make([]RuleStats, len(list))
 	for i, rule := range list {
@@ -96,7 +95,10 @@ func (p *Proxy) RuleStats(list []*rules.Rule) []RuleStats {
 		at[t] = i
 		stats[i] = RuleStats{Hits: t.hits.Load(), Ended: t.ended.Load(), Failed: t.failed.Load(), Up: t.up, Down: t.down}
 	}
-	for l := range p.live {
+	flows := p.livesLocked()
+	p.mu.Unlock()
+	for _, l := range flows {
+		p.cfg.GiveWay()
 		if t, stage := l.at(); t != nil {
 			if i, ok := at[t]; ok {
 				stats[i].Up += l.up.bytes.Load()
@@ -126,9 +128,11 @@ func (p *Proxy) Totals() Totals {
 		t.Failed[kind] = p.failed[kind].Load()
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	t.Up, t.Down = p.up, p.down
-	for l := range p.live {
+	flows := p.livesLocked()
+	p.mu.Unlock()
+	for _, l := range flows {
+		p.cfg.GiveWay()
 		_, stage := l.at()
 		t.Up += l.up.bytes.Load()
 		t.Down += l.down.bytes.Load()

@@ -42,7 +42,9 @@ type control struct {
 	names  *rules.Names
 	pins   *proxy.Proxy
 	stack  *netstack.Stack                            // nil in tests
+	mark   uint32                                     // of the sockets that are pinproxy's own
 	owners func([]sockdiag.Socket) []sockdiag.Process // as in proxy.Sockets
+	yield  func()                                     // lets others on; as in proxy.Config
 
 	lookout lookout
 }
@@ -52,13 +54,19 @@ func newControl(c *control) *control {
 	if c.owners == nil {
 		c.owners = sockdiag.Owners
 	}
+	if c.yield == nil {
+		c.yield = func() {}
+	}
 	return c
 }
 
 func (c *control) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /about", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.about()) })
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) { answer(w, c.lookout.look(r.Context())) })
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = c.lookout.look(r.Context()).write(w, c.yield)
+	})
 	mux.HandleFunc("GET /destination", func(w http.ResponseWriter, r *http.Request) {
 		d, err := c.destination(r.FormValue("dst"), r.FormValue("name"), r.FormValue("rule"))
 		if err != nil {

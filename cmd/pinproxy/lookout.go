@@ -53,16 +53,16 @@ func (l *lookout) look(ctx context.Context) *statusJSON {
 		now := l.c.status()
 		l.before = movedBy(&now)
 	}
-	now := l.c.status()
-	if wait := rateSpan - now.Now.Sub(l.before.at); wait > 0 && len(now.Flows) > 0 {
+	if wait := rateSpan - time.Since(l.before.at); wait > 0 && l.c.pins.Stats().Live > 0 {
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
 		}
-		now = l.c.status()
 	}
+	now := l.c.status()
 	now.rate(l.before)
 	l.ports(&now)
+	now.Process = l.c.process()
 	if now.Now.Sub(l.before.at) >= rateEvery {
 		l.before = movedBy(&now)
 	}

@@ -84,6 +84,7 @@ func (l *lookout) ports(s *statusJSON) {
 	flows := make(map[[2]netip.AddrPort]bool, len(s.Flows))
 	ruleOf := make(map[uint64]string)
 	for _, f := range s.Flows {
+		l.c.yield()
 		local, err := netip.ParseAddrPort(f.Local)
 		if err != nil || f.Rule == "" {
 			continue
@@ -99,6 +100,7 @@ func (l *lookout) ports(s *statusJSON) {
 		state := &s.Rules[i]
 		state.Free = state.Ports
 		for _, port := range portsOf(r.Pin().Ports(), onPort) {
+			l.c.yield()
 			p := portJSON{Rule: r.String(), Port: port, State: portFree, Holders: []holderJSON{}}
 			for _, h := range onPort[port] {
 				if h.Flow == 0 || ruleOf[h.Flow] == p.Rule {
@@ -161,14 +163,18 @@ type portHolder struct {
 // sockets asks the kernel what else than flows is on the ports. If the kernel can't tell, everything else is still
 // reported.
 func (l *lookout) sockets(ports rules.PortSet, flows map[[2]netip.AddrPort]bool) (found []portHolder) {
-	list, err := sockdiag.OnPorts(ports.Contains)
+	list, err := sockdiag.OnPorts(func(port uint16) bool {
+		l.c.yield()
+		return ports.Contains(port)
+	})
 	if err != nil {
 		return nil
 	}
 	var owned []sockdiag.Socket
 	for _, s := range list {
 		switch {
-		case flows[[2]netip.AddrPort{s.Local, s.Remote}]:
+		case flows[[2]netip.AddrPort{s.Local, s.Remote}], s.Mark != 0 && s.Mark == l.c.mark && !s.Orphan():
+			// Those that no flow has are being dialed, or have just ended.
 		case s.State.Over() && s.Orphan():
 			found = append(found, portHolder{s.Local.Port(), holderJSON{
 				State: portTimeWait, Local: s.Local.String(), Remote: s.Remote.String(), Left: s.Left.Round(100 * time.Millisecond).Seconds(),

@@ -151,6 +151,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		Share:       func(up, down int) { stack.SetBuffer(up, down) },
 		Busy:        shareCPUs,
 		Yield:       func() { stack.Yield() },
+		GiveWay:     func() { stack.GiveWay() },
 		Direct:      func(dst netip.AddrPort) bool { return dst.Port() == dnsPort && names.HasNames() },
 		Behind:      guard.behind,
 		Forbid:      guard.forbid,
@@ -174,7 +175,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		return err
 	}
 
-	c := newControl(&control{link: dev.Name(), strict: o.strict, began: began, names: names, pins: pins, stack: stack, owners: sockets.Owners})
+	c := newControl(&control{link: dev.Name(), strict: o.strict, began: began, names: names, pins: pins, stack: stack, mark: sockets.Mark, owners: sockets.Owners, yield: stack.GiveWay})
 	health := &health{link: dev.Name(), rules: func() int { return len(names.Set().Rules()) }}
 
 	// The parts go on while flows end in order, so stop does not reach them.

@@ -1,6 +1,10 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"io"
 	"net/netip"
 	"os"
 	"runtime"
@@ -169,6 +173,7 @@ func (c *control) status() statusJSON {
 	}
 	for _, f := range c.pins.Flows() {
 		s.Flows = append(s.Flows, flowInJSON(f))
+		c.yield()
 	}
 	for _, f := range c.pins.Failures() {
 		s.Failures = append(s.Failures, failureJSON{
@@ -181,8 +186,52 @@ func (c *control) status() statusJSON {
 		}
 		s.Names = append(s.Names, nameJSON(e))
 	}
-	s.Process = c.process()
 	return s
+}
+
+// write writes s as JSON. The long lists go piece by piece, and in between others are let on.
+func (s *statusJSON) write(to io.Writer, yield func()) error {
+	rest := *s
+	rest.Ports, rest.Flows = []portJSON{}, []flowJSON{}
+	b, err := json.Marshal(rest)
+	if err != nil {
+		return err
+	}
+	const ports, flows = `"ports":[`, `"flows":[` // in a string, the quotes would be escaped
+	beforePorts, b, _ := bytes.Cut(b, []byte(ports))
+	beforeFlows, b, _ := bytes.Cut(b, []byte(flows))
+	w := bufio.NewWriterSize(to, 64<<10)
+	_, _ = w.Write(beforePorts) // w keeps the error until Flush
+	_, _ = w.WriteString(ports)
+	if err := writeList(w, s.Ports, yield); err != nil {
+		return err
+	}
+	_, _ = w.Write(beforeFlows)
+	_, _ = w.WriteString(flows)
+	if err := writeList(w, s.Flows, yield); err != nil {
+		return err
+	}
+	_, _ = w.Write(b)
+	_ = w.WriteByte('\n')
+	return w.Flush()
+}
+
+// writeList writes the elements of a JSON array.
+func writeList[T any](w *bufio.Writer, list []T, yield func()) error {
+	for i, e := range list {
+		if i > 0 {
+			_ = w.WriteByte(',')
+		}
+		b, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write(b); err != nil {
+			return err // the client has gone
+		}
+		yield()
+	}
+	return nil
 }
 
 func (c *control) process() processJSON {
