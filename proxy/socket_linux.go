@@ -117,6 +117,8 @@ func connectedNow(fd uintptr, to sockaddrInet) (bool, error) {
 		return false, nil
 	case errno == 0, errno == unix.EISCONN:
 		return true, nil
+	case errno == unix.EPIPE: // a reset behind the upstream's FIN (tcp_reset)
+		return false, failure("connect", unix.ECONNRESET)
 	default:
 		return false, failure("connect", errno)
 	}

@@ -292,6 +292,35 @@ func TestSocketDialFails(t *testing.T) {
 	}
 }
 
+// An upstream that answers, sends its FIN and resets before we look has reset, whatever the kernel calls it.
+func TestSocketResetBehindFIN(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	to := sockaddrOf(addrPort(l.Addr()))
+	if errno := connectNow(uintptr(fd), to); !underWay(errno) {
+		t.Fatal(errno)
+	}
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.(*net.TCPConn).CloseWrite()
+	_ = c.(*net.TCPConn).SetLinger(0)
+	_ = c.Close()
+	eventually(t, "the reset comes", func() bool { return gone(uintptr(fd)) })
+	if _, err := connectedNow(uintptr(fd), to); kindOf(err) != KindReset {
+		t.Errorf("%v is %v", err, kindOf(err))
+	}
+}
+
 // A dial that is not answered at once waits, and for no longer than it is wanted.
 func TestSocketDialWaits(t *testing.T) {
 	for _, test := range []struct {
