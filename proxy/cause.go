@@ -91,6 +91,11 @@ func explain(err error, pin, dst netip.AddrPort) error {
 		return &pinError{err: err}
 	case taken(err):
 		return err
+	case errors.Is(err, syscall.EACCES) && dst.Addr().Is6(): // a router's "administratively prohibited", too (icmpv6_err_convert)
+		return &advised{
+			err:  fmt.Errorf("a firewall, on the way or of this host, forbids the connection: %w", err),
+			hint: fmt.Sprintf("have %s to %s let through; on this host: nft list ruleset, ip6tables -L OUTPUT", portOf(pin), dst),
+		}
 	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
 		return &advised{
 			err:  fmt.Errorf("a firewall of this host forbids the connection: %w", err),

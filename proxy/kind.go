@@ -21,7 +21,7 @@ const (
 	KindBusy             // flows have every port of the pin, or all rest
 	KindTaken            // the kernel has the port: another program's, or a connection that is not over
 	KindSource           // the pin's source address or port is not to be had on this host
-	KindFirewall         // a firewall of this host forbids it
+	KindFirewall         // a firewall of this host forbids it, or, over IPv6, one on the way
 	KindNoRule           // no rule is for the destination
 	KindLoop             // the connection would lead back to pinproxy
 	KindCrowd            // too many flows waited
