@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// fill takes n leases of the pin, a hundred destinations for 100,000 of a
-// thousand ports, and leaves one port free at each.
+// fill takes n leases of the pin and leaves one port free at each destination: 100,000 leases of a thousand-port pin
+// fill a hundred destinations.
 func fill(b *testing.B, table *Table, r Request, n int) {
 	for i := range n {
 		r.Dst = dstOf(i / (r.Pin.Ports().Len() - 1))
@@ -16,8 +16,8 @@ func fill(b *testing.B, table *Table, r Request, n int) {
 	}
 }
 
-// BenchmarkAcquireRelease takes and releases a port beside so many live leases:
-// those of the same destination use all other ports of the pin.
+// BenchmarkAcquireRelease takes and releases a port beside the given number of live leases. Those of the same
+// destination use all other ports of the pin.
 func BenchmarkAcquireRelease(b *testing.B) {
 	for _, live := range []int{1, 1000, 100_000} {
 		b.Run(fmt.Sprintf("live=%d", live), func(b *testing.B) {
@@ -36,8 +36,8 @@ func BenchmarkAcquireRelease(b *testing.B) {
 	}
 }
 
-// BenchmarkChurn ends the flow that began first among so many and begins another
-// to the same destination: caches see all of them.
+// BenchmarkChurn ends the oldest of the given number of flows and begins another to the same destination, so that
+// caches see all of them.
 func BenchmarkChurn(b *testing.B) {
 	for _, live := range []int{1, 1000, 100_000} {
 		b.Run(fmt.Sprintf("live=%d", live), func(b *testing.B) {

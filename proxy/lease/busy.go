@@ -10,20 +10,20 @@ import (
 	"pinproxy/rules"
 )
 
-// ErrBusy is what a *BusyError wraps.
+// ErrBusy is the error that a *BusyError wraps.
 var ErrBusy = errors.New("every source port is busy")
 
-// BusyError says why a lease could not be had in time, and who stands in the way.
+// BusyError says why a lease could not be had in time, and who holds the ports.
 type BusyError struct {
 	Pin    rules.Pin
 	Dst    netip.AddrPort
 	Waited time.Duration
 
-	Held    []Held    // who holds the pin's ports, by port; the first few of them
+	Held    []Held    // who holds the pin's ports, by port; the first few
 	Holding int       // how many of the pin's ports are held
-	Resting int       // how many are not held but may not be used again yet
+	Resting int       // how many are free but may not be used again yet
 	FreeAt  time.Time // when the first rest ends; zero if no port rests
-	Waiting int       // how many others wait for the same ports
+	Waiting int       // how many other requests wait for the same ports
 
 	at time.Time
 }
@@ -38,13 +38,11 @@ type Held struct {
 const (
 	// busyNames is how many holders a BusyError names.
 	busyNames = 8
-	// busyLooks is how many ports are looked at to find them: a pin may have
-	// 65,535, all but one of them resting.
+	// busyLooks is how many ports are examined to find them: a pin may have 65,535, all but one of them resting.
 	busyLooks = 256
 )
 
-// busy returns the error of a request that waited for so long. Each port is
-// either held or resting.
+// busy returns the error for a request that waited for the given time. Each port is either held or resting.
 func (p *pool) busy(waited time.Duration, now stamp) *BusyError {
 	t := p.pair.table
 	err := &BusyError{
@@ -78,8 +76,7 @@ func (tu *tuple) held() Held {
 	return Held{Local: tu.local(), Since: tu.pair.table.time(tu.lease.since), Holder: tu.lease.holder}
 }
 
-// Error names the pin, the destination, and the holders: by their String method
-// if they have one.
+// Error names the pin, the destination, and the holders. Holders are named by their String method if they have one.
 func (e *BusyError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "lease %s to %s: %v", e.Pin, e.Dst, ErrBusy)

@@ -19,8 +19,8 @@ func exchange(ctx context.Context, table *Table, l *Lease, rest time.Duration, r
 	return res
 }
 
-// TestExchangeKeepsTheTurn: who could not use the port gets it again before those
-// who came later, and two such keep their order.
+// TestExchangeKeepsTheTurn: a flow that could not use the port gets it again before those that came later. Two such
+// flows keep their order.
 func TestExchangeKeepsTheTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
@@ -59,7 +59,7 @@ func TestExchangeKeepsTheTurn(t *testing.T) {
 	})
 }
 
-// TestExchangeGoesOn: in a range the next port is had at once, the refused one last.
+// TestExchangeGoesOn: in a range the next port is available at once; the refused one comes last.
 func TestExchangeGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
@@ -81,7 +81,7 @@ func TestExchangeGoesOn(t *testing.T) {
 	})
 }
 
-// TestExchangeEnds: the place goes with the wait, and with the context.
+// TestExchangeEnds: the place is lost when the wait ends or the context does.
 func TestExchangeEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
@@ -105,7 +105,7 @@ func TestExchangeEnds(t *testing.T) {
 	})
 }
 
-// TestQueued: who has to wait is told of it, and in whose favour; others are not.
+// TestQueued: a request that has to wait is told so, and who is in its way. Others are not told.
 func TestQueued(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
@@ -126,8 +126,7 @@ func TestQueued(t *testing.T) {
 	})
 }
 
-// TestTurn: those that came together are served in their order, not in that of their
-// goroutines.
+// TestTurn: requests that arrived together are served in the order of their turns, not of their goroutines.
 func TestTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()

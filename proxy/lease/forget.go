@@ -3,20 +3,19 @@ package lease
 import "time"
 
 const (
-	// memory is how long a 4-tuple is remembered after its last use, so that
-	// the least recently used port can be told: twice the maximum segment
-	// lifetime of RFC 9293 section 3.4.2, which covers what firewalls keep
+	// memory is how long a 4-tuple is remembered after its last use, so that the least recently used port is known.
+	// It is twice the maximum segment lifetime of RFC 9293 section 3.4.2, which covers the time firewalls keep state
 	// of a closed flow.
 	memory = 4 * time.Minute
 
-	// slack is the least time between two sweeps.
+	// slack is the minimum time between two sweeps.
 	slack = memory / 8
 
-	// sweepBatch is how many records go under one lock: some 0.1 ms.
+	// sweepBatch is how many records are dropped under one lock: about 0.1 ms.
 	sweepBatch = 1000
 )
 
-// recency is the tuples that are not held, in the order of their release.
+// recency lists the tuples that are not held, in the order of their release.
 type recency struct {
 	oldest, newest *tuple
 	timer          *time.Timer // nil until the first release
@@ -56,8 +55,8 @@ func (t *Table) recall(tu *tuple) {
 	tu.older, tu.newer, tu.remembered = nil, nil, false
 }
 
-// armSweep sets the timer for the oldest tuple, unless it is set. It is not set
-// back when that tuple is taken: at most one call in slack finds nothing.
+// armSweep sets the timer for the oldest tuple, unless it is already set. The timer is not reset when that tuple is
+// taken, so at most one call per slack finds nothing.
 func (t *Table) armSweep(now stamp) {
 	r := &t.recency
 	if r.armed || r.oldest == nil {
@@ -78,7 +77,7 @@ func (t *Table) sweep() {
 	}
 }
 
-// sweepSome forgets some of what is due and returns whether there is more.
+// sweepSome forgets some of what is due and reports whether there is more.
 func (t *Table) sweepSome() bool {
 	now := t.lock()
 	defer t.unlock()
@@ -95,7 +94,7 @@ func (t *Table) sweepSome() bool {
 		case tu.rested > now: // a rest longer than memory
 			t.recall(tu)
 			t.remember(tu, now)
-		default: // nobody has looked since its rest ended
+		default: // nobody has looked since the rest ended
 			tu.leave()
 			t.deliver(tu, now)
 		}
@@ -103,7 +102,7 @@ func (t *Table) sweepSome() bool {
 	return true
 }
 
-// forget drops the record of a ready tuple: it is fresh again, the last of them.
+// forget drops the record of a ready tuple. The port becomes fresh again, at the back of the queue.
 func (t *Table) forget(tu *tuple) {
 	t.recall(tu)
 	tu.leave()

@@ -11,7 +11,7 @@ import (
 // longest is how long a record may stay after its last use.
 const longest = memory + slack
 
-// size counts the pools and tuples that have a record.
+// size counts the pools, and the tuples that have a record.
 func size(table *Table) (pools, tuples int) {
 	table.lock()
 	defer table.unlock()
@@ -53,8 +53,8 @@ func TestForget(t *testing.T) {
 	})
 }
 
-// TestForgetPools: a pool goes with the last that was taken through it, also when
-// others of the pair remain and overlap.
+// TestForgetPools: a pool goes with the last tuple taken through it, even when other, overlapping pools of the pair
+// remain.
 func TestForgetPools(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
@@ -70,7 +70,7 @@ func TestForgetPools(t *testing.T) {
 		if pools, _ := size(table); pools != 1 {
 			t.Fatalf("%d pools", pools)
 		}
-		// The port passes from one pool to the other, which takes it along.
+		// The port passes from one pool to the other, which takes over its record.
 		acquire(t, table, narrow).Release(0)
 		for range 9 {
 			acquire(t, table, wide)
@@ -79,7 +79,7 @@ func TestForgetPools(t *testing.T) {
 		if pools, _ := size(table); pools != 1 {
 			t.Fatalf("%d pools", pools)
 		}
-		// A failing request leaves nothing.
+		// A failing request leaves nothing behind.
 		if _, err := table.Acquire(t.Context(), Request{Pin: narrow.Pin, Dst: dst}); err == nil {
 			t.Fatal("a second holder")
 		}
@@ -91,7 +91,7 @@ func TestForgetPools(t *testing.T) {
 	})
 }
 
-// TestForgetMany is more than one batch.
+// TestForgetMany forgets more than one batch.
 func TestForgetMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
@@ -109,7 +109,7 @@ func TestForgetMany(t *testing.T) {
 	})
 }
 
-// TestMemory tells what a destination of a wide pin costs while one flow uses it.
+// TestMemory measures what a destination of a wide pin costs while one flow uses it.
 func TestMemory(t *testing.T) {
 	const n = 20_000
 	table := NewTable()

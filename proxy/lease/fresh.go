@@ -6,11 +6,11 @@ import (
 	"pinproxy/rules"
 )
 
-// fresh is the queue of a pool's ports that have no record, as ranges: a pin's
-// thousand ports are four bytes until they are used.
+// fresh is the queue of a pool's ports that have no record, stored as ranges: a pin's thousand ports take four bytes
+// until they are used.
 type fresh []rules.PortRange
 
-// pop takes the port that is next, 0 if there is none.
+// pop takes the next port; 0 if there is none.
 func (f *fresh) pop() uint16 {
 	if len(*f) == 0 {
 		return 0
@@ -25,7 +25,7 @@ func (f *fresh) pop() uint16 {
 	return port
 }
 
-// push puts a port at the back.
+// push appends a port.
 func (f *fresh) push(port uint16) {
 	if n := len(*f); n > 0 && uint32((*f)[n-1].Last)+1 == uint32(port) {
 		(*f)[n-1].Last = port
@@ -34,7 +34,7 @@ func (f *fresh) push(port uint16) {
 	*f = append(*f, rules.PortRange{First: port, Last: port})
 }
 
-// remove takes a port out of the middle, if it is there.
+// remove takes a port out of any position, if it is there.
 func (f *fresh) remove(port uint16) {
 	for i, r := range *f {
 		if port < r.First || r.Last < port {

@@ -1,11 +1,10 @@
 package lease
 
-// A heap holds entries, the least key on top. It writes each entry's position
-// into the entry, so that one can be taken out of the middle in O(log n);
-// container/heap would do the same behind an interface at twice the time.
+// A heap holds entries with the least key on top. It stores each entry's position in the entry, so that an entry can
+// be removed from the middle in O(log n). container/heap would do the same behind an interface, in twice the time.
 type heap []*entry
 
-// top returns the entry with the least key, nil if there is none.
+// top returns the entry with the least key; nil if there is none.
 func (h heap) top() *entry {
 	if len(h) == 0 {
 		return nil
@@ -20,7 +19,7 @@ func (h *heap) push(e *entry, key int64) {
 	h.up(e.index)
 }
 
-// remove takes e out; it must be in h.
+// remove takes out e, which must be in h.
 func (h *heap) remove(e *entry) {
 	i, last := e.index, len(*h)-1
 	moved := (*h)[last]

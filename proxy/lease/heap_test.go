@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestHeap removes and raises in random order.
+// TestHeap removes entries and raises keys in random order.
 func TestHeap(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	var h heap

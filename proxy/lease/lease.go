@@ -9,54 +9,47 @@ import (
 	"pinproxy/rules"
 )
 
-// Request says what a flow needs.
+// Request describes the lease that a flow needs.
 type Request struct {
 	Pin rules.Pin
 	Dst netip.AddrPort
 
-	// Cooldown is the least time between the release of this lease and the
-	// next use of its 4-tuple, whoever asks next.
+	// Cooldown is the minimum time between the release of this lease and the next use of its 4-tuple by any request.
 	Cooldown time.Duration
 
-	// Wait is how long to queue when every port is taken; 0 is not at all.
+	// Wait is how long to queue when every port is taken; 0 means not at all.
 	Wait time.Duration
 
-	// Reclaim is how long another flow must have been idle to be asked to
-	// close while this request waits; 0 asks nobody.
+	// Reclaim is how long another flow must have been idle before it is asked to close while this request waits; 0
+	// means that no flow is asked.
 	Reclaim time.Duration
 
-	// Holder is the flow. Without one the lease is never reclaimed, and
-	// listings cannot name it.
+	// Holder is the flow. A lease without a holder is never reclaimed, and listings cannot name its flow.
 	Holder Holder
 
-	// Turn is the request's place among those that wait for the same ports: the
-	// lowest is served first. Requests without one (0) have the order of their coming,
-	// as have those of the same turn. Don't mix the two.
+	// Turn is the request's place among those that wait for the same ports: the lowest is served first. Requests
+	// without a turn (0) are served in order of arrival, and so are requests with equal turns. Don't mix the two.
 	Turn uint64
 
-	// Queued is called when the request begins to wait, with what is in its
-	// way; on the goroutine that called Acquire, without locks held. May be nil.
+	// Queued is called when the request begins to wait, with what is in its way. It runs on the goroutine that
+	// called Acquire, without locks held. May be nil.
 	Queued func(*BusyError)
 }
 
-// Holder is a flow that holds a lease. Both methods may be called from any
-// goroutine, also for a moment after the lease was released.
+// Holder is a flow that holds a lease. Both methods may be called from any goroutine, even shortly after the lease
+// was released.
 type Holder interface {
-	// IdleSince returns when the flow last carried data; the zero time
-	// means that it is busy now. Time before the lease began does not
-	// count. It is called with the table locked: it must not block, nor
-	// call the table.
+	// IdleSince returns when the flow last carried data; the zero time means that it is busy now. Time before the
+	// lease began does not count. It is called with the table locked: it must neither block nor call the table.
 	IdleSince() time.Time
 
-	// Reclaim asks the flow to close in order. It must not block. The flow
-	// releases its lease itself, when the connection has ended, and sees
-	// to it that this takes a bounded time. It is called at most once for a
-	// lease, without locks held.
+	// Reclaim asks the flow to close in order. It must not block. The flow itself releases its lease when the
+	// connection has ended, and makes sure that this takes a bounded time. It is called at most once per lease,
+	// without locks held.
 	Reclaim()
 }
 
-// Lease is the exclusive right to one 4-tuple. Its methods are safe for
-// concurrent use.
+// Lease is the exclusive right to one 4-tuple. Its methods are safe for concurrent use.
 type Lease struct {
 	tuple    *tuple
 	holder   Holder
@@ -65,14 +58,13 @@ type Lease struct {
 	arrival  uint64 // of the request, for Exchange
 }
 
-// Local returns the source address and port to bind. The address is unspecified
-// (0.0.0.0 or ::, of the destination's family) when the pin has none.
+// Local returns the source address and port to bind. If the pin has no address, the address is unspecified (0.0.0.0
+// or ::, of the destination's family).
 func (l *Lease) Local() netip.AddrPort { return l.tuple.local() }
 
-// Release gives the 4-tuple back; the socket must be closed by now. Nobody gets
-// it before rest is over, which is for what the kernel still holds (TIME_WAIT),
-// nor before the rule's cooldown is; the two run side by side. The second and
-// later calls do nothing.
+// Release gives the 4-tuple back; the socket must already be closed. Nobody gets the 4-tuple before rest, which
+// covers what the kernel still holds (TIME_WAIT), and the rule's cooldown are both over. The two run concurrently.
+// The second and later calls do nothing.
 func (l *Lease) Release(rest time.Duration) {
 	t := l.tuple.pair.table
 	now := t.lock()
@@ -100,7 +92,7 @@ func (l *Lease) release(rest time.Duration, now stamp) {
 	t.deliver(tu, now)
 }
 
-// withdrawn is Release for a 4-tuple that was not used: without a cooldown.
+// withdrawn is Release without a cooldown, for a 4-tuple that was not used.
 func (l *Lease) withdrawn(rest time.Duration) {
 	t := l.tuple.pair.table
 	now := t.lock()
@@ -108,8 +100,8 @@ func (l *Lease) withdrawn(rest time.Duration) {
 	l.release(rest, now)
 }
 
-// withdraw gives back a lease that its flow never saw: the 4-tuple was not used,
-// so it needs no rest and keeps its turn. The table is locked.
+// withdraw gives back a lease that its flow never saw. The 4-tuple was not used, so it needs no rest and keeps its
+// place in the order. The table is locked.
 func (l *Lease) withdraw(now stamp) {
 	tu := l.tuple
 	t := tu.pair.table
@@ -118,7 +110,7 @@ func (l *Lease) withdraw(now stamp) {
 	t.deliver(tu, now)
 }
 
-// ends returns the request's pair, or why there can't be one.
+// ends returns the request's pair, or the reason why there is none.
 func (r *Request) ends() (pairKey, error) {
 	dst := netip.AddrPortFrom(r.Dst.Addr().Unmap(), r.Dst.Port())
 	if !dst.IsValid() {
@@ -134,7 +126,7 @@ func (r *Request) ends() (pairKey, error) {
 	return key, nil
 }
 
-// keyOf returns the pair of a pin and a destination without a mapped address.
+// keyOf returns the pair for a pin and a destination; dst must not be an IPv4-mapped address.
 func keyOf(pin rules.Pin, dst netip.AddrPort) pairKey {
 	src := pin.Addr().Unmap()
 	switch {

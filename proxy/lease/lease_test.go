@@ -12,7 +12,7 @@ import (
 	"pinproxy/rules"
 )
 
-// dst is where tests connect to when it does not matter.
+// dst is the destination of tests in which it does not matter.
 var dst = netip.MustParseAddrPort("203.0.113.1:443")
 
 // pinOf parses the pin of a rule.
@@ -53,7 +53,7 @@ func (f *flow) Reclaim() {
 
 func (f *flow) String() string { return f.name }
 
-// touch says that the flow carried data now.
+// touch marks the flow as having carried data now.
 func (f *flow) touch() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -67,7 +67,7 @@ func (f *flow) asks() int {
 	return len(f.asked)
 }
 
-// acquire must succeed at once.
+// acquire takes a lease, which must succeed at once.
 func acquire(t testing.TB, table *Table, r Request) *Lease {
 	t.Helper()
 	if !r.Dst.IsValid() {
@@ -81,7 +81,7 @@ func acquire(t testing.TB, table *Table, r Request) *Lease {
 	return l
 }
 
-// result is how an Acquire in the background ended, nil if it has not.
+// result is the outcome of a background Acquire, nil if it has not ended.
 type result struct{ atomic.Pointer[outcome] }
 
 type outcome struct {
@@ -112,8 +112,7 @@ func later(ctx context.Context, table *Table, r Request) *result {
 	return res
 }
 
-// check fails if the table is not as the comments of its fields say. Nothing may
-// be under way.
+// check fails if the table does not match the comments on its fields. Nothing may be in progress.
 func check(t testing.TB, table *Table) {
 	t.Helper()
 	now := table.lock()

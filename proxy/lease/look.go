@@ -12,22 +12,22 @@ import (
 // viewed is how many ports of each kind a View lists.
 const viewed = 32
 
-// View is what the table knows of a pin towards a destination at a moment.
+// View is a snapshot of what the table knows about a pin towards a destination.
 type View struct {
-	Held             []Held    // who holds the pin's ports, by port; the first few of them
-	Rests            []Resting // which rest, those that end first first; the first few of them
-	Next             []uint16  // which are free, in the order in which they are taken; the first few of them
-	Holding, Resting int       // how many are held, and how many rest
-	Waiting          int       // how many requests wait for the pin
+	Held             []Held    // who holds the pin's ports, by port; the first few
+	Rests            []Resting // ports that rest, earliest end first; the first few
+	Next             []uint16  // free ports in the order in which they will be taken; the first few
+	Holding, Resting int       // number of ports held and number resting
+	Waiting          int       // number of requests waiting for the pin
 }
 
-// Resting is a port that nobody holds and nobody gets before a time.
+// Resting is a port that nobody holds and that is not given out before a certain time.
 type Resting struct {
 	Local netip.AddrPort
 	Until time.Time
 }
 
-// Look returns what the table knows of pin towards dst. It looks at each 4-tuple that was used towards dst within
+// Look returns what the table knows about pin towards dst. It visits each 4-tuple that was used towards dst within
 // the last minutes.
 func (t *Table) Look(dst netip.AddrPort, pin rules.Pin) View {
 	now := t.lock()
@@ -69,7 +69,7 @@ func (t *Table) Look(dst netip.AddrPort, pin rules.Pin) View {
 	return v
 }
 
-// first returns the first ports of a queue, those with a record left out.
+// first returns the first ports of a queue, skipping those with a record.
 func first(f fresh, but map[uint16]*tuple) []uint16 {
 	var list []uint16
 	for _, r := range f {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// What Look says is next is what Acquire gives.
+// Acquire gives what Look lists as next.
 func TestLook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
@@ -35,7 +35,7 @@ func TestLook(t *testing.T) {
 			t.Errorf("while one rests: %+v", v)
 		}
 		time.Sleep(time.Minute)
-		next(63992, 63993, 63990, 63991) // in the order of their release, though nobody has looked since
+		next(63992, 63993, 63990, 63991) // in the order of their release, although nobody has looked since
 		for _, want := range []uint16{63992, 63993, 63990, 63991} {
 			if got := acquire(t, table, Request{Pin: pin, Holder: holder}).Local().Port(); got != want {
 				t.Errorf("got %d, want %d", got, want)

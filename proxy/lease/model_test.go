@@ -13,14 +13,12 @@ import (
 	"pinproxy/rules"
 )
 
-// The table against a naive twin: lists that are searched from end to end. An
-// operation is four bytes; its effect must be the twin's, request for request
-// and port for port, where a port is free to choose only within what least
-// recently used allows.
+// These tests compare the table with a naive twin: lists that are searched from end to end. An operation is four
+// bytes. Its effect must equal the twin's, request for request and port for port. The choice of a port is free only
+// as far as least recently used allows.
 //
-// All moments are apart by at least a nanosecond, so that one order of events is
-// right: the ends of waits and rests get the number of their operation as
-// nanoseconds, cooldowns as microseconds.
+// All moments are at least a nanosecond apart, so that only one order of events is right: the ends of waits and
+// rests get the number of their operation as nanoseconds, cooldowns as microseconds.
 
 var modelPins = []string{"10-13", "13", "12,10", "11-12", "192.0.2.10:10-11"}
 
@@ -31,9 +29,9 @@ type modelPort struct {
 	port   uint16
 	holder *modelRequest
 	since  time.Time
-	asked  bool      // closing for somebody, until ready again
+	asked  bool      // closing for a waiter, until ready again
 	free   time.Time // end of the rest; zero: not resting
-	order  int       // of its last release; 0: never
+	order  int       // of its last release; 0: never released
 	last   time.Time // of its last release
 }
 
@@ -101,7 +99,7 @@ func (m *model) until(d time.Duration) time.Duration {
 	return time.Until(time.Now().Add(d).Truncate(time.Millisecond).Add(time.Duration(m.op)))
 }
 
-// acquire starts a request and predicts.
+// acquire starts a request and predicts its result.
 func (m *model) acquire(r Request) {
 	f := &flow{idle: time.Now()}
 	r.Holder = f
@@ -117,7 +115,7 @@ func (m *model) acquire(r Request) {
 	m.acquired(q)
 }
 
-// acquired predicts what a request meets that has just come, or come back.
+// acquired predicts the result of a request that has just arrived or come back.
 func (m *model) acquired(q *modelRequest) {
 	var free []*modelPort
 	for _, p := range m.ports {
@@ -137,8 +135,8 @@ func (m *model) acquired(q *modelRequest) {
 	m.verify(q)
 }
 
-// exchange gives a lease back that was of no use, and predicts what comes instead. A
-// request that goes on holding is another one to the table, with another flow.
+// exchange gives back a lease that was of no use, and predicts what replaces it. To the table, a request that keeps
+// holding is a new one, with another flow.
 func (m *model) exchange(q *modelRequest, rest time.Duration) {
 	old := q.got.get().lease
 	p := q.port
@@ -161,7 +159,7 @@ func (m *model) exchange(q *modelRequest, rest time.Duration) {
 	m.acquired(q)
 }
 
-// choose returns the port that q got, if it might.
+// choose returns the port that q got, if that port is allowed.
 func (m *model) choose(q *modelRequest, free []*modelPort) *modelPort {
 	if q.got.get().lease == nil {
 		m.t.Fatalf("%v to %v got no port: %v", q.r.Pin, q.r.Dst, q.got.get().err)
@@ -178,8 +176,7 @@ func (m *model) choose(q *modelRequest, free []*modelPort) *modelPort {
 		case remembered(c) && remembered(p):
 			better = p.order < c.order
 		case remembered(c):
-			// Either never used, or forgotten long since: a withdrawn
-			// lease and a long rest take their time.
+			// Either never used, or forgotten long ago: a withdrawn lease and a long rest take time.
 			better = p.order == 0 || time.Since(p.last) > 3*longest
 		case c.order == 0 && p.order == 0 && time.Since(m.begin) < memory:
 			better = p.port < c.port
@@ -238,14 +235,14 @@ func (m *model) cancel(q *modelRequest) {
 	m.verify(q)
 }
 
-// releaseAndCancel does both at once, to one who would get the port.
+// releaseAndCancel releases q's port and cancels w, which would get that port, at the same moment.
 func (m *model) releaseAndCancel(q, w *modelRequest) {
 	q.got.get().lease.Release(0)
 	w.cancel()
 	synctest.Wait()
 	next := m.released(q, 0)
 	if next == w && w.got.get().lease == nil {
-		// Withdrawn: as if w had left before.
+		// Withdrawn: as if w had left earlier.
 		m.holding = slices.DeleteFunc(m.holding, func(o *modelRequest) bool { return o == w })
 		w.port.holder = nil
 		m.deliver(w.port)
@@ -254,14 +251,14 @@ func (m *model) releaseAndCancel(q, w *modelRequest) {
 		m.waiting = slices.DeleteFunc(m.waiting, func(o *modelRequest) bool { return o == w })
 		w.err = context.Canceled
 	}
-	m.takeAsks(false) // some for w, or as w had the port for a moment
+	m.takeAsks(false) // some for w, or because w had the port for a moment
 	m.verify(w)
 	if next != nil && next != w {
 		m.verify(next)
 	}
 }
 
-// pass lets time go by, from one event to the next.
+// pass lets time go by, one event at a time.
 func (m *model) pass(d time.Duration) {
 	for end := time.Now().Add(d); ; {
 		next := end
@@ -277,7 +274,7 @@ func (m *model) pass(d time.Duration) {
 				next, port, ending = q.ends, nil, q
 			}
 		}
-		// Look just before, at whom the clock alone has had asked to close.
+		// Look just before, at the holders that were asked to close by the clock alone.
 		time.Sleep(time.Until(next) - 1)
 		synctest.Wait()
 		m.step()
@@ -300,7 +297,7 @@ func (m *model) pass(d time.Duration) {
 	}
 }
 
-// verify compares what became of a request.
+// verify compares the outcome of a request.
 func (m *model) verify(q *modelRequest) {
 	m.t.Helper()
 	switch {
@@ -321,7 +318,7 @@ func (m *model) verify(q *modelRequest) {
 	}
 }
 
-// verifyBusy compares what a *BusyError says.
+// verifyBusy compares the contents of a *BusyError.
 func (m *model) verifyBusy(q *modelRequest) {
 	var busy *BusyError
 	if !errors.As(q.got.get().err, &busy) {
@@ -351,7 +348,7 @@ func (m *model) verifyBusy(q *modelRequest) {
 	}
 }
 
-// step checks what holds at any time.
+// step checks what must hold at any time.
 func (m *model) step() {
 	check(m.t, m.table)
 	if held, waiting := m.table.Counts(); held != len(m.holding) || waiting != len(m.waiting) {
@@ -366,8 +363,7 @@ func (m *model) step() {
 	m.verifyAsked()
 }
 
-// wanted returns the waiting requests of q's pool that ask others to close, and how
-// many flows are closing there.
+// wanted returns the waiting requests of q's pool that ask others to close, and how many flows are closing there.
 func (m *model) wanted(q *modelRequest) (idle []time.Duration, asked int) {
 	for _, w := range m.waiting {
 		if w.key == q.key && w.r.Pin.String() == q.r.Pin.String() && w.r.Reclaim > 0 {
@@ -383,8 +379,8 @@ func (m *model) wanted(q *modelRequest) (idle []time.Duration, asked int) {
 	return idle, asked
 }
 
-// takeAsks notes who was asked to close: only a holder, and each once. It must be
-// needed, unless a need came and went within the step.
+// takeAsks records who was asked to close: only holders, and each only once. Each ask must be needed, unless a need
+// came and went within the step.
 func (m *model) takeAsks(needed bool) {
 	m.mu.Lock()
 	asks := m.asks
@@ -404,7 +400,7 @@ func (m *model) takeAsks(needed bool) {
 	}
 }
 
-// verifyAsked: as many were asked to close as there is need of.
+// verifyAsked checks that as many flows were asked to close as are needed.
 func (m *model) verifyAsked() {
 	for _, w := range m.waiting {
 		idle, asked := m.wanted(w)

@@ -22,24 +22,24 @@ type pair struct {
 	pools  []*pool           // one unless pins overlap or rules change
 }
 
-// pool is a pin towards a destination. Each port of the pin is either in fresh
-// or has a tuple with an entry here; that entry is in the heap of its state.
+// pool is a pin towards a destination. Each port of the pin is either in fresh or has a tuple with an entry in this
+// pool. The entry is in the heap for its state.
 type pool struct {
 	pair  *pair
 	pin   rules.Pin
-	refs  int // tuples taken here last, waiters, and an Acquire at work
+	refs  int // tuples last taken here, waiters, and each Acquire in progress
 	fresh fresh
 	heaps [states]heap
 
 	waiters  queue
 	asked    int        // entries whose tuple is asked
-	patience []patience // of the waiters that reclaim, shortest first
+	patience []patience // of the waiters with Reclaim, shortest first
 
 	timer *time.Timer // for the waiters; nil until the first
-	alarm stamp       // when the timer will call
+	alarm stamp       // when the timer fires
 }
 
-// pool returns the pool of a pin in the pair, made if it is new.
+// pool returns the pool for a pin in the pair. It creates the pool if needed.
 func (t *Table) pool(key pairKey, pin rules.Pin) *pool {
 	pr := t.pairs[key]
 	if pr == nil {
@@ -67,7 +67,7 @@ func (t *Table) pool(key pairKey, pin rules.Pin) *pool {
 	return p
 }
 
-// adopt makes a new pool know a 4-tuple that others used before.
+// adopt adds to a new pool a 4-tuple that other pools used before.
 func (p *pool) adopt(tu *tuple) {
 	p.fresh.remove(tu.port)
 	e := tu.join(p)
@@ -84,8 +84,7 @@ func (p *pool) adopt(tu *tuple) {
 	}
 }
 
-// unref drops the pool if nothing refers to it any more, and the pair with its
-// last pool.
+// unref drops the pool if nothing refers to it any more, and drops the pair with its last pool.
 func (p *pool) unref() {
 	p.refs--
 	if p.refs > 0 {
@@ -101,8 +100,8 @@ func (p *pool) unref() {
 	}
 }
 
-// take takes the least recently used port that is free out of its heaps, nil if
-// none is. Rests that are over must have been looked at (thaw).
+// take removes the least recently used free port from its heaps and returns it, or nil if none is free. The caller
+// must have processed rests that are over (thaw).
 func (p *pool) take() *tuple {
 	if port := p.fresh.pop(); port != 0 {
 		return p.pair.record(port, p)
@@ -115,7 +114,7 @@ func (p *pool) take() *tuple {
 	return e.tuple
 }
 
-// record makes the record of a fresh 4-tuple which by has just taken.
+// record creates the record of a fresh 4-tuple that the pool by has just taken.
 func (pr *pair) record(port uint16, by *pool) *tuple {
 	tu := &tuple{pair: pr, port: port}
 	for _, p := range pr.pools {
@@ -131,7 +130,7 @@ func (pr *pair) record(port uint16, by *pool) *tuple {
 	return tu
 }
 
-// thaw gives on the ports whose rest is over, those that rested first first.
+// thaw passes on the ports whose rest is over, earliest end first.
 func (p *pool) thaw(now stamp) {
 	for {
 		e := p.heaps[resting].top()
@@ -143,8 +142,8 @@ func (p *pool) thaw(now stamp) {
 	}
 }
 
-// settle sets the timer for what the waiters wait for besides a Release, and
-// asks holders to close where it is time.
+// settle sets the timer for the next event, other than a Release, that the waiters are waiting for. It also asks
+// holders to close where it is time to.
 func (p *pool) settle(now stamp) {
 	next := never
 	if p.waiters.len > 0 {
@@ -156,7 +155,7 @@ func (p *pool) settle(now stamp) {
 	p.arm(next, now)
 }
 
-// arm has tick called at the given moment.
+// arm schedules tick for the given moment.
 func (p *pool) arm(at, now stamp) {
 	if at == p.alarm {
 		return
@@ -172,8 +171,8 @@ func (p *pool) arm(at, now stamp) {
 	}
 }
 
-// tick is what the timer calls. A call that was under way as the timer was set
-// anew comes early, and finds nothing to do.
+// tick is the timer's function. A call already under way when the timer was reset comes early and finds nothing to
+// do.
 func (p *pool) tick() {
 	t := p.pair.table
 	now := t.lock()

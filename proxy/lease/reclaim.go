@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// patience is how many waiters let others be idle for so long.
+// patience counts the waiters that tolerate other flows being idle for the same time.
 type patience struct {
 	idle    time.Duration
 	waiters int
@@ -14,8 +14,8 @@ type patience struct {
 
 func (q patience) compare(idle time.Duration) int { return cmp.Compare(q.idle, idle) }
 
-// hurry counts a waiter that reclaims after idle, 0 for one that does not. Only
-// rules that share a pin make for more than one threshold.
+// hurry counts a waiter that reclaims after idle; 0 means it does not reclaim. There is more than one threshold only
+// if rules share a pin.
 func (p *pool) hurry(idle time.Duration) {
 	if idle <= 0 {
 		return
@@ -39,9 +39,8 @@ func (p *pool) calm(idle time.Duration) {
 	}
 }
 
-// wanted returns how long a holder must have been idle for one more to be asked:
-// those asked already are for the waiters of least patience. ok is false if
-// there is one for each.
+// wanted returns how long a holder must have been idle to be the next one asked. The holders already asked are
+// assigned to the waiters with the least patience. ok is false if there is one for each.
 func (p *pool) wanted() (idle time.Duration, ok bool) {
 	asked := p.asked
 	for _, q := range p.patience {
@@ -53,8 +52,7 @@ func (p *pool) wanted() (idle time.Duration, ok bool) {
 	return 0, false
 }
 
-// reclaim asks as many idle holders to close as there are waiters in need of one,
-// and returns when to look again.
+// reclaim asks idle holders to close, as many as there are waiters that need one, and returns when to look again.
 func (p *pool) reclaim(now stamp) stamp {
 	t := p.pair.table
 	holders := &p.heaps[held]
@@ -64,8 +62,8 @@ func (p *pool) reclaim(now stamp) stamp {
 		if !ok || e == nil {
 			return never
 		}
-		// The key is when the holder was last seen busy. It may have been
-		// busy since; don't ask before it matters.
+		// The key is when the holder was last seen busy. It may have been busy since then; don't ask before it
+		// matters.
 		if due := stamp(e.key).add(idle); due > now {
 			return due
 		}
@@ -80,7 +78,7 @@ func (p *pool) reclaim(now stamp) stamp {
 	}
 }
 
-// idleSince returns since when a holder has been idle, now at the latest.
+// idleSince returns since when a holder has been idle, at most now.
 func (t *Table) idleSince(h Holder, now stamp) stamp {
 	since := h.IdleSince()
 	if since.IsZero() {

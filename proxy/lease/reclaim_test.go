@@ -6,8 +6,7 @@ import (
 	"time"
 )
 
-// TestReclaimIdleLongest asks the one that has been idle longest, as soon as it
-// has been for long enough.
+// TestReclaimIdleLongest asks the flow that has been idle longest, as soon as it has been idle long enough.
 func TestReclaimIdleLongest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
@@ -45,7 +44,7 @@ func TestReclaimIdleLongest(t *testing.T) {
 		asked(0, 0, 0)
 		pass(1) // 7s
 		asked(0, 1, 0)
-		pass(30 * time.Second) // the others are idle too: nobody needs them
+		pass(30 * time.Second) // the others are idle too: no waiter needs them
 		asked(0, 1, 0)
 		leases[1].Release(0)
 		synctest.Wait()
@@ -57,7 +56,7 @@ func TestReclaimIdleLongest(t *testing.T) {
 	})
 }
 
-// TestReclaimAtOnce: a flow that has been idle for long is asked before the wait.
+// TestReclaimAtOnce: a flow that has already been idle long enough is asked before the wait.
 func TestReclaimAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
@@ -75,7 +74,7 @@ func TestReclaimAtOnce(t *testing.T) {
 	})
 }
 
-// TestReclaimNoMoreThanNeeded: six wait, two of them for others to be idle.
+// TestReclaimNoMoreThanNeeded: six requests wait, two of them with Reclaim.
 func TestReclaimNoMoreThanNeeded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
@@ -106,7 +105,7 @@ func TestReclaimNoMoreThanNeeded(t *testing.T) {
 		for range 4 {
 			later(t.Context(), table, Request{Pin: pin, Wait: time.Hour})
 		}
-		pass(time.Minute, 0) // nobody who waits wants that
+		pass(time.Minute, 0) // no waiter has Reclaim
 		for range 2 {
 			later(t.Context(), table, Request{Pin: pin, Wait: time.Hour, Reclaim: 5 * time.Second})
 		}
@@ -114,16 +113,15 @@ func TestReclaimNoMoreThanNeeded(t *testing.T) {
 		if flows[0].asks() != 1 || flows[1].asks() != 1 {
 			t.Fatal("others than the longest idle were asked")
 		}
-		// One closes, and needs a rest: it is still under way.
+		// One flow closes and needs a rest: it still counts.
 		leases[0].Release(time.Minute)
 		pass(30*time.Second, 2)
-		// As it is ready again the first in line gets it, who asked nobody:
-		// one more is needed.
+		// When it is ready again, it goes to the first in line, which asked nobody: one more is needed.
 		pass(31*time.Second, 3)
-		// Somebody else ends: served, and again nobody who asks.
+		// Another flow ends. It too serves a waiter without Reclaim.
 		leases[50].Release(0)
 		pass(time.Minute, 3)
-		// Now four have left: two asked, and two that want it wait.
+		// Now four waiters have left. Two flows are asked, and the two waiters with Reclaim remain.
 		leases[51].Release(0)
 		leases[52].Release(0)
 		pass(time.Minute, 3)
@@ -136,8 +134,7 @@ func TestReclaimNoMoreThanNeeded(t *testing.T) {
 	})
 }
 
-// TestReclaimAskedForNobody: the waiter left; the next one makes do with the flow
-// that is closing already.
+// TestReclaimAskedForNobody: the waiter leaves. The next one relies on the flow that is already closing.
 func TestReclaimAskedForNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
@@ -157,8 +154,8 @@ func TestReclaimAskedForNobody(t *testing.T) {
 	})
 }
 
-// TestReclaimSpares those without a holder, busy ones (zero time), and counts
-// idleness from the lease on.
+// TestReclaimSpares checks that leases without a holder and busy holders (zero time) are spared, and that idle time
+// counts from the start of the lease.
 func TestReclaimSpares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
@@ -183,7 +180,7 @@ func TestReclaimSpares(t *testing.T) {
 		begin = time.Now()
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		// It was looked at every 5 s, so it is asked within two of these.
+		// It is looked at every 5 s, so it is asked within two such intervals.
 		if busy.asks() != 1 || busy.asked[0].Sub(begin) > 10*time.Second {
 			t.Errorf("%d times, %v", busy.asks(), busy.asked)
 		}
@@ -192,8 +189,7 @@ func TestReclaimSpares(t *testing.T) {
 	})
 }
 
-// TestReclaimPatience: rules that share a pin may differ in how long they let
-// others be idle.
+// TestReclaimPatience: rules that share a pin may tolerate different idle times.
 func TestReclaimPatience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
@@ -225,7 +221,7 @@ func TestReclaimPatience(t *testing.T) {
 	})
 }
 
-// TestReclaimNewHolder: the flow to ask came after the waiter.
+// TestReclaimNewHolder: the flow to ask arrived after the waiter.
 func TestReclaimNewHolder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
@@ -253,7 +249,7 @@ func TestReclaimNewHolder(t *testing.T) {
 	})
 }
 
-// TestReclaimOverlap: a flow closing for one pool counts in the other.
+// TestReclaimOverlap: a flow closing for one pool also counts in the other.
 func TestReclaimOverlap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()

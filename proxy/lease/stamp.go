@@ -5,14 +5,14 @@ import (
 	"time"
 )
 
-// A stamp is a moment, in nanoseconds since the table began, on the monotonic
-// clock: a third of a time.Time, and a heap key as it is.
+// A stamp is a moment on the monotonic clock, in nanoseconds since the table was created. It is a third of the size
+// of a time.Time and can be used directly as a heap key.
 type stamp int64
 
 // never is later than any moment.
 const never stamp = math.MaxInt64
 
-// add returns s+d, never at the most. d is not negative.
+// add returns s+d, at most never. d is not negative.
 func (s stamp) add(d time.Duration) stamp {
 	if int64(d) > int64(never-s) {
 		return never
@@ -20,7 +20,7 @@ func (s stamp) add(d time.Duration) stamp {
 	return s + stamp(d)
 }
 
-// stamp returns when at was or will be.
+// stamp converts a time to a stamp.
 func (t *Table) stamp(at time.Time) stamp { return stamp(at.Sub(t.epoch)) }
 
 // time is stamp's inverse.

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// TestStorm has many flows take, wait, give up and release at once, on the real
-// clock: for the race detector, and never two holders of a 4-tuple.
+// TestStorm has many flows take, wait, give up and release at once, on the real clock. It is for the race detector,
+// and checks that a 4-tuple never has two holders.
 func TestStorm(t *testing.T) {
 	before := runtime.NumGoroutine()
 	table := NewTable()
@@ -85,7 +85,7 @@ func TestStorm(t *testing.T) {
 	if held, waiting := table.Counts(); held != 0 || waiting != 0 {
 		t.Errorf("%d held, %d waiting", held, waiting)
 	}
-	// No port was lost: each can be had.
+	// No port was lost: each can be acquired.
 	for _, r := range pins {
 		var leases []*Lease
 		for range r.Pin.Ports().Len() {

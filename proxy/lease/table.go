@@ -31,8 +31,7 @@ func NewTable() *Table {
 	return &Table{epoch: time.Now(), pairs: make(map[pairKey]*pair)}
 }
 
-// lock locks the table and returns the time, which therefore never goes back
-// from one locker to the next.
+// lock locks the table and returns the time, which therefore never goes backwards from one caller to the next.
 func (t *Table) lock() stamp {
 	t.mu.Lock()
 	return t.stamp(time.Now())
@@ -48,10 +47,9 @@ func (t *Table) unlock() {
 	}
 }
 
-// Acquire returns a lease of the pin's least recently used free port towards the
-// destination. If there is none it waits its turn, for r.Wait at most. The error
-// is a *BusyError when that ends, wraps ctx's when ctx ends first, and is neither
-// if the request makes no sense. The caller owns the lease and must release it.
+// Acquire returns a lease of the pin's least recently used free port towards the destination. If there is none, it
+// waits its turn, for at most r.Wait. The error is a *BusyError when that time is over, wraps ctx's error when ctx
+// ends first, and is neither if the request makes no sense. The caller owns the lease and must release it.
 func (t *Table) Acquire(ctx context.Context, r Request) (*Lease, error) {
 	key, err := r.ends()
 	if err == nil {
@@ -63,11 +61,10 @@ func (t *Table) Acquire(ctx context.Context, r Request) (*Lease, error) {
 	return t.acquire(ctx, key, &r, nil, 0)
 }
 
-// Exchange is for a lease that the kernel would not let its holder use, because it
-// still holds the 4-tuple itself. It gives the lease back, to rest for so long and
-// without a cooldown, and acquires another as Acquire does, but in its old turn:
-// ahead of all that came later. With one port the same 4-tuple comes back after its
-// rest. r is the request that l is from, with what is left of its Wait.
+// Exchange replaces a lease that the kernel would not let its holder use because the kernel itself still holds the
+// 4-tuple. It gives the lease back, to rest for the given time without a cooldown, and acquires another as Acquire
+// does. The request keeps its old turn, ahead of all that came later. With one port, the same 4-tuple comes back
+// after its rest. r is the request that l is from, with what is left of its Wait.
 func (t *Table) Exchange(ctx context.Context, l *Lease, rest time.Duration, r Request) (*Lease, error) {
 	key, err := r.ends()
 	if err == nil {
@@ -95,8 +92,8 @@ func (t *Table) acquire(ctx context.Context, key pairKey, r *Request, old *Lease
 	return t.finish(ctx, w)
 }
 
-// tryOrJoin takes a free port, or joins the queue, or says why not. An old lease is
-// exchanged. The error comes with a waiter too, if it wants to know.
+// tryOrJoin takes a free port, joins the queue, or reports why it can do neither. An old lease is exchanged. With a
+// waiter, the error is non-nil if the request has a Queued callback.
 func (t *Table) tryOrJoin(key pairKey, r *Request, old *Lease, rest time.Duration) (*Lease, *waiter, *BusyError) {
 	now := t.lock()
 	defer t.unlock()
@@ -127,15 +124,14 @@ func (t *Table) tryOrJoin(key pairKey, r *Request, old *Lease, rest time.Duratio
 	return nil, w, busy
 }
 
-// finish ends a wait. Who comes first, the one who gives a lease or the end of
-// the wait, is decided by the lock.
+// finish ends a wait. The lock decides which came first, the lease or the end of the wait.
 func (t *Table) finish(ctx context.Context, w *waiter) (*Lease, error) {
 	now := t.lock()
 	defer t.unlock()
 	p := w.pool
 	ended := ctx.Err()
 	if ended == nil && w.lease == nil {
-		p.thaw(now) // a rest may end together with Wait
+		p.thaw(now) // a rest may end at the same time as Wait
 	}
 	switch {
 	case w.lease != nil && ended == nil:
@@ -153,13 +149,12 @@ func (t *Table) finish(ctx context.Context, w *waiter) (*Lease, error) {
 	return nil, p.busy(w.request.Wait, now)
 }
 
-// failed says what could not be done.
+// failed wraps err with what was requested.
 func (r *Request) failed(err error) error {
 	return fmt.Errorf("lease %s to %s: %w", r.Pin, r.Dst, err)
 }
 
-// Held lists the ports of the pin that are in use towards dst, by port, whichever
-// pin they were leased for.
+// Held lists the ports of the pin that are in use towards dst, sorted by port, whichever pin they were leased for.
 func (t *Table) Held(dst netip.AddrPort, pin rules.Pin) []Held {
 	t.lock()
 	defer t.unlock()
@@ -177,8 +172,7 @@ func (t *Table) Held(dst netip.AddrPort, pin rules.Pin) []Held {
 	return list
 }
 
-// Counts returns how many leases are held and how many requests wait, over all
-// destinations.
+// Counts returns how many leases are held and how many requests wait, over all destinations.
 func (t *Table) Counts() (held, waiting int) {
 	t.lock()
 	defer t.unlock()

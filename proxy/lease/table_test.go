@@ -60,7 +60,7 @@ func TestImpossible(t *testing.T) {
 	checkEmpty(t, table)
 }
 
-// TestOrder takes and releases ports of one range; the ports taken are told.
+// TestOrder takes and releases ports of one range and checks which ports are taken.
 func TestOrder(t *testing.T) {
 	type step struct {
 		take    uint16        // expect this one
@@ -147,7 +147,7 @@ func TestOrder(t *testing.T) {
 			{pass: time.Minute},
 			{release: 11},
 			{pass: 3*time.Minute + 30*time.Second},
-			// 12 is fresh again, behind 13, which was never used.
+			// 12 is fresh again, behind 13, which has never been used.
 			{take: 13},
 			{take: 12},
 			{take: 11},
@@ -229,7 +229,7 @@ func TestOverlap(t *testing.T) {
 	check(t, table)
 }
 
-// TestStaleLease releases a lease again while its 4-tuple serves another flow.
+// TestStaleLease releases a lease a second time while its 4-tuple serves another flow.
 func TestStaleLease(t *testing.T) {
 	table := NewTable()
 	r := Request{Pin: pinOf(t, "63999"), Dst: dst}
@@ -289,7 +289,7 @@ func TestBusyError(t *testing.T) {
 	})
 }
 
-// TestBusyErrorNames a few of many holders.
+// TestBusyErrorNamesAFew names a few of many holders.
 func TestBusyErrorNamesAFew(t *testing.T) {
 	table := NewTable()
 	r := Request{Pin: pinOf(t, "1000-1999"), Dst: dst}

@@ -9,50 +9,49 @@ const (
 	held state = iota
 	resting
 	ready
-	states // how many
+	states // number of states
 )
 
-// tuple is the record of a 4-tuple. Between states it is in no heap; enter and
-// leave come in pairs under one lock.
+// tuple is the record of a 4-tuple. Between states it is in no heap; enter and leave are paired under one lock.
 type tuple struct {
 	pair  *pair
 	port  uint16
 	state state
 	asked bool // its holder was asked to close, and it is not ready again yet
 
-	lease  *Lease // whose it is, nil unless held
-	pool   *pool  // through which it was taken last; counted in pool.refs
+	lease  *Lease // the current lease; nil unless held
+	pool   *pool  // the pool it was last taken through; counted in pool.refs
 	order  int64  // Table.releases at its last release, 0 if never used
 	rested stamp  // when its rest ends
 
-	// For Table.remember: not held, oldest first.
+	// For Table.remember: the list of tuples that are not held, oldest first.
 	older, newer *tuple
 	due          stamp
 	remembered   bool
 
-	// One entry for each pool of the pair that contains the port. The first
-	// is here, as a second is rare.
+	// One entry for each pool of the pair that contains the port. The first entry is stored inline, because a second
+	// is rare.
 	entries *entry
 	own     entry
 }
 
-// entry is a tuple as one pool sees it: an element of its state's heap there.
+// entry is a tuple as seen by one pool: an element of that pool's heap for the tuple's state.
 type entry struct {
 	tuple *tuple
 	pool  *pool
 	next  *entry // the same tuple in the next pool
-	index int    // in the heap, or outside
+	index int    // position in the heap, or outside
 	key   int64  // held: last seen busy; resting: end of the rest; ready: order
 }
 
-// outside is the index of an entry in no heap: a held one that can't be asked.
+// outside is the index of an entry that is in no heap: a held one that can't be asked.
 const outside = -1
 
 func (tu *tuple) local() netip.AddrPort {
 	return netip.AddrPortFrom(tu.pair.key.src, tu.port)
 }
 
-// join gives the tuple an entry in p, in no heap yet.
+// join gives the tuple an entry in p, which is in no heap yet.
 func (tu *tuple) join(p *pool) *entry {
 	e := &tu.own
 	if tu.own.pool != nil {
@@ -63,7 +62,7 @@ func (tu *tuple) join(p *pool) *entry {
 	return e
 }
 
-// part takes the tuple's entry in p, which is being dropped, away if it has one.
+// part removes the tuple's entry in p, if it has one; p is being dropped.
 func (tu *tuple) part(p *pool) {
 	for at := &tu.entries; *at != nil; at = &(*at).next {
 		e := *at
@@ -74,12 +73,12 @@ func (tu *tuple) part(p *pool) {
 			p.heaps[tu.state].remove(e)
 		}
 		*at = e.next
-		e.pool = nil // own is free for another join
+		e.pool = nil // own can be used by another join
 		return
 	}
 }
 
-// enter puts the tuple into a state, with its key there.
+// enter puts the tuple into a state, with its key for that state.
 func (tu *tuple) enter(s state, key int64) {
 	tu.state = s
 	for e := tu.entries; e != nil; e = e.next {
@@ -87,7 +86,7 @@ func (tu *tuple) enter(s state, key int64) {
 	}
 }
 
-// place puts one entry into the heap of the tuple's state.
+// place puts one entry into the heap for the tuple's state.
 func (tu *tuple) place(e *entry, key int64) {
 	if tu.state == held && (tu.lease.holder == nil || tu.asked) {
 		return
@@ -95,7 +94,7 @@ func (tu *tuple) place(e *entry, key int64) {
 	e.pool.heaps[tu.state].push(e, key)
 }
 
-// leave takes the tuple out of its state's heaps.
+// leave takes the tuple out of the heaps for its state.
 func (tu *tuple) leave() {
 	for e := tu.entries; e != nil; e = e.next {
 		if e.index != outside {
@@ -104,14 +103,14 @@ func (tu *tuple) leave() {
 	}
 }
 
-// vacate ends a lease; the tuple is in no heap then.
+// vacate ends a lease. The tuple is then in no heap.
 func (tu *tuple) vacate() {
 	tu.leave()
 	tu.lease = nil
 	tu.pair.table.held--
 }
 
-// setAsked notes in each pool that a flow is closing for somebody, or no longer.
+// setAsked records in each pool that the tuple's flow is closing for a waiter, or no longer is.
 func (tu *tuple) setAsked(asked bool) {
 	if tu.asked == asked {
 		return
@@ -126,7 +125,7 @@ func (tu *tuple) setAsked(asked bool) {
 	}
 }
 
-// settle looks after the queues of all pools that the tuple is in.
+// settle calls settle on every pool that the tuple is in.
 func (tu *tuple) settle(now stamp) {
 	for e := tu.entries; e != nil; e = e.next {
 		e.pool.settle(now)

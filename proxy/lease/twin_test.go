@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// runModel interprets ops in the bubble.
+// runModel interprets ops in the synctest bubble.
 func runModel(t *testing.T, ops []byte) {
 	m, pins := newModel(t)
 	pick := func(list []*modelRequest, b byte) *modelRequest {
@@ -102,8 +102,8 @@ func TestTwin(t *testing.T) {
 	}
 }
 
-// mostFuzzed is how many bytes of operations FuzzTable looks at: the twin searches its lists after each, so a long input
-// costs more than many short ones, and TestTwin has long ones.
+// mostFuzzed is how many bytes of operations FuzzTable looks at. The twin searches its lists after each operation,
+// so a long input costs more than many short ones, and TestTwin covers long ones.
 const mostFuzzed = 4 * 60
 
 func FuzzTable(f *testing.F) {

@@ -9,7 +9,7 @@ import (
 type waiter struct {
 	pool    *pool
 	request Request
-	arrival uint64 // the request's turn: the order in the queue and among all pools
+	arrival uint64 // the request's turn: its order in the queue and across all pools
 
 	ahead, behind *waiter
 
@@ -17,14 +17,13 @@ type waiter struct {
 	granted chan struct{}
 }
 
-// queue is a pool's waiters, first come first.
+// queue holds a pool's waiters, first come first.
 type queue struct {
 	first, last *waiter
 	len         int
 }
 
-// join puts a request into the pool's queue, with a reference: at the end, unless it
-// was there before.
+// join adds a request, with a reference, to the pool's queue: at the end, unless the request was there before.
 func (p *pool) join(r *Request, arrival uint64) *waiter {
 	p.pair.table.waiting++
 	w := &waiter{pool: p, request: *r, arrival: arrival, granted: make(chan struct{})}
@@ -32,7 +31,7 @@ func (p *pool) join(r *Request, arrival uint64) *waiter {
 	if q.first != nil && arrival < q.first.arrival {
 		w.behind = q.first // it comes back (Exchange)
 	} else {
-		// Those that came at the same time are not far from the end.
+		// Requests that arrived at the same time are close to the end.
 		for w.ahead = q.last; w.ahead != nil && arrival < w.ahead.arrival; w.ahead = w.ahead.ahead {
 			w.behind = w.ahead
 		}
@@ -53,7 +52,7 @@ func (p *pool) join(r *Request, arrival uint64) *waiter {
 	return w
 }
 
-// leave takes w out of the queue. The caller then unrefs the pool.
+// leave takes w out of the queue. The caller then calls unref on the pool.
 func (w *waiter) leave() {
 	q := &w.pool.waiters
 	if w.ahead != nil {
@@ -71,7 +70,7 @@ func (w *waiter) leave() {
 	w.pool.calm(w.request.Reclaim)
 }
 
-// wait returns when the request has a lease, or its time is up, or ctx ends.
+// wait returns when the request has a lease, its time is up, or ctx ends.
 func (w *waiter) wait(ctx context.Context) {
 	timer := time.NewTimer(w.request.Wait)
 	defer timer.Stop()
@@ -82,7 +81,7 @@ func (w *waiter) wait(ctx context.Context) {
 	}
 }
 
-// next returns the longest-waiting of all who can use the tuple, nil if nobody.
+// next returns the longest-waiting request that can use the tuple; nil if there is none.
 func (tu *tuple) next() *waiter {
 	var next *waiter
 	for e := tu.entries; e != nil; e = e.next {
@@ -93,8 +92,7 @@ func (tu *tuple) next() *waiter {
 	return next
 }
 
-// deliver gives a tuple that is in no heap to the longest-waiting, or makes it
-// ready.
+// deliver gives a tuple that is in no heap to the longest-waiting request, or makes it ready.
 func (t *Table) deliver(tu *tuple, now stamp) {
 	tu.setAsked(false)
 	if w := tu.next(); w != nil {
@@ -108,7 +106,7 @@ func (t *Table) deliver(tu *tuple, now stamp) {
 	tu.settle(now)
 }
 
-// grant makes the lease of a tuple that is in no heap.
+// grant creates the lease of a tuple that is in no heap.
 func (t *Table) grant(tu *tuple, p *pool, r *Request, arrival uint64, now stamp) *Lease {
 	t.recall(tu)
 	t.held++

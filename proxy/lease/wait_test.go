@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// TestFirstComeFirstServed has 500 flows on one port.
+// TestFirstComeFirstServed runs 500 flows on one port.
 func TestFirstComeFirstServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
@@ -115,8 +115,8 @@ func TestContextEnds(t *testing.T) {
 	})
 }
 
-// TestContextEndsAsPortIsGiven: whichever of the two comes first, the port goes to
-// the next in line, and without the cooldown of a flow that never used it.
+// TestContextEndsAsPortIsGiven: whichever of the two happens first, the port goes to the next in line, without the
+// cooldown of a flow that never used it.
 func TestContextEndsAsPortIsGiven(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -142,7 +142,7 @@ func TestContextEndsAsPortIsGiven(t *testing.T) {
 					tt.do(cancel, l)
 					synctest.Wait()
 					check(t, table)
-					if a.get().lease != nil { // it was quicker than the cancel
+					if a.get().lease != nil { // it got the lease before the cancel
 						a.get().lease.Release(0)
 						continue
 					}
@@ -171,7 +171,7 @@ func TestRestEndsForWaiter(t *testing.T) {
 		synctest.Wait()
 		second := later(t.Context(), table, r)
 		synctest.Wait()
-		b.Release(10 * time.Second) // sooner than a's
+		b.Release(10 * time.Second) // ends before a's
 		check(t, table)
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
@@ -203,8 +203,7 @@ func TestRestAndWaitEndTogether(t *testing.T) {
 	})
 }
 
-// TestNewcomerDoesNotOvertake comes at the moment a rest ends, when the timer may
-// not have been heard yet.
+// TestNewcomerDoesNotOvertake sends a request at the moment a rest ends, when the timer may not have fired yet.
 func TestNewcomerDoesNotOvertake(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for range 100 {
@@ -222,8 +221,8 @@ func TestNewcomerDoesNotOvertake(t *testing.T) {
 	})
 }
 
-// TestOverlapLongestWaiting: one port wakes the longest-waiting of all who can use
-// it, whichever pin they have.
+// TestOverlapLongestWaiting: one port wakes the longest-waiting of all requests that can use it, whichever pin they
+// have.
 func TestOverlapLongestWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
