@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -195,6 +196,30 @@ func TestGivenUpInTheHandshake(t *testing.T) {
 	}
 	k.send(4711, header.TCPFlagAck, 2001, first.SequenceNumber()+1) // late
 	k.send(4711, header.TCPFlagAck, 3001, second.SequenceNumber()+1)
+	if err := <-k.accepted; err != nil {
+		t.Errorf("Accept = %v", err)
+	}
+}
+
+// An application may also try again before gVisor has been shown the first SYN.
+func TestGivenUpBeforeTheHandshake(t *testing.T) {
+	k := newShaky(t, stack.CapabilityRXChecksumOffload)
+	again := sync.OnceFunc(func() {
+		k.send(4711, header.TCPFlagSyn, 2000, 0)
+		if err := <-k.accepted; !errors.Is(err, ErrGone) {
+			t.Errorf("another SYN: Accept = %v, want %v", err, ErrGone)
+		}
+	})
+	k.cfg.Path = func(netip.Addr) int { // called in between
+		again()
+		return 0
+	}
+	k.send(4711, header.TCPFlagSyn, 1000, 0)
+	h := k.heard(t, synAck)
+	if got := h.AckNumber(); got != 2001 {
+		t.Errorf("the SYN-ACK acknowledges %d, want 2001", got)
+	}
+	k.send(4711, header.TCPFlagAck, 2001, h.SequenceNumber()+1)
 	if err := <-k.accepted; err != nil {
 		t.Errorf("Accept = %v", err)
 	}

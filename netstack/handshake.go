@@ -184,24 +184,28 @@ func (f *Flow) shake() error {
 	if err != nil {
 		return err
 	}
-	if !f.stack.expect(f) {
-		return fmt.Errorf("netstack has no room for the handshake: %w", syscall.ENOBUFS)
+	if err := f.stack.expect(f); err != nil {
+		return err
 	}
 	f.stack.tcp.QueuePacket(l.Endpoint, f.id, syn)
 	return nil
 }
 
-// expect records that the handshake of f is under way. It reports false if there is no room.
-func (s *Stack) expect(f *Flow) bool {
+// expect records that the handshake of f is under way. It fails if there is no room, or if the application has given
+// up since f was answered.
+func (s *Stack) expect(f *Flow) error {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if f.phase != answering {
+		return ErrGone
+	}
 	if len(s.answering) >= s.cfg.MaxParked {
-		return false
+		return fmt.Errorf("netstack has no room for the handshake: %w", syscall.ENOBUFS)
 	}
 	f.asked = now
 	s.answering[f] = struct{}{}
-	return true
+	return nil
 }
 
 // takeSYNACK keeps the first SYN-ACK of a flow, which acknowledges ack, for AcceptFunc and reports whether it did.
