@@ -11,9 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
 	"pinproxy/netstack/lab"
 )
 
@@ -143,14 +140,11 @@ func TestPortOfAnOrdinaryConnectionIsShared(t *testing.T) {
 	}
 }
 
-// A router that forbids looks like this host's own firewall over IPv6, and is not taken for it.
+// Over IPv6 a router that forbids looks like this host's own firewall, and is not taken for it.
 func TestForbiddenOnTheWay(t *testing.T) {
 	top := lab.ForTest(t).Topology()
-	_, all, _ := net.ParseCIDR("2001:db8:3::/64")
-	if err := top.Router.Netlink().RouteAdd(&netlink.Route{Dst: all, Type: unix.RTN_PROHIBIT}); err != nil {
-		t.Fatal(err)
-	}
-	pin, dst := netip.MustParseAddrPort("[::]:63999"), netip.MustParseAddrPort("[2001:db8:3::1]:443")
+	top.Router.Firewall(lab.Filter{Reject: true})
+	pin, dst := netip.MustParseAddrPort("[::]:63999"), netip.AddrPortFrom(netip.MustParseAddr(lab.Server6), 443)
 	err := top.Client.Do(func() error { _, err := Sockets{}.Dial(t.Context(), pin, dst); return err })
 	if err = explain(err, pin, dst); kindOf(err) != KindFirewall || !strings.Contains(err.Error(), "on the way") || hintOf(err) == "" {
 		t.Errorf("%v (%v)", err, hintOf(err))
