@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// counter is an application's datagram of which the answers are counted.
+// counter is an application's datagram that counts the answers.
 type counter struct {
 	payload []byte
 	replies *atomic.Int64
@@ -28,7 +28,7 @@ func (c counter) Reply([]byte) error      { c.replies.Add(1); return nil }
 
 const benchSize = 1200
 
-// BenchmarkUp sends to a socket that nobody reads: the cost is the sender's.
+// BenchmarkUp sends to a socket that nobody reads, so it measures only the sender's cost.
 func BenchmarkUp(b *testing.B) {
 	server := listen(b, "127.0.0.1:0")
 	r := New(to(server.LocalAddr()), nil, Limits{})
@@ -43,7 +43,7 @@ func BenchmarkUp(b *testing.B) {
 	}
 }
 
-// BenchmarkDown receives from a sender that has the kernel segment, as QUIC servers do, and from one that has not.
+// BenchmarkDown receives from a sender that has the kernel segment, as QUIC servers do, and from one that does not.
 func BenchmarkDown(b *testing.B) {
 	for name, segments := range map[string]int{"single": 1, "segmented": 40} {
 		b.Run(name, func(b *testing.B) {

@@ -8,8 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// queuedError is struct sock_extended_err with its offender
-// (include/uapi/linux/errqueue.h).
+// queuedError is struct sock_extended_err with its offender (include/uapi/linux/errqueue.h).
 type queuedError struct {
 	errno             syscall.Errno
 	origin, typ, code uint8
@@ -19,7 +18,7 @@ type queuedError struct {
 
 const extendedErrSize = 16
 
-// parseError reads the control messages that come out of a socket's error queue.
+// parseError parses the control messages read from a socket's error queue.
 func parseError(control []byte) (e queuedError, ok bool) {
 	for len(control) > 0 {
 		h, data, rest, err := unix.ParseOneSocketControlMessage(control)
@@ -42,8 +41,7 @@ func parseError(control []byte) (e queuedError, ok bool) {
 	return e, false
 }
 
-// offender is the address in a struct sockaddr_in or sockaddr_in6; the zero value
-// if there is none.
+// offender returns the address in a struct sockaddr_in or sockaddr_in6, or the zero value if there is none.
 func offender(sa []byte) netip.Addr {
 	if len(sa) < 8 {
 		return netip.Addr{}
@@ -57,8 +55,7 @@ func offender(sa []byte) netip.Addr {
 	return netip.Addr{}
 }
 
-// segment is the size of the datagrams that UDP_GRO has put together, or whole if it has
-// not.
+// segment returns the size of the datagrams that UDP_GRO has put together, or whole if it has not.
 func segment(control []byte, whole int) int {
 	for len(control) > 0 {
 		h, data, rest, err := unix.ParseOneSocketControlMessage(control)

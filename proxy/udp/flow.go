@@ -13,26 +13,26 @@ import (
 const (
 	dialWait = 5 * time.Second
 
-	// What waits in a flow while its socket is being opened or takes no more: about
-	// what a socket of the application's holds (net.core.wmem_default).
+	// The limit of what waits in a flow while its socket is being opened or takes no more: about as much as a socket
+	// of the application holds (net.core.wmem_default).
 	maxQueued = 256 << 10
-	// What waits in all flows.
+	// The limit of what waits in all flows.
 	maxQueuedAll = 16 << 20
-	// overhead is what a datagram costs beside its payload.
+	// overhead is what a datagram costs in addition to its payload.
 	overhead = 512
 
-	// maxFailures in a row end a flow: an error that stays, as of a socket whose device
-	// is gone, must not keep a loop turning.
+	// maxFailures in a row end a flow: a persistent error, such as that of a socket whose device is gone, must not
+	// cause a busy loop.
 	maxFailures = 8
 )
 
-// flow is one socket of the application talking to one destination, and the connected
-// socket of ours that stands for it. Its life is its goroutine's:
+// flow is one socket of the application talking to one destination, together with the connected socket of ours that
+// stands for it. It lives as long as its goroutine:
 //
 //	run: dial -> flush what is queued -> receive until idle or closed
 //
-// Datagrams of the application are sent by whoever calls Handle, unless the
-// socket takes no more: then a second goroutine flushes the queue and goes.
+// The caller of Handle sends the application's datagrams, unless the socket takes no more. In that case a second
+// goroutine flushes the queue and ends.
 type flow struct {
 	relay  *Relay
 	key    key
@@ -43,16 +43,16 @@ type flow struct {
 	used            time.Time // last datagram, in either direction
 	answered        bool
 
-	mu       sync.Mutex // before the relay's, if both
+	mu       sync.Mutex // taken before the relay's, if both are
 	over     bool
 	socket   socket     // nil while dialing
-	last     Datagram   // the latest: replies go through it
-	queue    []Datagram // not sent yet
+	last     Datagram   // the latest: replies are sent through it
+	queue    []Datagram // not yet sent
 	size     int        // of the queue, in bytes
-	flushing bool       // run or flush sends the queue, nobody else
+	flushing bool       // only run or flush may send, from the queue
 }
 
-// newFlow makes the flow of d, which is sent when run is called. relay.mu is held.
+// newFlow creates the flow of d, which is sent when run is called. relay.mu is held.
 func newFlow(r *Relay, k key, src *order, d Datagram) *flow {
 	f := &flow{relay: r, key: k, source: src, used: time.Now(), last: d, flushing: true}
 	f.pushLocked(d)
@@ -67,7 +67,7 @@ func (f *flow) touchLocked() {
 	f.source.used(&f.inSource)
 }
 
-// close ends the flow, which is out of the table.
+// close ends the flow, which has been removed from the table.
 func (f *flow) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -95,7 +95,7 @@ func (f *flow) end() {
 	f.close()
 }
 
-// send sends d now if it can, else later.
+// send sends d now if possible, otherwise later.
 func (f *flow) send(d Datagram) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -121,7 +121,7 @@ func (f *flow) send(d Datagram) {
 	}
 }
 
-// pushLocked queues d, or drops it if there is too much already.
+// pushLocked queues d, or drops it if too much is queued already.
 func (f *flow) pushLocked(d Datagram) {
 	n := cost(d)
 	if f.size+n > maxQueued || f.relay.queued.Load()+int64(n) > maxQueuedAll {
@@ -134,7 +134,7 @@ func (f *flow) pushLocked(d Datagram) {
 	f.relay.queued.Add(int64(n))
 }
 
-// cost is what d takes in a queue, in bytes.
+// cost returns how many bytes d counts for in a queue.
 func cost(d Datagram) int { return len(d.Payload()) + overhead }
 
 // flush sends the queue, waiting for the socket to take it.
@@ -162,9 +162,9 @@ func (f *flow) flush() {
 	}
 }
 
-// failedLocked deals with an error that a call to send d has returned. It may have
-// been about an earlier datagram, since the kernel hands an ICMP error to the next
-// call, which then does nothing: d is sent once more. errBusy says that d is still to be sent.
+// failedLocked handles an error returned by a call to send d. The error may be about an earlier datagram: the kernel
+// returns an ICMP error from the next call, which then does nothing else. In that case d is sent again. The result
+// errBusy means that d is still to be sent.
 func (f *flow) failedLocked(d Datagram, err error) error {
 	if f.over {
 		return nil
@@ -185,7 +185,7 @@ func (f *flow) failedLocked(d Datagram, err error) error {
 	case syscall.ECONNREFUSED:
 	default:
 		f.relay.log.warn("send datagram", err, "dst", f.key.dst)
-		// The route may have gone, and with it the socket's address.
+		// The route may be gone, and with it the socket's address.
 		f.relay.remove(f)
 		f.closeLocked()
 	}
@@ -193,7 +193,7 @@ func (f *flow) failedLocked(d Datagram, err error) error {
 	return nil
 }
 
-// errnoOf is what the application is told of err.
+// errnoOf returns the errno that the application is told for err.
 func errnoOf(err error) syscall.Errno {
 	var errno syscall.Errno
 	switch {
@@ -249,7 +249,7 @@ func (f *flow) refuse(err error) {
 	f.last.Unreachable(errno)
 }
 
-// receive hands on what comes until the flow is idle or has ended.
+// receive delivers incoming datagrams until the flow is idle or has ended.
 func (f *flow) receive() {
 	failures := 0
 	for f.socket.SetReadDeadline(f.until()) == nil {
@@ -270,7 +270,7 @@ func (f *flow) receive() {
 			f.mu.Lock()
 			told, _ := f.socket.errors(f.last)
 			f.mu.Unlock()
-			// Nothing queued: a sender came first and told of it, or the queue was full.
+			// Nothing was queued: a sender came first and passed it on, or the queue was full.
 			if failures++; !told && failures > maxFailures {
 				return
 			}
@@ -278,7 +278,7 @@ func (f *flow) receive() {
 	}
 }
 
-// until is when the flow ends unless it is used again.
+// until returns when the flow ends unless it is used again.
 func (f *flow) until() time.Time {
 	f.relay.mu.Lock()
 	defer f.relay.mu.Unlock()
@@ -288,8 +288,7 @@ func (f *flow) until() time.Time {
 	return f.used.Add(f.relay.lim.Unanswered)
 }
 
-// deliver hands b to the application, as datagrams of size bytes each, of which
-// the last one may be shorter.
+// deliver hands b to the application as datagrams of size bytes each; the last one may be shorter.
 func (f *flow) deliver(b []byte, size int) {
 	f.mu.Lock()
 	d := f.last

@@ -20,7 +20,7 @@ var (
 	dst6 = netip.MustParseAddrPort("[2001:db8:2::5]:443")
 )
 
-// datagram is one of an application that keeps what it gets.
+// datagram is a datagram of an application that keeps what it gets.
 type datagram struct {
 	src, dst netip.AddrPort
 	payload  string
@@ -29,7 +29,7 @@ type datagram struct {
 	released atomic.Int32
 }
 
-// inbox is what an application has got.
+// inbox is what an application has received.
 type inbox struct {
 	replies     chan string
 	unreachable chan syscall.Errno
@@ -91,7 +91,7 @@ func eventually(t testing.TB, what string, cond func() bool) {
 	}
 }
 
-// receive returns what comes next.
+// receive returns the next value of c.
 func receive[T any](t *testing.T, what string, c <-chan T) (got T) {
 	t.Helper()
 	select {

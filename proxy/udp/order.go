@@ -2,11 +2,10 @@ package udp
 
 import "container/list"
 
-// order is flows by their last use, those that never got an answer apart from the
-// others. The zero value is empty.
+// order lists flows by their last use, with those never answered apart from the others. The zero value is empty.
 type order struct{ unanswered, answered list.List }
 
-// place is where a flow stands in one order.
+// place is a flow's position in one order.
 type place struct {
 	in   *list.List
 	elem *list.Element
@@ -19,7 +18,7 @@ func (o *order) add(f *flow, p *place) {
 
 func (o *order) used(p *place) { p.in.MoveToBack(p.elem) }
 
-// answer moves f to those with an answer.
+// answer moves f to the answered flows.
 func (o *order) answer(f *flow, p *place) {
 	p.in.Remove(p.elem)
 	p.in = &o.answered
@@ -30,7 +29,7 @@ func (o *order) remove(p *place) { p.in.Remove(p.elem) }
 
 func (o *order) len() int { return o.unanswered.Len() + o.answered.Len() }
 
-// oldest is the flow to go first: never answered, or else unused for longest.
+// oldest returns the flow to evict first: the longest-unused one never answered, or else the longest-unused one.
 func (o *order) oldest() *flow {
 	e := o.unanswered.Front()
 	if e == nil {

@@ -11,51 +11,49 @@ import (
 	"time"
 )
 
-// ICMPError is what a router or a host has said about a datagram, by ICMP or ICMPv6
-// (as the datagram's family is). It is the same type as netstack's.
+// ICMPError is what a router or host reported about a datagram by ICMP or ICMPv6, according to the datagram's
+// family. It is the same type as netstack's.
 type ICMPError = struct {
-	From       netip.Addr // who said it; the zero value: the destination itself
+	From       netip.Addr // the sender of the report; the zero value: the destination itself
 	Type, Code uint8
-	Info       uint32 // the next hop's MTU in bytes if the datagram was too big; where the problem is if there is one with a header
-	About      []byte // the beginning of the payload it was said about; may be empty
+	Info       uint32 // datagram too big: the next hop's MTU in bytes; problem with a header: where the problem is
+	About      []byte // the beginning of the payload concerned; may be empty
 }
 
-// Datagram is what the application has sent. Its methods are called on several
-// goroutines, and all but Payload and Release any number of times: one
-// Datagram stands for its socket until the next one comes.
+// Datagram is a datagram sent by the application. Its methods are called on several goroutines. All but Payload and
+// Release may be called any number of times: one Datagram represents its socket until the next one comes.
 type Datagram interface {
 	Src() netip.AddrPort // the application
-	Dst() netip.AddrPort // whom it means
+	Dst() netip.AddrPort // its destination as the application sees it
 	TTL() uint8          // time to live or hop limit; 0: unknown
-	DontFragment() bool  // nobody on the way may fragment it
+	DontFragment() bool  // must not be fragmented on the way
 
 	// Payload is valid until Release, which the relay calls once.
 	Payload() []byte
 	Release()
 
-	// Reply sends a datagram from Dst to Src. It copies b, which is at most 65535
-	// bytes long, and does not block for long.
+	// Reply sends a datagram from Dst to Src. It copies b, which is at most 65535 bytes long, and does not block for
+	// long.
 	Reply(b []byte) error
 
 	// Unreachable tells the application that the datagram can't be delivered.
 	Unreachable(errno syscall.Errno)
 
-	// ICMP passes on what was said about the datagram. About is not kept.
+	// ICMP passes on what was reported about the datagram. It does not keep About.
 	ICMP(e ICMPError)
 }
 
-// Dialer opens a connected datagram socket of pinproxy's own, which is never
-// captured, to where dst is to be reached: dst itself, or what stands for it.
-// The caller closes it. On Linux it should be a *net.UDPConn: of anything else the
-// relay sees no ICMP errors, path MTU or TTL.
+// Dialer opens a connected datagram socket of pinproxy's own, which is never captured. It connects to the address at
+// which dst is reached: dst itself, or whatever stands for it. The caller closes the socket. On Linux it should be a
+// *net.UDPConn: with anything else the relay sees no ICMP errors, path MTU or TTL.
 type Dialer func(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
 
 // Limits bounds a Relay. The zero value of a field stands for its default.
 type Limits struct {
-	Flows      int           // sockets at a time (4096)
-	PerSource  int           // of them for one address of applications (Flows)
-	Unanswered time.Duration // how long a flow stays that was never answered (30s)
-	Answered   time.Duration // how long one stays that both ends have spoken on (180s)
+	Flows      int           // open sockets (4096)
+	PerSource  int           // of these, for one application address (Flows)
+	Unanswered time.Duration // how long an unused flow stays if it was never answered (30s)
+	Answered   time.Duration // how long an unused flow stays if both ends have sent (180s)
 }
 
 func (l Limits) withDefaults() Limits {
@@ -69,17 +67,17 @@ func (l Limits) withDefaults() Limits {
 		l.Unanswered = 30 * time.Second // nf_conntrack_udp_timeout
 	}
 	if l.Answered <= 0 {
-		l.Answered = 180 * time.Second // RFC 4787, REQ-5: 2 min at least, 5 min recommended
+		l.Answered = 180 * time.Second // RFC 4787, REQ-5: at least 2 min, 5 min recommended
 	}
 	return l
 }
 
 // Stats are counters since the start.
 type Stats struct {
-	Flows   int    // now
-	Total   uint64 // that were begun
-	Evicted uint64 // that had to make room
-	Dropped uint64 // datagrams that found no room in a queue
+	Flows   int    // current
+	Total   uint64 // flows begun
+	Evicted uint64 // flows evicted to make room
+	Dropped uint64 // datagrams for which a queue had no room
 }
 
 // Relay carries datagrams. Its methods are safe for concurrent use.
@@ -93,9 +91,9 @@ type Relay struct {
 	wg     sync.WaitGroup // grows while a flow is in the table
 
 	total, evicted, dropped atomic.Uint64
-	queued                  atomic.Int64 // bytes that wait in all flows
+	queued                  atomic.Int64 // bytes queued in all flows
 
-	mu      sync.Mutex // taken after a flow's, if both
+	mu      sync.Mutex // if both are taken, a flow's mu comes first
 	closed  bool
 	flows   map[key]*flow
 	all     order
@@ -104,7 +102,7 @@ type Relay struct {
 
 type key struct{ src, dst netip.AddrPort }
 
-// New returns a relay that sends over the sockets of dial. A nil log discards.
+// New returns a relay that sends over sockets opened by dial. A nil log discards.
 func New(dial Dialer, log *slog.Logger, lim Limits) *Relay {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Relay{
@@ -114,8 +112,8 @@ func New(dial Dialer, log *slog.Logger, lim Limits) *Relay {
 	}
 }
 
-// Handle takes d over and returns without waiting for the network. Datagrams that
-// come before Serve are carried; after it they are dropped.
+// Handle takes over d and returns without waiting for the network. Datagrams that arrive before Serve are carried;
+// those that arrive after it are dropped.
 func (r *Relay) Handle(d Datagram) {
 	if dst := d.Dst().Addr(); !carried(dst) {
 		if dst.IsLinkLocalUnicast() {
@@ -133,7 +131,7 @@ func (r *Relay) Handle(d Datagram) {
 	}
 }
 
-// carried says whether there is a single host that dst means.
+// carried reports whether dst identifies a single host.
 func carried(dst netip.Addr) bool {
 	switch {
 	case dst.IsUnspecified(), dst.IsMulticast(), dst.IsLoopback(), dst == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
@@ -144,8 +142,8 @@ func carried(dst netip.Addr) bool {
 	return true
 }
 
-// flow returns that of d, unless it begins one with d, and one that had to make room
-// for it. After Serve it drops d.
+// flow returns the flow of d. If there is none, it begins one with d and returns nil and the flow that had to make
+// room, if any. After Serve it drops d.
 func (r *Relay) flow(d Datagram) (f, out *flow) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -172,7 +170,7 @@ func (r *Relay) flow(d Datagram) (f, out *flow) {
 	if out != nil {
 		r.removeLocked(out)
 		r.evicted.Add(1)
-		r.sources[k.src.Addr()] = src // it may have been its last one
+		r.sources[k.src.Addr()] = src // out may have been its last flow
 	}
 	f = newFlow(r, k, src, d)
 	r.flows[k] = f
@@ -181,7 +179,7 @@ func (r *Relay) flow(d Datagram) (f, out *flow) {
 	return nil, out
 }
 
-// removeLocked takes f out of the table; it reports whether f was there.
+// removeLocked removes f from the table and reports whether f was there.
 func (r *Relay) removeLocked(f *flow) bool {
 	if r.flows[f.key] != f {
 		return false
@@ -201,7 +199,7 @@ func (r *Relay) remove(f *flow) bool {
 	return r.removeLocked(f)
 }
 
-// makeRoom ends the flow that is missed least.
+// makeRoom ends the flow that comes first in the eviction order.
 func (r *Relay) makeRoom() {
 	r.mu.Lock()
 	out := r.all.oldest()
@@ -222,8 +220,8 @@ func (r *Relay) Stats() Stats {
 	return Stats{Flows: len(r.flows), Total: r.total.Load(), Evicted: r.evicted.Load(), Dropped: r.dropped.Load()}
 }
 
-// Serve returns nil when ctx has ended, every socket is closed and every
-// goroutine of the relay is gone. It is called once.
+// Serve returns nil when ctx has ended, every socket is closed and every goroutine of the relay has ended. It is
+// called once.
 func (r *Relay) Serve(ctx context.Context) error {
 	<-ctx.Done()
 	r.cancel()

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// pipes is a Dialer of which the test holds the other ends.
+// pipes is a Dialer whose other ends the test holds.
 type pipes struct {
 	mu   sync.Mutex
 	ends map[netip.AddrPort]net.Conn
@@ -56,7 +56,7 @@ func (p *pipes) read(t *testing.T, dst netip.AddrPort) string {
 	return string(b[:n])
 }
 
-// inBubble runs f with a relay whose clock is synctest's.
+// inBubble runs f with a relay that uses synctest's clock.
 func inBubble(t *testing.T, lim Limits, f func(r *Relay, p *pipes, got *inbox)) {
 	synctest.Test(t, func(t *testing.T) {
 		p := new(pipes)
@@ -197,7 +197,7 @@ func TestQueueIsBounded(t *testing.T) {
 			r.Handle(d)
 		}
 		synctest.Wait()
-		// It may be that the last one did not fit, and that one more is in the hands of who sends.
+		// The last one may not have fitted, and the sender may have one more in hand.
 		if q := r.queued.Load(); q > maxQueued || q < maxQueued-int64(2*cost(sent[0])) {
 			t.Errorf("%d bytes wait, want %d at most and about", q, maxQueued)
 		}
@@ -252,7 +252,7 @@ func TestDialErrorIsTold(t *testing.T) {
 	}
 }
 
-// Without a descriptor left, one flow has to go for another to come.
+// Without a descriptor left, one flow has to end so that another can begin.
 func TestNoDescriptorMakesRoom(t *testing.T) {
 	for _, answered := range []bool{false, true} {
 		inBubble(t, Limits{}, func(r *Relay, p *pipes, got *inbox) {

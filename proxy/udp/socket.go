@@ -10,11 +10,11 @@ import (
 // errBusy says that the socket takes no datagram at the moment.
 var errBusy = errors.New("socket is busy")
 
-// maxDatagram is more than the kernel hands over at once.
+// maxDatagram is larger than anything the kernel returns at once.
 const maxDatagram = 1 << 16
 
-// socket is a connected datagram socket. One goroutine at a time calls try and
-// send, one receive; errors and Close are for all.
+// socket is a connected datagram socket. Only one goroutine at a time may call try and send, and only one may call
+// receive. Any goroutine may call errors and Close.
 type socket interface {
 	// try sends d without waiting, or returns errBusy.
 	try(d Datagram) error
@@ -22,19 +22,19 @@ type socket interface {
 	// send waits until the socket takes d.
 	send(d Datagram) error
 
-	// receive waits for datagrams and calls deliver with those that are there, which
-	// are size bytes long each, up to the last. deliver must not keep b.
+	// receive waits for datagrams and calls deliver with what is there. Each datagram is size bytes long, except
+	// that the last may be shorter. deliver must not keep b.
 	receive(deliver func(b []byte, size int)) error
 
-	// errors passes all on that the kernel has queued, through last. told: there was
-	// something; local: it was about the datagram that was just to be sent.
+	// errors passes on, through last, everything the kernel has queued. told: there was something; local: it was
+	// about the datagram just being sent.
 	errors(last Datagram) (told, local bool)
 
 	SetReadDeadline(t time.Time) error
 	Close() error
 }
 
-// plain is a socket of which nothing is known.
+// plain is a socket of unknown type.
 type plain struct{ net.Conn }
 
 func (plain) try(Datagram) error { return errBusy }
@@ -57,6 +57,6 @@ func (p plain) receive(deliver func([]byte, int)) error {
 
 func (plain) errors(Datagram) (told, local bool) { return false, false }
 
-// buffers holds *[maxDatagram]byte. A flow takes one only while it has datagrams in
-// its hands: thousands of flows wait without one.
+// buffers holds *[maxDatagram]byte. A flow takes one only while it handles datagrams: thousands of flows wait
+// without one.
 var buffers = sync.Pool{New: func() any { return new([maxDatagram]byte) }}

@@ -14,25 +14,25 @@ import (
 // perWake is how many times a socket is read before others get their turn.
 const perWake = 16
 
-// kernelSocket is a socket of the kernel's: its error queue is read, and TTL and the
-// permission to fragment are those of each datagram.
+// kernelSocket is a socket of the kernel. Its error queue is read, and each datagram sets its own TTL and permission
+// to fragment.
 type kernelSocket struct {
 	conn net.Conn
 	raw  syscall.RawConn
 	v6   bool
 	ping bool       // an ICMP socket
-	peer netip.Addr // what it is connected to
+	peer netip.Addr // the address it is connected to
 
-	// Of the sender.
-	ttl      uint8 // as set; 0: not yet
+	// Used by the sender.
+	ttl      uint8 // as last set; 0: not yet
 	fragment fragment
 	payload  []byte
 	sendErr  error
-	once     func(fd uintptr) bool // sendOnce, made once
+	once     func(fd uintptr) bool // sendOnce, allocated once
 	until    func(fd uintptr) bool // sendUntil
 }
 
-// fragment is the socket's path MTU discovery, as set.
+// fragment is the socket's path MTU discovery setting.
 type fragment uint8
 
 const (
@@ -41,7 +41,7 @@ const (
 	never          // EMSGSIZE
 )
 
-// newSocket takes conn over when it succeeds.
+// newSocket takes over conn if it succeeds.
 func newSocket(conn net.Conn) (socket, error) {
 	sc, ok := conn.(syscall.Conn)
 	if !ok {
@@ -77,7 +77,7 @@ func (s *kernelSocket) setUp(fd int) error {
 	}
 	s.v6, s.ping = family == unix.AF_INET6, proto == unix.IPPROTO_ICMP || proto == unix.IPPROTO_ICMPV6
 	if !s.ping {
-		// What the network card or the sender has put together comes as one. Linux 5.0.
+		// Receive in one piece what the network card or the sender has put together. Linux 5.0.
 		_ = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1)
 	}
 	if s.v6 {
@@ -124,8 +124,7 @@ func (s *kernelSocket) sendUntil(fd uintptr) bool {
 	return s.sendErr != errBusy
 }
 
-// adapt gives the socket the options that d is to be sent with. Few applications
-// change theirs from one datagram to the next.
+// adapt sets the socket options for d. Few applications change theirs from one datagram to the next.
 func (s *kernelSocket) adapt(d Datagram) error {
 	want := may
 	if d.DontFragment() {
@@ -152,7 +151,7 @@ func (s *kernelSocket) set(fd int, want fragment, ttl uint8) error {
 		s.ttl = ttl
 	}
 	if want != s.fragment {
-		value := unix.IP_PMTUDISC_DONT // the numbers are IPv6's as well
+		value := unix.IP_PMTUDISC_DONT // IPv6 uses the same values
 		if want == never {
 			value = unix.IP_PMTUDISC_DO
 		}
@@ -164,8 +163,7 @@ func (s *kernelSocket) set(fd int, want fragment, ttl uint8) error {
 	return nil
 }
 
-// receive reads into one buffer until the socket is empty. The buffer is given back
-// while it waits.
+// receive reads into one buffer until the socket is empty. It gives the buffer back while it waits.
 func (s *kernelSocket) receive(deliver func([]byte, int)) error {
 	var (
 		buf  *[maxDatagram]byte
@@ -187,7 +185,7 @@ func (s *kernelSocket) receive(deliver func([]byte, int)) error {
 	}
 	for range perWake {
 		if werr := s.raw.Read(read); werr != nil {
-			return werr // closed, or past the deadline; there is no buffer
+			return werr // closed, or past the deadline; no buffer is held
 		}
 		if err != nil {
 			buffers.Put(buf)
@@ -201,7 +199,7 @@ func (s *kernelSocket) receive(deliver func([]byte, int)) error {
 	return nil
 }
 
-// read reads once. A size of 0 says that it was from somebody else.
+// read reads once. A size of 0 means that the datagram came from another sender.
 func (s *kernelSocket) read(fd int, b []byte) (n, size int, err error) {
 	var control [64]byte
 	for {
@@ -212,7 +210,7 @@ func (s *kernelSocket) read(fd int, b []byte) (n, size int, err error) {
 		case err != nil:
 			return 0, 0, err
 		case s.ping && addrOf(from) != s.peer:
-			// The kernel looks at the identifier only (ping_lookup).
+			// The kernel looks only at the identifier (ping_lookup).
 			return 0, 0, nil
 		}
 		return n, segment(control[:oobn], maxDatagram), nil
@@ -252,7 +250,7 @@ func (s *kernelSocket) errors(last Datagram) (told, local bool) {
 	return told, local
 }
 
-// tell passes e on to the application and says whether it was this host's own.
+// tell passes e on to the application and reports whether it came from this host itself.
 func (s *kernelSocket) tell(last Datagram, e queuedError, about []byte) (local bool) {
 	i := ICMPError{From: e.from, Type: e.typ, Code: e.code, Info: e.info, About: about}
 	if e.from == s.peer {

@@ -37,7 +37,7 @@ func listen(t testing.TB, addr string) *net.UDPConn {
 	return c.(*net.UDPConn)
 }
 
-// to is a Dialer for which there is one server, whatever the destination.
+// to is a Dialer with a single server, whatever the destination.
 func to(server net.Addr) Dialer {
 	return func(ctx context.Context, _ netip.AddrPort) (net.Conn, error) {
 		var d net.Dialer
@@ -107,7 +107,7 @@ func TestThereAndBack(t *testing.T) {
 	}
 }
 
-// What somebody else sends to our port is not the application's.
+// The application does not get what other senders send to our port.
 func TestStrangersAreNotHeard(t *testing.T) {
 	for name, f := range families {
 		t.Run(name, func(t *testing.T) {
@@ -130,7 +130,7 @@ func TestStrangersAreNotHeard(t *testing.T) {
 	}
 }
 
-// An ICMP error is told once, and the datagram that met it in the kernel is sent all the same.
+// An ICMP error is reported once, and the datagram whose send returned it is still sent.
 func TestRefused(t *testing.T) {
 	for name, f := range families {
 		t.Run(name, func(t *testing.T) {
@@ -157,7 +157,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// Whoever meets the error first, a sender or the receiver, it is told and nothing else is lost.
+// The error is reported and nothing else is lost, whether a sender or the receiver meets it first.
 func TestRefusedAgainAndAgain(t *testing.T) {
 	server := listen(t, "127.0.0.1:0")
 	addr := server.LocalAddr()
@@ -169,9 +169,9 @@ func TestRefusedAgainAndAgain(t *testing.T) {
 	for range times {
 		r.Handle(got.from(app4, dst4, "x"))
 	}
-	// The error queue and ICMP's rate have bounds, but most come through.
+	// The error queue and the ICMP rate are bounded, but most come through.
 	eventually(t, "the refusals", func() bool { return len(got.icmp) >= 1 })
-	// All of them at once would fill the server's buffer, and the last be lost there.
+	// All at once would fill the server's buffer, and the last datagram would be lost there.
 	eventually(t, "all to be sent", func() bool { return r.queued.Load() == 0 })
 	server = listen(t, addr.String())
 	r.Handle(got.from(app4, dst4, "last"))
@@ -183,7 +183,7 @@ func TestRefusedAgainAndAgain(t *testing.T) {
 	}
 }
 
-// A sender that lets the kernel segment reaches us in large pieces, and the application in its datagrams.
+// If a sender has the kernel segment, we receive large pieces, and the application gets the separate datagrams.
 func TestSegmentsArriveApart(t *testing.T) {
 	for name, f := range families {
 		t.Run(name, func(t *testing.T) {
@@ -246,7 +246,7 @@ func TestPathMTUOptionFollowsDatagram(t *testing.T) {
 	}
 }
 
-// cmsg is a control message as the kernel writes it.
+// cmsg returns a control message as the kernel writes it.
 func cmsg(level, typ int, data []byte) []byte {
 	b := make([]byte, unix.CmsgSpace(len(data)))
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))

@@ -4,5 +4,5 @@ package udp
 
 import "net"
 
-// newSocket takes conn over when it succeeds. Error queues are Linux's.
+// newSocket takes over conn if it succeeds. Only Linux has error queues.
 func newSocket(conn net.Conn) (socket, error) { return plain{conn}, nil }

@@ -10,8 +10,8 @@ import (
 
 const throttleEvery = time.Minute
 
-// throttle logs a failure at once, and the same one again after a minute at the
-// earliest. Two are the same if their errno is.
+// throttle logs a failure at once, and the same failure again no sooner than a minute later. Two failures are the
+// same if they have the same errno.
 type throttle struct {
 	log *slog.Logger
 
