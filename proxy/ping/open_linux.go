@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// anyPort means nothing to an ICMP socket, but without a port getpeername says that it is
-// not connected (inet_getname).
+// anyPort means nothing to an ICMP socket, but without a port getpeername reports that the socket is not connected
+// (inet_getname).
 const anyPort = 1
 
 func open(dst netip.Addr) (net.Conn, error) {
@@ -30,9 +30,9 @@ func open(dst netip.Addr) (net.Conn, error) {
 	return asConn(fd)
 }
 
-// asConn makes a net.Conn of fd and closes fd.
+// asConn makes a net.Conn from fd and closes fd.
 func asConn(fd int) (net.Conn, error) {
 	f := os.NewFile(uintptr(fd), "ping")
 	defer f.Close()
-	return net.FileConn(f) // of a duplicate
+	return net.FileConn(f) // duplicates the descriptor
 }

@@ -8,5 +8,5 @@ import (
 	"net/netip"
 )
 
-// open: what other systems have differs in what the kernel fills in.
+// open is unsupported: the kernels of other systems fill in different fields.
 func open(netip.Addr) (net.Conn, error) { return nil, errors.ErrUnsupported }

@@ -13,12 +13,11 @@ import (
 	"pinproxy/proxy/udp"
 )
 
-// session is how long a flow stays that is not used: RFC 5508, REQ-2, asks for 60 s.
+// session is how long an unused flow stays: RFC 5508, REQ-2, asks for 60 s.
 const session = 60 * time.Second
 
-// NewRelay returns a relay of echo requests over the sockets of dial, which is [Dial] or
-// calls it. A field of lim that is zero stands for its default: here, 60 s for both times and
-// udp's for the rest. A nil log discards.
+// NewRelay returns a relay of echo requests over the sockets of dial, which is [Dial] or calls it. A zero field of
+// lim stands for its default: 60 s for both times, and udp's default for the rest. A nil log discards.
 func NewRelay(dial udp.Dialer, log *slog.Logger, lim udp.Limits) *udp.Relay {
 	if lim.Unanswered <= 0 {
 		lim.Unanswered = session
@@ -32,8 +31,8 @@ func NewRelay(dial udp.Dialer, log *slog.Logger, lim udp.Limits) *udp.Relay {
 // hint is for the person who sees that ping does not work.
 const hint = `unprivileged ping is not allowed to this group: as root, sysctl -w net.ipv4.ping_group_range="0 2147483647"`
 
-// Dial opens an ICMP or ICMPv6 socket for echo requests to dst, whose port means
-// nothing. It does not wait. The error is EACCES where the host does not allow it.
+// Dial opens an ICMP or ICMPv6 socket for echo requests to dst, whose port is ignored. It does not wait. The error
+// is EACCES if the host does not allow it.
 func Dial(_ context.Context, dst netip.AddrPort) (net.Conn, error) {
 	c, err := open(dst.Addr().Unmap())
 	if errors.Is(err, syscall.EACCES) {

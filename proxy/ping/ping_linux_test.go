@@ -45,7 +45,7 @@ func newEcho(typ byte, seq uint16, payload string) *echo {
 	return e
 }
 
-// reply waits for what the application gets.
+// reply waits for what the application receives.
 func (e *echo) reply(t *testing.T) []byte {
 	t.Helper()
 	select {
@@ -65,7 +65,8 @@ var loopbacks = map[string]struct {
 	request, reply byte
 }{"ipv4": {"127.0.0.1", 8, 0}, "ipv6": {"::1", 128, 129}}
 
-// pinger is a host that may not ping, as any new network namespace, and sockets of its own to addr.
+// pinger returns a host that may not ping, like any new network namespace, and a dialer for sockets of its own to
+// addr.
 func pinger(t *testing.T, addr string) (h *lab.Host, conns chan net.Conn, dial udp.Dialer) {
 	t.Helper()
 	h = lab.ForTest(t).Host("host")
@@ -82,7 +83,7 @@ func pinger(t *testing.T, addr string) (h *lab.Host, conns chan net.Conn, dial u
 	}
 }
 
-// mayPing allows it to root, which is who we are here.
+// mayPing allows root to ping, which is the user of these tests.
 func mayPing(h *lab.Host) { h.Sysctl("net.ipv4.ping_group_range", "0 0") }
 
 func serve(t *testing.T, r *udp.Relay) {
@@ -120,7 +121,7 @@ func TestPing(t *testing.T) {
 	}
 }
 
-// The kernel hands us every reply with our identifier, whoever sends it.
+// The kernel passes on every reply with our identifier, whichever host sends it.
 func TestPingHearsNoStranger(t *testing.T) {
 	h, conns, dial := pinger(t, "127.0.0.1")
 	mayPing(h)

@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bind tries whether the kernel would let this process bind a connection's socket to local, with SO_REUSEADDR, and
-// lets go of it at once. Nothing is sent. It speaks of the port alone: connect may still find the 4-tuple in use. The
-// error is bind's, as package net has it.
+// Bind tests whether the kernel would let this process bind a connection's socket to local, with SO_REUSEADDR. It
+// releases the port at once and sends nothing. The result concerns the port alone: connect may still find the
+// 4-tuple in use. The error is that of bind, in the form used by package net.
 func Bind(local netip.AddrPort) error {
 	family := unix.AF_INET
 	if local.Addr().Is6() {
@@ -26,7 +26,7 @@ func Bind(local netip.AddrPort) error {
 	if family == unix.AF_INET {
 		return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Port: int(local.Port()), Addr: local.Addr().As4()}))
 	}
-	// Package net does so before it dials: what an IPv4 socket has is in the way of [::], too.
+	// Package net does this before it dials: the ports of IPv4 sockets also conflict with [::].
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0); err != nil {
 		return os.NewSyscallError("setsockopt", err)
 	}

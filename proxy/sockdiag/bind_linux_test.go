@@ -9,7 +9,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// What Bind says is what a dial from the port meets, as far as it is bind's to say.
+// Bind reports the same as a dial from the port, as far as bind can tell.
 func TestBind(t *testing.T) {
 	top := lab.ForTest(t).Topology()
 	top.Server.Serve(":7", lab.Echo)

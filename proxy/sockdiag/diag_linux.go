@@ -28,11 +28,10 @@ const (
 	messageInode   = 68
 )
 
-// attributeMark is INET_DIAG_MARK, which the kernel adds for whoever has CAP_NET_ADMIN.
+// attributeMark is INET_DIAG_MARK. The kernel adds it for processes with CAP_NET_ADMIN.
 const attributeMark = 15
 
-// timerTimeWait is inet_diag_msg.idiag_timer of what only waits for its end
-// (inet_twsk_diag_fill).
+// timerTimeWait is the inet_diag_msg.idiag_timer of a socket that only waits for its end (inet_twsk_diag_fill).
 const timerTimeWait = 3
 
 var noCookie = [8]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff} // INET_DIAG_NOCOOKIE
@@ -60,8 +59,8 @@ func OnPort(port uint16) ([]Socket, error) {
 	return list, nil
 }
 
-// OnPorts lists the sockets, of both families, whose local port is in the set. It looks at each TCP socket there is:
-// ask it no more often than somebody looks.
+// OnPorts lists the sockets, of both families, whose local port is in the set. It looks at every TCP socket, so call
+// it only when somebody looks at the result.
 func OnPorts(in func(port uint16) bool) ([]Socket, error) {
 	list, err := dump(0, in)
 	if err != nil {
@@ -70,7 +69,7 @@ func OnPorts(in func(port uint16) bool) ([]Socket, error) {
 	return list, nil
 }
 
-// dump has the kernel list the sockets on port, 0 for any, and returns those in the set.
+// dump has the kernel list the sockets on port (0 for any) and returns those in the set.
 func dump(port uint16, in func(port uint16) bool) (found []Socket, err error) {
 	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
 		r := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
@@ -88,8 +87,7 @@ func dump(port uint16, in func(port uint16) bool) (found []Socket, err error) {
 	return found, nil
 }
 
-// Destroy ends the socket, whoever has it; a connection's peer gets a reset, a
-// TIME_WAIT goes in silence.
+// Destroy ends the socket, whichever process has it. A connection's peer gets a reset; a TIME_WAIT ends silently.
 func Destroy(s Socket) error {
 	if _, err := ask(nl.SOCK_DESTROY, unix.NLM_F_ACK, request(s.Local, s.Remote, s.cookie)); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("end the %s from %s to %s: %w", s.State, s.Local, s.Remote, err)
@@ -97,10 +95,10 @@ func Destroy(s Socket) error {
 	return nil
 }
 
-// ask sends a request about one socket and returns the payload of its answer, nil for an
-// acknowledgement. Both come up for every connection where peers speak no timestamps, and
-// the library takes a 64 KiB buffer and five system calls more for each. The kernel has
-// answered when the request is sent (netlink_rcv_skb), so nothing is waited for.
+// ask sends a request about one socket and returns the payload of the answer, nil for an acknowledgement. If peers
+// do not use timestamps, every connection calls it for a lookup and for a Destroy, and the library would take a 64
+// KiB buffer and five more system calls for each. The kernel answers before the send returns (netlink_rcv_skb), so
+// ask never waits.
 func ask(kind, flags uint16, request []byte) ([]byte, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
 	if err != nil {
@@ -149,7 +147,7 @@ func request(local, remote netip.AddrPort, cookie [8]byte) []byte {
 	return b
 }
 
-// parse reads a message of messageLen bytes or more.
+// parse parses a message of at least messageLen bytes.
 func parse(b []byte) Socket {
 	id := b[messageSockID:]
 	s := Socket{
@@ -169,7 +167,7 @@ func parse(b []byte) Socket {
 
 // markIn returns the mark in a message's attributes (struct rtattr), or 0 if there is none.
 func markIn(b []byte) uint32 {
-	const header = 4 // length, with the header; type
+	const header = 4 // length including the header; type
 	for len(b) >= header {
 		n := int(binary.NativeEndian.Uint16(b))
 		if n < header || n > len(b) {
@@ -183,8 +181,8 @@ func markIn(b []byte) uint32 {
 	return 0
 }
 
-// address reads one of struct inet_diag_sockid. What an IPv6 socket speaks over
-// IPv4 is shown as what it is on the wire.
+// address parses an address of struct inet_diag_sockid. When an IPv6 socket speaks IPv4, the result is the IPv4
+// address, as on the wire.
 func address(family uint8, b []byte) netip.Addr {
 	if family == unix.AF_INET {
 		return netip.AddrFrom4([4]byte(b))

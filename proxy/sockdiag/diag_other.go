@@ -7,20 +7,20 @@ import (
 	"net/netip"
 )
 
-// Find is Linux's.
+// Find is only supported on Linux.
 func Find(_, _ netip.AddrPort) (Socket, bool, error) { return Socket{}, false, errors.ErrUnsupported }
 
-// OnPort is Linux's.
+// OnPort is only supported on Linux.
 func OnPort(uint16) ([]Socket, error) { return nil, errors.ErrUnsupported }
 
-// OnPorts is Linux's.
+// OnPorts is only supported on Linux.
 func OnPorts(func(port uint16) bool) ([]Socket, error) { return nil, errors.ErrUnsupported }
 
-// Destroy is Linux's.
+// Destroy is only supported on Linux.
 func Destroy(Socket) error { return errors.ErrUnsupported }
 
-// Owners is Linux's.
+// Owners is only supported on Linux.
 func Owners(list []Socket) []Process { return make([]Process, len(list)) }
 
-// Bind is Linux's.
+// Bind is only supported on Linux.
 func Bind(netip.AddrPort) error { return errors.ErrUnsupported }

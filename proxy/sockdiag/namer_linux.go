@@ -11,18 +11,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Namer asks another process, which may see what we may not, for the owners of sockets. Its methods are safe for
-// concurrent use.
+// Namer asks another process for the owners of sockets. That process may see what this one may not. Its methods are
+// safe for concurrent use.
 type Namer struct {
 	mu   sync.Mutex
 	conn net.Conn
 	in   *json.Decoder
 }
 
-// askTimeout bounds one question. Looking through /proc takes some milliseconds for each thousand processes.
+// askTimeout bounds one question. Searching /proc takes some milliseconds per thousand processes.
 const askTimeout = 2 * time.Second
 
-// NewNamer asks over a connected stream socket, which [Serve] has the other end of. It takes fd over.
+// NewNamer returns a Namer that asks over fd, a connected stream socket whose other end is used by [Serve]. It takes
+// over fd.
 func NewNamer(fd int) (*Namer, error) {
 	c, err := fileConn(fd)
 	if err != nil {
@@ -34,10 +35,10 @@ func NewNamer(fd int) (*Namer, error) {
 func fileConn(fd int) (net.Conn, error) {
 	f := os.NewFile(uintptr(fd), "namer")
 	defer f.Close()
-	return net.FileConn(f) // a duplicate
+	return net.FileConn(f) // duplicates the descriptor
 }
 
-// Owners does what the function [Owners] does. Where nobody answers it is that function's answer.
+// Owners does what the function [Owners] does. If it gets no answer, it calls that function.
 func (n *Namer) Owners(sockets []Socket) []Process {
 	inodes := make([]uint32, len(sockets))
 	for i, s := range sockets {
@@ -63,7 +64,7 @@ func (n *Namer) ask(inodes []uint32) (owners []Process, err error) {
 	if err == nil {
 		err = n.in.Decode(&owners)
 	}
-	if err != nil { // what comes later would be taken for the next answer
+	if err != nil { // a late answer would be taken for the next one
 		_ = n.conn.Close()
 		n.conn = nil
 	}

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// Owners finds for each of the sockets a process that has it open. A Process with
-// PID 0 stands where there is none, or /proc does not show it to us.
+// Owners finds for each socket a process that has it open. The Process has PID 0 if there is none, or if /proc does
+// not show it to this process.
 func Owners(sockets []Socket) []Process {
 	inodes := make([]uint32, len(sockets))
 	for i, s := range sockets {
@@ -18,7 +18,7 @@ func Owners(sockets []Socket) []Process {
 	return ownersOf(inodes)
 }
 
-// ownersOf is Owners for sockets with these inode numbers; 0 is that of none.
+// ownersOf is Owners for sockets with these inode numbers; 0 means no process has the socket.
 func ownersOf(inodes []uint32) []Process {
 	owners := make([]Process, len(inodes))
 	wanted := make(map[string][]int)
@@ -50,7 +50,7 @@ func ownersOf(inodes []uint32) []Process {
 	return owners
 }
 
-// links returns what the descriptors in dir are, none if they are not ours to see.
+// links returns what the descriptors in dir refer to; nothing if dir may not be read.
 func links(dir string) []string {
 	fds, err := os.ReadDir(dir)
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) { lab.Main(m) }
 
-// states is what OnPort says of the port, in ascending order.
+// states returns the states that OnPort reports for the port, in ascending order.
 func states(t *testing.T, ns *lab.Host, port uint16) []State {
 	t.Helper()
 	var list []State
@@ -35,10 +35,10 @@ func states(t *testing.T, ns *lab.Host, port uint16) []State {
 	return list
 }
 
-// One connection through its states, with the listener beside it, over both families.
+// TestStates takes one connection through its states, with its listener alongside, over both families.
 func TestStates(t *testing.T) {
 	top := lab.ForTest(t).Topology()
-	top.Client.Sysctl("net.ipv4.tcp_rfc1337", "1") // on a busy machine a reset may end a TIME_WAIT otherwise
+	top.Client.Sysctl("net.ipv4.tcp_rfc1337", "1") // otherwise a reset may end a TIME_WAIT on a busy machine
 	top.Server.Sysctl("net.ipv4.tcp_timestamps", "0")
 	for _, addr := range []string{lab.Server4, lab.Server6} {
 		dst := netip.AddrPortFrom(netip.MustParseAddr(addr), 7)
@@ -80,7 +80,7 @@ func TestStates(t *testing.T) {
 			if slices.Contains(got, Listen) && slices.Contains(got, Established) {
 				break
 			}
-			if time.Now().After(end) { // it has been told by now that we have heard its answer
+			if time.Now().After(end) { // the server must have received our ACK by now
 				t.Fatalf("the server has %v", got)
 			}
 		}
@@ -104,7 +104,7 @@ func TestStates(t *testing.T) {
 	}
 }
 
-// A socket that has taken the place of the one looked at is left alone.
+// A socket that has replaced the one looked at is left alone.
 func TestDestroyMeansTheVerySocket(t *testing.T) {
 	top := lab.ForTest(t).Topology()
 	dst := netip.MustParseAddrPort(lab.Server4 + ":7")
@@ -138,7 +138,7 @@ func TestDestroyMeansTheVerySocket(t *testing.T) {
 	}
 }
 
-// What is bound and does nothing bars the port, too.
+// A socket that is bound and does nothing blocks the port too.
 func TestBound(t *testing.T) {
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
 	if err != nil {

@@ -7,11 +7,10 @@ import (
 	"time"
 )
 
-// State is a TCP socket's state, as the kernel numbers them
-// (include/net/tcp_states.h).
+// State is the state of a TCP socket, with the kernel's numbers (include/net/tcp_states.h).
 type State uint8
 
-// The states that matter for who may use a port.
+// The states that matter for the use of a port.
 const (
 	Established State = iota + 1
 	SynSent
@@ -31,7 +30,7 @@ var stateNames = [...]string{
 	TimeWait: "TIME_WAIT", Closed: "CLOSED", CloseWait: "CLOSE_WAIT", LastAck: "LAST_ACK", Listen: "LISTEN", Closing: "CLOSING",
 }
 
-// String is the state as ss and netstat write it.
+// String returns the state as ss and netstat write it.
 func (s State) String() string {
 	if int(s) < len(stateNames) && stateNames[s] != "" {
 		return stateNames[s]
@@ -39,8 +38,8 @@ func (s State) String() string {
 	return fmt.Sprintf("state %d", s)
 }
 
-// Over says that no program has the connection any more: the kernel keeps it for a
-// minute at most, for the sake of segments that may still come.
+// Over reports whether no program has the connection any more. The kernel then keeps it for a minute at most, for
+// segments that may still arrive.
 func (s State) Over() bool {
 	switch s {
 	case FinWait1, FinWait2, TimeWait, LastAck, Closing:
@@ -54,21 +53,20 @@ type Socket struct {
 	State  State
 	Local  netip.AddrPort
 	Remote netip.AddrPort // port 0: not connected
-	UID    uint32         // of the user who made it
-	Mark   uint32         // the firewall mark; 0 without CAP_NET_ADMIN, too
-	// Left is how much longer the kernel keeps a TIME_WAIT, or a FIN_WAIT2 that
-	// no program has any more; 0 for all others. The kernel's timer may be late,
-	// by up to 4 s in a minute (kernel/time/timer.c).
+	UID    uint32         // of the user who created it
+	Mark   uint32         // the firewall mark; also 0 without CAP_NET_ADMIN
+	// Left is how much longer the kernel keeps a TIME_WAIT, or a FIN_WAIT2 that no program has any more; 0 for all
+	// others. The kernel's timer may be late by up to 4 s in a minute (kernel/time/timer.c).
 	Left time.Duration
 
 	inode  uint32 // 0: no program has it
 	cookie [8]byte
 }
 
-// Orphan says that no program has the socket open.
+// Orphan reports whether no program has the socket open.
 func (s Socket) Orphan() bool { return s.inode == 0 }
 
-// ID is the kernel's number of the socket, which no other has until the next boot (sock_gen_cookie).
+// ID returns the kernel's number for the socket, which is unique until the next boot (sock_gen_cookie).
 func (s Socket) ID() uint64 { return binary.NativeEndian.Uint64(s.cookie[:]) }
 
 // String says what the socket does: "listens on 0.0.0.0:63999".
@@ -87,8 +85,8 @@ func (s Socket) String() string {
 // Process is a program that has a socket open.
 type Process struct {
 	PID  int
-	Name string // up to 15 bytes of it (comm, proc(5))
+	Name string // up to 15 bytes of the name (comm, proc(5))
 }
 
-// String names it: "nginx (pid 812)".
+// String names the process: "nginx (pid 812)".
 func (p Process) String() string { return fmt.Sprintf("%s (pid %d)", p.Name, p.PID) }
