@@ -22,10 +22,10 @@ func (u *upstream) borrow(from lender) (n int, readErr, writeErr error) {
 	return b.n, b.readErr, nil
 }
 
-// maxPieces is how many pieces one call writes (UIO_MAXIOV is the most).
+// maxPieces is how many pieces one call writes at most (the kernel's limit is UIO_MAXIOV).
 const maxPieces = 1024
 
-// borrowing is one call of borrow. It is used again, for its functions would have to be made anew for each call.
+// borrowing is one call of borrow. It is reused, because its functions would otherwise be created anew for each call.
 type borrowing struct {
 	from     lender
 	fd       uintptr
@@ -48,14 +48,14 @@ func (b *borrowing) end() {
 	borrowings.Put(b)
 }
 
-// try reports false if it has to be called again once the socket can be written to.
+// try reports false if it must be called again once the socket is writable.
 func (b *borrowing) try(fd uintptr) bool {
 	b.fd, b.writeErr = fd, nil
 	b.n, b.readErr = b.from.Lend(b.take)
 	return b.writeErr != syscall.EAGAIN
 }
 
-// write is lent pieces, and returns how many bytes the kernel has taken.
+// write is lent pieces, and returns how many bytes the kernel has accepted.
 func (b *borrowing) write(pieces [][]byte) int {
 	for _, p := range pieces[:min(len(pieces), maxPieces)] {
 		iov := unix.Iovec{Base: unsafe.SliceData(p)}

@@ -2,9 +2,9 @@ package proxy
 
 import "golang.org/x/sys/unix"
 
-// bound has the kernel keep no more than some bytes of what the upstream sends, or, 0, as many as it likes, as
-// it does from the start: up to 6 MB a connection (tcp_rmem), and less for all others when that is too much for
-// the host (tcp_mem). Where that can't be taken back, before Linux 5.14, it does nothing.
+// bound makes the kernel keep at most this many bytes of what the upstream sends. 0 lets it keep as many as it likes
+// again, as at the start: up to 6 MB per connection (tcp_rmem), and less for all others when that is too much for the
+// host (tcp_mem). Before Linux 5.14 a bound can't be removed again, so bound does nothing there.
 func (u *upstream) bound(bytes int) {
 	_ = u.raw.Control(func(fd uintptr) {
 		if _, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BUF_LOCK); err != nil {
@@ -14,7 +14,7 @@ func (u *upstream) bound(bytes int) {
 			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, bytes)
 			return
 		}
-		// It finds the size by itself again, once that is not locked any more.
+		// Once the size is no longer locked, the kernel finds it by itself again.
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BUF_LOCK, 0)
 	})
 }

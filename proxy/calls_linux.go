@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Go's scheduler is not told of the calls of this file: they do not block, and when the process was idle, telling it
-// wakes another thread (entersyscallWakeSysmon).
+// The calls in this file do not notify Go's scheduler. They do not block, and notifying it wakes another thread if
+// the process was idle (entersyscallWakeSysmon).
 
 func readNow(fd uintptr, b []byte) (int, error) {
 	return now(syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b))))
@@ -28,13 +28,13 @@ func now(n, _ uintptr, errno syscall.Errno) (int, error) {
 	return int(n), nil
 }
 
-// connectNow fails as a rule: it is under way then.
+// connectNow normally fails, because the connection is still under way.
 func connectNow(fd uintptr, a sockaddrInet) syscall.Errno {
 	_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&a.raw)), uintptr(a.size))
 	return errno
 }
 
-// bindNow, and those that follow, fail with an os.SyscallError.
+// bindNow and the functions below fail with an os.SyscallError.
 func bindNow(fd uintptr, a sockaddrInet) error {
 	_, _, errno := unix.RawSyscall(unix.SYS_BIND, fd, uintptr(unsafe.Pointer(&a.raw)), uintptr(a.size))
 	return failure("bind", errno)
@@ -45,7 +45,7 @@ func shutdownNow(fd uintptr, how int) error {
 	return failure("shutdown", errno)
 }
 
-// option is a socket option that is a number.
+// option is a socket option with a numeric value.
 type option struct{ level, name, value int }
 
 func setsockoptNow(fd uintptr, o option) error {

@@ -19,7 +19,7 @@ var (
 	errCrowd  = errors.New("too many flows wait for an answer")
 )
 
-// pinError says that a pin can't be had: the flow must not leave otherwise.
+// pinError says that a pin is not available. The flow must not leave in any other way.
 type pinError struct {
 	err  error
 	hint string // what would help; may be empty
@@ -28,7 +28,7 @@ type pinError struct {
 func (e *pinError) Error() string { return e.err.Error() }
 func (e *pinError) Unwrap() error { return e.err }
 
-// unavailable says whether err is about the pin and not about the upstream.
+// unavailable reports whether err is about the pin and not about the upstream.
 func unavailable(err error) bool {
 	var pin *pinError
 	return errors.As(err, &pin)
@@ -43,13 +43,13 @@ type advised struct {
 func (e *advised) Error() string { return e.err.Error() }
 func (e *advised) Unwrap() error { return e.err }
 
-// goneError says that the application did not want the answer any more.
+// goneError says that the application no longer wanted the answer.
 type goneError struct{ err error }
 
 func (e *goneError) Error() string { return e.err.Error() }
 func (e *goneError) Unwrap() error { return e.err }
 
-// hintOf is what would help against err; empty if there is nothing known.
+// hintOf returns what would help against err, or an empty string if nothing is known.
 func hintOf(err error) string {
 	var pin *pinError
 	var other *advised
@@ -73,8 +73,8 @@ func hintOf(err error) string {
 	return ""
 }
 
-// explain names the cause of a failed dial from pin, where the errno alone does not.
-// What the upstream said remains as it is.
+// explain names the cause of a failed dial from pin, where the errno alone does not. It leaves what the upstream said
+// as it is.
 func explain(err error, pin, dst netip.AddrPort) error {
 	switch {
 	case fromCall(err, "bind") && errors.Is(err, syscall.EACCES):
@@ -91,7 +91,7 @@ func explain(err error, pin, dst netip.AddrPort) error {
 		return &pinError{err: err}
 	case taken(err):
 		return err
-	case errors.Is(err, syscall.EACCES) && dst.Addr().Is6(): // a router's "administratively prohibited", too (icmpv6_err_convert)
+	case errors.Is(err, syscall.EACCES) && dst.Addr().Is6(): // also a router's "administratively prohibited" (icmpv6_err_convert)
 		return &advised{
 			err:  fmt.Errorf("a firewall, on the way or of this host, forbids the connection: %w", err),
 			hint: fmt.Sprintf("have %s to %s let through; on this host: nft list ruleset, ip6tables -L OUTPUT", portOf(pin), dst),
@@ -117,14 +117,14 @@ func portOf(pin netip.AddrPort) string {
 	return fmt.Sprintf("source port %d", pin.Port())
 }
 
-// unroutable: EINVAL is the kernel's for a source that can't reach the destination at
-// all, such as 127.0.0.1 (ip_route_output_key_hash_rcu).
+// unroutable reports whether there is no route. The kernel returns EINVAL for a source that can't reach the
+// destination at all, such as 127.0.0.1 (ip_route_output_key_hash_rcu).
 func unroutable(err error) bool {
 	return errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.EINVAL)
 }
 
-// taken says that the kernel holds the 4-tuple or the port: connect found the
-// 4-tuple in use (__inet_check_established), or bind the port (inet_csk_get_port).
+// taken reports whether the kernel holds the 4-tuple or the port: connect found the 4-tuple in use
+// (__inet_check_established), or bind found the port in use (inet_csk_get_port).
 func taken(err error) bool {
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return true
@@ -132,7 +132,7 @@ func taken(err error) bool {
 	return errors.Is(err, syscall.EADDRNOTAVAIL) && !fromCall(err, "bind")
 }
 
-// fromCall says which system call an errno is from.
+// fromCall reports whether an errno is from the system call name.
 func fromCall(err error, name string) bool {
 	var sys *os.SyscallError
 	return errors.As(err, &sys) && sys.Syscall == name
@@ -152,7 +152,8 @@ func busyHint(rule *rules.Rule, err error) string {
 	return BusyHint(rule, busy.Holding == 0)
 }
 
-// BusyHint says what would let more flows through a rule's pin than it has ports for; resting: none has a flow, all rest.
+// BusyHint says what would let more flows through a rule's pin than it has ports. resting means that no port has a
+// flow: all of them rest.
 func BusyHint(rule *rules.Rule, resting bool) string {
 	if resting && rule.Cooldown() > 0 {
 		return fmt.Sprintf("the rule's cooldown lets each port serve a destination once in %v: a wider range of source ports serves more", rule.Cooldown())

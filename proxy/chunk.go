@@ -2,11 +2,12 @@ package proxy
 
 import "sync"
 
-// chunkSize is how much is read at a time on the way down. 64 KiB cost a fifth of the throughput of one flow. It makes four packets
-// to the device that are as full as gVisor sends them (sender.sendData), and no fifth of what is left.
+// chunkSize is how much is read at a time on the way down. 64 KiB would cost one flow a fifth of its throughput. A
+// chunk makes four packets to the device, each as full as gVisor sends them (sender.sendData), with no remainder for
+// a fifth.
 const chunkSize = 4 * pieceSize
 
-// pieceSize is how much, where many flows share the memory.
+// pieceSize is how much is read at a time when many flows share the memory.
 const pieceSize = 65535 - 161
 
 // A chunk is a buffer. A direction has one only while bytes move.
@@ -17,7 +18,7 @@ var (
 	pieces = sync.Pool{New: func() any { return &chunk{make([]byte, pieceSize)} }}
 )
 
-// newChunk takes a buffer of size, which is one of the two.
+// newChunk returns a buffer of size, which must be chunkSize or pieceSize.
 func newChunk(size int) *chunk {
 	if size == chunkSize {
 		return chunks.Get().(*chunk)
@@ -25,7 +26,7 @@ func newChunk(size int) *chunk {
 	return pieces.Get().(*chunk)
 }
 
-// free gives it back.
+// free gives the chunk back.
 func (c *chunk) free() {
 	if len(c.b) == chunkSize {
 		chunks.Put(c)

@@ -12,14 +12,13 @@ import (
 	"pinproxy/rules"
 )
 
-// Rest of a port that the kernel would not give us, doubled each time. An ended
-// connection's last segments take milliseconds. Another program may take days, and
-// is asked about every lastRest: how soon a flow goes on when the port is free.
+// How long a port rests that the kernel did not give us; doubled each time. The last segments of an ended connection
+// take milliseconds. Another program may hold the port for days. We then try it about every lastRest, which is how
+// soon a flow continues once the port is free.
 const (
 	firstRest = time.Millisecond
 	lastRest  = 50 * time.Millisecond
-	// lookAfter is when it is asked what the matter is: by then it is none of the
-	// short ones.
+	// lookAfter is when we ask what the matter is. By then it is none of the short causes.
 	lookAfter = 20 * time.Millisecond
 	// overdue is how much later than it says the kernel may end a TIME_WAIT.
 	overdue = 5 * time.Second
@@ -35,8 +34,7 @@ func (h leased) Release(rest time.Duration) {
 	}
 }
 
-// connect finds the rule's way to an upstream connection. The Conn and the
-// lease are the caller's.
+// connect makes an upstream connection as the rule says. The caller owns the Conn and the lease.
 func (l *live) connect(ctx context.Context) (Conn, leased, error) {
 	rule := l.decision.Rule
 	l.behind = l.proxy.cfg.Behind(l.flow.Src().Addr())
@@ -65,15 +63,15 @@ func (l *live) connect(ctx context.Context) (Conn, leased, error) {
 	return l.busy(ctx, ways, wait, err)
 }
 
-// busy goes through the ways of the rule's busy list, after cause has shown that
-// no port is free; or before it has, where waiting is the first of them.
+// busy tries the ways of the rule's busy list. cause has shown that no port is free; it is nil if waiting comes first
+// in the list, and no port has been tried yet.
 func (l *live) busy(ctx context.Context, ways []rules.Busy, wait lease.Request, cause error) (Conn, leased, error) {
 	rule := l.decision.Rule
 	for _, way := range ways {
 		switch way.Way {
 		case rules.Wait, rules.Reclaim:
 			if wait.Wait == 0 {
-				continue // done already: both stand for one wait
+				continue // already done: both stand for one wait
 			}
 			c, held, err := l.pinned(ctx, l.flow.Dst(), wait)
 			if !errors.Is(err, lease.ErrBusy) {
@@ -99,7 +97,7 @@ func (l *live) busy(ctx context.Context, ways []rules.Busy, wait lease.Request, 
 	return nil, leased{}, cause
 }
 
-// waitOf returns the one wait that wait and reclaim stand for.
+// waitOf returns the single wait that wait and reclaim together stand for.
 func waitOf(ways []rules.Busy) lease.Request {
 	r := lease.Request{}
 	for _, way := range ways {
@@ -116,9 +114,8 @@ func waitOf(ways []rules.Busy) lease.Request {
 	return r
 }
 
-// pinned leases a source port towards dst and dials from it, for as long as
-// how.Wait allows. A port that the kernel holds although the table does not
-// know counts as busy: it rests, and the next is tried. The error is ErrBusy where
+// pinned leases a source port towards dst and dials from it, for as long as how.Wait allows. A port that the kernel
+// holds but the table does not know counts as busy: it rests, and the next one is tried. The error is ErrBusy if
 // waiting, or another address, may help.
 func (l *live) pinned(ctx context.Context, dst netip.AddrPort, how lease.Request) (Conn, leased, error) {
 	rule := l.decision.Rule
@@ -149,8 +146,7 @@ func (l *live) pinned(ctx context.Context, dst netip.AddrPort, how lease.Request
 	return nil, leased{}, w.failed(err)
 }
 
-// dial connects from pin, the zero value for any source, and verifies that the
-// socket has what the lease says.
+// dial connects from pin and verifies that the socket has the leased address. The zero pin means any source.
 func (l *live) dial(ctx context.Context, pin netip.AddrPort) (Conn, error) {
 	l.enter(Dialing, nil)
 	if err := l.forbidden(l.upstream); err != nil {
@@ -183,9 +179,9 @@ func (l *live) dial(ctx context.Context, pin netip.AddrPort) (Conn, error) {
 	return l.proxy.cfg.Wrap(l.upstream, c), nil
 }
 
-// forbidden is why a host behind this one may not be led to dst. We dial as this host, and would lend it whatever this
-// host alone may reach: its loopback, its own addresses, its link. What an answer to a DNS query says is not trusted
-// either (DNS rebinding).
+// forbidden returns why a host behind this one may not be led to dst, or nil. We dial as this host, and would lend
+// the other host whatever this host alone may reach: its loopback, its own addresses, its link. DNS answers are not
+// trusted either (DNS rebinding).
 func (l *live) forbidden(dst netip.AddrPort) error {
 	if !l.behind {
 		return nil
@@ -197,9 +193,8 @@ func (l *live) forbidden(dst netip.AddrPort) error {
 	return &pinError{err: fmt.Errorf("%s is not for hosts behind this one: %w", dst.Addr(), err)}
 }
 
-// verify compares the socket's local address with the pin. The kernel ignores
-// some ways of asking for a source port without a word (curl/curl#21888), so
-// what was asked for proves nothing.
+// verify compares the socket's local address with the pin. The kernel silently ignores some ways of asking for a
+// source port (curl/curl#21888), so the request proves nothing.
 func verify(c Conn, pin netip.AddrPort) (netip.AddrPort, error) {
 	local := addrPort(c.LocalAddr())
 	if pin.IsValid() && (local.Port() != pin.Port() || !pin.Addr().IsUnspecified() && local.Addr() != pin.Addr()) {

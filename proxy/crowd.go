@@ -8,29 +8,29 @@ import (
 	"pinproxy/rules"
 )
 
-// How many flows may wait for an answer at a time, of one rule and of one source
-// address. netstack has room for 32,768 in all: neither a rule whose upstream is silent
-// nor a host that opens connections without end takes it from the others.
+// How many flows may wait for an answer at a time, per rule and per source address. netstack has room for 32,768 in
+// all. Neither a rule whose upstream is silent nor a host that keeps opening connections can take it all from the
+// others.
 const (
 	DefaultMaxPerRule   = 8192
 	DefaultMaxPerSource = 16384
 )
 
-// crowd counts the flows that are not answered yet.
+// crowd counts the flows that have not been answered yet.
 type crowd struct {
 	perRule, perSource int
 
 	mu      sync.Mutex
 	rules   map[*rules.Rule]int
 	sources map[netip.Addr]int
-	said    time.Time // when the log was last told of one too many
+	said    time.Time // when the log last mentioned one too many
 }
 
 func newCrowd(perRule, perSource int) *crowd {
 	return &crowd{perRule: perRule, perSource: perSource, rules: make(map[*rules.Rule]int), sources: make(map[netip.Addr]int)}
 }
 
-// enter counts a flow until leave is called; false if there are too many.
+// enter counts a flow until leave is called. It reports false if there are too many.
 func (c *crowd) enter(rule *rules.Rule, src netip.Addr) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -53,7 +53,7 @@ func (c *crowd) leave(rule *rules.Rule, src netip.Addr) {
 	}
 }
 
-// mention says whether the log may be told of one flow too many: once a second.
+// mention reports whether the log may mention one flow too many, which it does once a second.
 func (c *crowd) mention() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

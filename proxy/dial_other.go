@@ -9,7 +9,7 @@ import (
 	"net/netip"
 )
 
-// connect makes a TCP connection from pin, the zero value for any source, to dst.
+// connect makes a TCP connection from pin to dst. The zero pin means any source.
 func (s Sockets) connect(ctx context.Context, pin, dst netip.AddrPort, _ func(fd uintptr) error) (kernelConn, error) {
 	d := net.Dialer{KeepAliveConfig: keepAlive, Control: s.control}
 	d.SetMultipathTCP(false)
@@ -23,7 +23,7 @@ func (s Sockets) connect(ctx context.Context, pin, dst netip.AddrPort, _ func(fd
 	return c.(*net.TCPConn), nil
 }
 
-// setOptions: marks and shared source ports are Linux's.
+// setOptions can set nothing: marks and shared source ports are specific to Linux.
 func (s Sockets) setOptions(uintptr) error {
 	if s.Mark == 0 {
 		return nil
@@ -31,8 +31,8 @@ func (s Sockets) setOptions(uintptr) error {
 	return errors.ErrUnsupported
 }
 
-// sendOver: the option is Linux's.
+// sendOver is not supported: the option is specific to Linux.
 func sendOver(uintptr, string, int) error { return errors.ErrUnsupported }
 
-// flush: no portable way to ask for the send queue.
+// flush does nothing: there is no portable way to query the send queue.
 func flush(Conn) {}

@@ -5,11 +5,10 @@ import (
 	"sync"
 )
 
-// dials are the pinned dials under way. A flow that comes from the port of one,
-// to the same destination, is that very dial: it was captured because somebody
-// has deleted the policy rule that lets our mark pass. Without a look here it
-// would be dialed again, captured again, and take every port of the pin, until the
-// rule is back. The zero value is ready for use.
+// dials are the pinned dials under way. A flow that comes from the port of such a dial, to the same destination, is
+// that very dial. It was captured because somebody has deleted the policy rule that lets our mark pass. Without this
+// check it would be dialed again, captured again, and take every port of the pin until the rule is back. The zero
+// value is ready for use.
 type dials struct {
 	mu  sync.Mutex
 	now map[dialKey]int
@@ -20,8 +19,7 @@ type dialKey struct {
 	dst  netip.AddrPort
 }
 
-// add notes a dial from port, until it is removed. Port 0 is any port, which can't
-// be told.
+// add records a dial from port until it is removed. Port 0 means any port and can't be recognized.
 func (d *dials) add(port uint16, dst netip.AddrPort) {
 	if port == 0 {
 		return
@@ -34,7 +32,7 @@ func (d *dials) add(port uint16, dst netip.AddrPort) {
 	d.now[dialKey{port, dst}]++
 }
 
-// remove takes that back.
+// remove undoes add.
 func (d *dials) remove(port uint16, dst netip.AddrPort) {
 	if port == 0 {
 		return

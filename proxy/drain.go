@@ -8,25 +8,25 @@ import (
 )
 
 const (
-	// drainIdle: a flow that moved no byte for so long is taken to be between
-	// two requests, and is ended at once.
+	// drainIdle is how long a flow must have moved no byte to be considered between two requests. It is then ended at
+	// once.
 	drainIdle  = time.Second
 	drainTick  = 50 * time.Millisecond
 	finishTick = 5 * time.Millisecond
-	// finishLooks is drainIdle where the application has ended and its FIN or reset has come, in looks that find no
-	// byte moved, one a finishTick. Looks are counted, not time, for a process that gets no processor for a while would
-	// take that for a silence.
+	// finishLooks takes the place of drainIdle where the application has ended and its FIN or reset has come. It is a
+	// number of looks that find no byte moved, one per finishTick. Looks are counted rather than time, because a
+	// process that gets no processor for a while would mistake that for silence.
 	finishLooks = 10
-	// lastLooks is finishLooks where neither has come: its kernel hands over what is left, and then a FIN, but maybe
-	// not without a pause. Only what another process still holds is waited for in vain.
+	// lastLooks takes the place of finishLooks where neither has come. The application's kernel hands over what is
+	// left, and then a FIN, but maybe not without a pause. The wait is in vain only for what another process still
+	// holds.
 	lastLooks = 50
 )
 
-// Drain ends all flows and returns when none is left. New flows are dropped from
-// now on. Idle flows end at once and in order, by FIN on both sides. Those that move
-// bytes may finish until grace is over. Then, or when ctx ends, what is left is
-// reset: a FIN in the middle of a transfer would say that it is complete. If ctx
-// ends, some may still be on their way out.
+// Drain ends all flows and returns when none is left. New flows are dropped from now on. Idle flows end at once and
+// in order, by FIN on both sides. Flows that move bytes may finish until grace is over. Then, or when ctx ends, the
+// rest is reset: a FIN in the middle of a transfer would say that it is complete. If ctx ends, some flows may still
+// be on their way out when Drain returns.
 func (p *Proxy) Drain(ctx context.Context, grace time.Duration) {
 	p.drain(ctx, grace, drainTick, func(l *live, _ time.Duration) bool {
 		if l.idleFor() >= drainIdle {
@@ -36,11 +36,11 @@ func (p *Proxy) Drain(ctx context.Context, grace time.Duration) {
 	})
 }
 
-// Finish is Drain when the application has ended, whose last bytes may be under way:
-// it takes a shorter silence for their end, the shortest where they are known to have come. Flows that are not answered by then are given
-// up. It does not wait for the other ends to close theirs, and reports whether all flows
-// have ended: of those that have not everything has been handed to the kernel, FIN
-// included, and nothing but the end of this process is to come.
+// Finish is Drain for an application that has ended, and whose last bytes may be under way. It takes a shorter
+// silence for their end, the shortest where they are known to have come. Flows that are still unanswered then are
+// given up. Finish does not wait for the other ends to close theirs. It reports whether all flows have ended. For
+// those that have not, everything has been handed to the kernel, FIN included, and only the end of this process is
+// still to come.
 func (p *Proxy) Finish(ctx context.Context, grace time.Duration) (ended bool) {
 	return p.drain(ctx, grace, finishTick, func(l *live, since time.Duration) (settled bool) {
 		still, needed := l.stillness()
@@ -54,8 +54,8 @@ func (p *Proxy) Finish(ctx context.Context, grace time.Duration) (ended bool) {
 	})
 }
 
-// stillness is called for each look of Finish. It says how many in a row have found that no byte has moved since the one
-// before, none while an end takes its bytes slowly, and how many of them are needed to end the flow.
+// stillness is called for each look of Finish. It returns how many looks in a row have found that no byte moved since
+// the look before, and how many of them are needed to end the flow. While an end takes its bytes slowly, none count.
 func (l *live) stillness() (still, needed int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -70,8 +70,8 @@ func (l *live) stillness() (still, needed int) {
 	return l.still, lastLooks
 }
 
-// drain takes no new flows, and calls look for each that there is until all have ended or
-// are settled, which look reports. look is told how long it has been going on.
+// drain takes no new flows, and calls look for each flow until all have ended or are settled, which look reports.
+// look is told how long drain has been running.
 func (p *Proxy) drain(ctx context.Context, grace, every time.Duration, look func(*live, time.Duration) bool) (ended bool) {
 	p.mu.Lock()
 	p.draining = true
@@ -100,8 +100,8 @@ func (p *Proxy) drain(ctx context.Context, grace, every time.Duration, look func
 	}
 }
 
-// each calls f for every live flow, side by side since a reset may wait for bytes
-// under way, and returns their number.
+// each calls f for every live flow, concurrently because a reset may wait for bytes under way, and returns their
+// number.
 func (p *Proxy) each(f func(*live)) int {
 	p.mu.Lock()
 	all := make([]*live, 0, len(p.live))

@@ -11,16 +11,17 @@ import (
 	"time"
 )
 
-// What is remembered of flows that failed: the last destinations of each rule, and so many in all.
+// How many failures are remembered: of the last destinations per rule, and in all.
 const (
 	failuresPerRule = 8
 	failuresInAll   = 1024
 )
 
-// Failure is why flows of one rule to one destination failed: the last one's cause, and how many there were.
+// Failure says why flows of one rule to one destination failed: the cause of the last failure, and how many there
+// were.
 type Failure struct {
-	Rule        string // empty if none was for it
-	Name        string // that was decided by; may be empty
+	Rule        string // empty if no rule applied
+	Name        string // the name the decision went by; may be empty
 	Dst         netip.AddrPort
 	Kind        Kind
 	Cause       string
@@ -68,7 +69,7 @@ func (l *live) failure(err error) Failure {
 	return f
 }
 
-// add remembers a failure. What failed longest ago makes room.
+// add remembers a failure. The oldest failure makes room for it.
 func (f *failures) add(now Failure) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

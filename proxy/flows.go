@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// Stage is what a flow is at.
+// Stage says how far a flow has come.
 type Stage uint8
 
-// The stages of a flow, in this order; it may go from Dialing back to Waiting.
+// The stages of a flow, in this order. A flow may go back from Dialing to Waiting.
 const (
 	Arrived Stage = iota
 	Waiting       // for its source port
@@ -18,29 +18,29 @@ const (
 	Open
 )
 
-// String is the stage in a word.
+// String returns the stage as a word.
 func (s Stage) String() string {
 	return [...]string{"arrived", "waiting", "dialing", "open"}[s]
 }
 
-// FlowInfo is a flow as it is at a moment.
+// FlowInfo is a snapshot of a flow.
 type FlowInfo struct {
 	ID       uint64 // Flow.Number
 	Src, Dst netip.AddrPort
 	Upstream netip.AddrPort // Dst, or another address of the name
-	Local    netip.AddrPort // where it leaves from; invalid until it is connected
-	Name     string         // the name that was decided by; may be empty
-	Rule     string         // empty if none is for it
+	Local    netip.AddrPort // where it leaves from; invalid until connected
+	Name     string         // the name the decision went by; may be empty
+	Rule     string         // empty if no rule applies
 	Stage    Stage
-	Since    time.Time     // when it came
+	Since    time.Time     // when it arrived
 	Idle     time.Duration // since a byte moved; 0 unless open
 	Up, Down uint64        // bytes
 	Cause    string        // what it waits for
 	Hint     string        // what would help; may be empty
 }
 
-// Flows lists the flows there are, by ID. Some may have changed or ended meanwhile: with many flows it takes tens of
-// milliseconds, and others are let on in between (Config.GiveWay).
+// Flows lists the current flows, by ID. Some may have changed or ended meanwhile. With many flows it takes tens of
+// milliseconds, and others may run in between (Config.GiveWay).
 func (p *Proxy) Flows() []FlowInfo {
 	p.mu.Lock()
 	flows := p.livesLocked()
@@ -54,8 +54,8 @@ func (p *Proxy) Flows() []FlowInfo {
 	return list
 }
 
-// livesLocked returns the flows there are. p.mu, which every flow needs at its begin and its end, is not to be held
-// while they are looked at.
+// livesLocked returns the current flows. p.mu must not be held while they are looked at, because every flow needs it
+// when it begins and ends.
 func (p *Proxy) livesLocked() []*live {
 	list := make([]*live, 0, len(p.live))
 	for l := range p.live {
@@ -83,7 +83,7 @@ func (l *live) info() FlowInfo {
 	return f
 }
 
-// hint says what would help the flow out of its wait. l.mu is held.
+// hint says what would help the waiting flow. l.mu is held.
 func (l *live) hint() string {
 	if hint := hintOf(l.cause); hint != "" || l.decision.Rule == nil {
 		return hint

@@ -4,7 +4,7 @@ package proxy
 
 import "syscall"
 
-// gone: no portable way to ask for the state.
+// gone reports false: there is no portable way to query the state.
 func gone(uintptr) bool { return false }
 
 func readNow(fd uintptr, b []byte) (int, error) { return syscall.Read(int(fd), b) }

@@ -8,7 +8,7 @@ import (
 	"pinproxy/proxy/lease"
 )
 
-// Kind sorts the causes of failures: what can be counted where a sentence can't.
+// Kind classifies the cause of a failure. Kinds can be counted; sentences can't.
 type Kind uint8
 
 // The kinds of failures.
@@ -16,13 +16,13 @@ const (
 	KindOther       Kind = iota
 	KindRefused          // the destination refused
 	KindReset            // the destination answered, and reset at once
-	KindUnreachable      // a router, or the lack of a route, said so
+	KindUnreachable      // a router said so, or there is no route
 	KindSilent           // the destination did not answer
-	KindBusy             // flows have every port of the pin, or all rest
-	KindTaken            // the kernel has the port: another program's, or a connection that is not over
-	KindSource           // the pin's source address or port is not to be had on this host
+	KindBusy             // flows have every port of the pin, or all ports rest
+	KindTaken            // the kernel holds the port, for another program or a connection that is not over
+	KindSource           // the pin's source address or port is not available on this host
 	KindFirewall         // a firewall of this host forbids it, or, over IPv6, one on the way
-	KindNoRule           // no rule is for the destination
+	KindNoRule           // no rule applies to the destination
 	KindLoop             // the connection would lead back to pinproxy
 	KindCrowd            // too many flows waited
 	KindFiles            // no descriptor was left
@@ -30,7 +30,7 @@ const (
 	kinds
 )
 
-// Kinds lists them all.
+// Kinds lists all kinds.
 func Kinds() []Kind {
 	list := make([]Kind, kinds)
 	for i := range list {
@@ -39,14 +39,14 @@ func Kinds() []Kind {
 	return list
 }
 
-// String is the kind in a word, as metrics and JSON have it.
+// String returns the kind as a word, as metrics and JSON show it.
 func (k Kind) String() string {
 	return [...]string{
 		"other", "refused", "reset", "unreachable", "silent", "busy", "taken", "source", "firewall", "no_rule", "loop", "crowd", "files", "gave_up",
 	}[k]
 }
 
-// kindOf sorts the error of a flow that was not connected.
+// kindOf classifies the error of a flow that was not connected.
 func kindOf(err error) Kind {
 	var silent *silenceError
 	var gone *goneError

@@ -6,11 +6,12 @@ import (
 	"time"
 )
 
-// lazy is a context that ends with its parent, by cancel, or at a deadline. Most flows ask theirs whether it has ended and never
-// wait for it, so what that takes is made when somebody does: a channel, a timer, a place with the parent.
+// lazy is a context that ends with its parent, by cancel, or at a deadline. Most flows only ask whether it has ended,
+// and never wait for that. So what waiting needs is made when somebody waits: a channel, a timer, a place with the
+// parent.
 type lazy struct {
 	context.Context           // the parent
-	deadline        time.Time // zero: the parent's
+	deadline        time.Time // zero means the parent's
 
 	mu       sync.Mutex
 	made     context.Context // nil until somebody waits
@@ -18,7 +19,7 @@ type lazy struct {
 	canceled bool
 }
 
-// cancel ends it, and gives back what it has taken.
+// cancel ends the context and releases what it holds.
 func (l *lazy) cancel() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -60,8 +61,8 @@ func (l *lazy) Err() error {
 	return nil
 }
 
-// Value implements context.Context. Package context asks it for what it knows of a context, by which it does without a
-// goroutine for each that waits.
+// Value implements context.Context. Package context uses it to recognize its own contexts, which need no goroutine
+// for each waiter.
 func (l *lazy) Value(key any) any {
 	l.mu.Lock()
 	made := l.made
@@ -72,7 +73,7 @@ func (l *lazy) Value(key any) any {
 	return l.Context.Value(key)
 }
 
-// whole is the same one, made by package context.
+// whole returns the equivalent context made by package context.
 func (l *lazy) whole() context.Context {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -15,8 +15,7 @@ import (
 	"pinproxy/rules"
 )
 
-// endLinger is how long a flow that we end ourselves waits for the other ends
-// to close theirs.
+// endLinger is how long a flow that we end waits for the other ends to close theirs.
 const endLinger = time.Second
 
 // live is a flow from its decision to its end.
@@ -29,26 +28,26 @@ type live struct {
 
 	lastMoved atomic.Int64 // when the last byte moved, in nanoseconds after started; 0 until spliced
 	writing   atomic.Int32 // directions with bytes that the other end has not taken yet
-	heard     atomic.Bool  // all that the application had to say has been passed on, its end included
+	heard     atomic.Bool  // everything the application sent has been passed on, including its end
 
 	mu       sync.Mutex
-	cancel   context.CancelFunc // gives up what is not spliced yet
+	cancel   context.CancelFunc // gives the flow up while it is not spliced yet
 	stage    Stage
-	cause    error          // what it waits for, if that is known
-	decision rules.Decision // this, tally and upstream are written by the flow's own goroutine alone
+	cause    error          // what it waits for, if known
+	decision rules.Decision // only the flow's own goroutine writes this, tally and upstream
 	tally    *tally         // of the decision's rule
 	upstream netip.AddrPort // flow.Dst(), or another address of the name
 	local    netip.AddrPort // of the upstream socket, once there is one
 	app, net Conn           // while spliced
 	reason   string         // why we ended it, if we did
-	ordered  bool           // and if we did so in order: a read that is past its deadline ends the stream
+	ordered  bool           // and whether we did so in order: a read past its deadline ends the stream
 
-	keeper  keeper // the upstream's, until it is told to keep alive
+	keeper  keeper // the upstream's; nil once told to keep alive
 	bounded bool   // the kernel keeps little of what the upstream sends
 
-	gone time.Time // when a look, of which there are few, found that local's address had left the host; guarded by mu
+	gone time.Time // when a look (there are few) found that local's address had left the host; guarded by mu
 
-	lookedAt time.Time // what IdleSince was at the last look of Finish, and how many looks have found the same
+	lookedAt time.Time // IdleSince at the last look of Finish, and how many looks have found the same value
 	still    int
 
 	// Once it is spliced.
@@ -62,12 +61,12 @@ func newLive(p *Proxy, f Flow, cancel context.CancelFunc) *live {
 	return &live{proxy: p, id: f.Number(), flow: f, started: time.Now(), cancel: cancel, upstream: f.Dst()}
 }
 
-// begin is the life of the flow up to its answer.
+// begin runs the flow up to its answer.
 func (l *live) begin(ctx context.Context) {
 	l.release = l.proxy.cfg.Names.Hold(l.flow.Dst().Addr())
 	l.decide()
 	if !l.proxy.crowd.enter(l.decision.Rule, l.flow.Src().Addr()) {
-		l.flow.Drop() // as a listener does whose queue is full: the application tries again
+		l.flow.Drop() // like a listener with a full queue: the application tries again
 		l.lose(errCrowd)
 		return
 	}
@@ -96,7 +95,7 @@ func (l *live) begin(ctx context.Context) {
 
 func (l *live) leaveCrowd() { l.proxy.crowd.leave(l.decision.Rule, l.flow.Src().Addr()) }
 
-// lose is the end of a flow that is not spliced.
+// lose ends a flow that is not spliced.
 func (l *live) lose(err error) {
 	l.fail(l.diagnose(err))
 	l.release()
@@ -112,22 +111,21 @@ func (l *live) decide() {
 	l.decision, l.tally = d, t
 }
 
-// towards says where the flow is being connected to.
+// towards records where the flow is being connected to.
 func (l *live) towards(dst netip.AddrPort) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.upstream = dst
 }
 
-// enter says what the flow is at, and what keeps it.
+// enter sets the flow's stage, and what it waits for.
 func (l *live) enter(s Stage, cause error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.stage, l.cause = s, cause
 }
 
-// goOn has cancel called instead when the flow is to be given up; false if it is
-// already.
+// goOn makes cancel the function that gives the flow up. It reports false if the flow has been given up already.
 func (l *live) goOn(cancel context.CancelFunc) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -138,7 +136,7 @@ func (l *live) goOn(cancel context.CancelFunc) bool {
 	return true
 }
 
-// open makes the flow a spliced one, which goes on by itself.
+// open makes the flow a spliced one, which then runs on its own.
 func (l *live) open(app, up Conn, held leased) {
 	l.flow.Detach()
 	l.moved()
@@ -160,14 +158,14 @@ func (l *live) open(app, up Conn, held leased) {
 	}
 }
 
-// spliced says whether the application has been answered, and all is open.
+// spliced reports whether the application has been answered and the flow is open.
 func (l *live) spliced() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.app != nil
 }
 
-// refuse says to the application what the upstream said to us.
+// refuse tells the application what the upstream told us.
 func (l *live) refuse(err error) {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), isTimeout(err):
@@ -209,7 +207,7 @@ func (l *live) fail(err error) {
 			return
 		}
 	case hint == "" && !unavailable(err):
-		level = slog.LevelInfo // the network's doing, and the application is told
+		level = slog.LevelInfo // caused by the network, and the application is told
 	}
 	attrs := append(l.attrs(nil), slog.String("err", err.Error()))
 	if hint != "" {
@@ -218,7 +216,7 @@ func (l *live) fail(err error) {
 	l.say(level, "flow failed", kind, attrs)
 }
 
-// log writes the one line of a flow that was spliced.
+// log writes the one log line of a spliced flow.
 func (l *live) log(end string) {
 	l.tally.ended.Add(1)
 	l.proxy.ended.Add(1)
@@ -231,12 +229,12 @@ func (l *live) log(end string) {
 		slog.Uint64("up", l.up.bytes.Load()),
 		slog.Uint64("down", l.down.bytes.Load()),
 		slog.String("end", end))
-	line := slog.NewRecord(time.Now(), slog.LevelInfo, "flow", 0) // LogAttrs would find out where in the source it is called
+	line := slog.NewRecord(time.Now(), slog.LevelInfo, "flow", 0) // LogAttrs would look up the source line of its caller
 	line.AddAttrs(attrs...)
 	_ = log.Handler().Handle(ctx, line)
 }
 
-// who adds which flow it is.
+// who appends what identifies the flow.
 func (l *live) who(attrs []slog.Attr) []slog.Attr {
 	attrs = append(attrs, slog.Uint64("id", l.id), slog.String("src", l.flow.Src().String()), slog.String("dst", l.flow.Dst().String()))
 	if l.decision.Name != "" {
@@ -245,7 +243,7 @@ func (l *live) who(attrs []slog.Attr) []slog.Attr {
 	return attrs
 }
 
-// attrs adds what the log says of a flow that has ended.
+// attrs appends what the log says about a flow that has ended.
 func (l *live) attrs(attrs []slog.Attr) []slog.Attr {
 	l.mu.Lock()
 	local := l.local
@@ -263,9 +261,8 @@ func (l *live) attrs(attrs []slog.Attr) []slog.Attr {
 	return append(attrs, slog.Duration("took", time.Since(l.started).Round(time.Microsecond)))
 }
 
-// end closes the flow in order: what has been read is delivered, both sides get
-// a FIN and a second to answer it. A flow that is not spliced yet is given up.
-// The first reason counts.
+// end closes the flow in order: what has been read is delivered, and both sides get a FIN and a second to answer it.
+// A flow that is not spliced yet is given up. The first reason counts.
 func (l *live) end(reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -274,8 +271,8 @@ func (l *live) end(reason string) {
 	}
 }
 
-// stopLocked notes the reason and gives up what is not spliced yet; it reports
-// whether there is something to close.
+// stopLocked records the reason and gives up a flow that is not spliced yet. It reports whether there is something to
+// close.
 func (l *live) stopLocked(reason string) bool {
 	if l.reason == "" {
 		l.reason = reason
@@ -287,8 +284,7 @@ func (l *live) stopLocked(reason string) bool {
 	return true
 }
 
-// interrupt wakes both directions where they read, and bounds what they write.
-// l.mu is held.
+// interrupt wakes both directions from their reads, and bounds their writes. l.mu is held.
 func (l *live) interrupt() {
 	l.ordered = true
 	now := time.Now()
@@ -299,7 +295,7 @@ func (l *live) interrupt() {
 	l.rouseLocked()
 }
 
-// abort ends the flow by resets, at once. No FIN goes before them. The first reason counts.
+// abort ends the flow by resets, at once, without a FIN before them. The first reason counts.
 func (l *live) abort(reason string) {
 	l.mu.Lock()
 	app, up := l.app, l.net
@@ -320,26 +316,26 @@ func (l *live) ended() (reason string) {
 	return l.reason
 }
 
-// turn waits for the flow's turn to wake or to end. There is none if we end it: then somebody waits for that, who stops us or wants the
-// port.
+// turn waits for the flow's turn to wake or to end. It does not wait if we end the flow: then whoever stops us or
+// wants the port is waiting for that.
 func (l *live) turn() {
 	if l.ended() == "" {
 		l.flow.Turn()
 	}
 }
 
-// inOrder says whether we have ended the flow, and by FINs.
+// inOrder reports whether we have ended the flow, and by FINs.
 func (l *live) inOrder() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.ordered
 }
 
-// moved notes that a byte moves now. Time is counted from started, for a clock
-// that is set would make idle flows busy and busy ones idle.
+// moved records that a byte moves now. Time is counted from started, because setting the clock would make idle flows
+// busy and busy ones idle.
 func (l *live) moved() { l.lastMoved.Store(int64(max(time.Since(l.started), 1))) }
 
-// idleFor says how long no byte moved; 0 while the flow is busy.
+// idleFor returns how long no byte has moved; 0 while the flow is busy.
 func (l *live) idleFor() time.Duration {
 	since := l.IdleSince()
 	if since.IsZero() {
@@ -350,8 +346,8 @@ func (l *live) idleFor() time.Duration {
 
 var _ lease.Holder = (*live)(nil)
 
-// IdleSince implements lease.Holder. A flow is busy until it is spliced, and while
-// an end takes its bytes slowly: one write may take long then.
+// IdleSince implements lease.Holder. A flow is busy until it is spliced, and while an end takes its bytes slowly,
+// when one write may take long.
 func (l *live) IdleSince() time.Time {
 	last := l.lastMoved.Load()
 	if last == 0 || l.writing.Load() > 0 {

@@ -5,17 +5,16 @@ import (
 	"time"
 )
 
-// Obstacle is what the kernel has on a source port that it would not give us.
+// Obstacle is what holds a source port that the kernel did not give us.
 type Obstacle struct {
-	Cause string        // in words; empty: there is nothing any more, or it can't be told
+	Cause string        // in words; empty if there is nothing any more, or it can't be told
 	Hint  string        // what would help; may be empty
-	Left  time.Duration // until it goes by itself; 0: not known
+	Left  time.Duration // until it goes away by itself; 0 if unknown
 }
 
 // obstructed is a Dialer that knows why a port was refused. Sockets is one.
 //
-// Obstacle may take milliseconds. It may free the port where only a connection that
-// is over holds it.
+// Obstacle may take milliseconds. It may free the port if only a connection that is over holds it.
 type obstructed interface {
 	Obstacle(pin, dst netip.AddrPort) Obstacle
 }

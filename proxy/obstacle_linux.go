@@ -12,20 +12,16 @@ import (
 	"pinproxy/proxy/sockdiag"
 )
 
-// A 4-tuple that we closed first stays in TIME_WAIT for 60 s. connect takes it
-// over at once if the peer spoke TCP timestamps (tcp_twsk_unique). Where it did
-// not, as through old firewalls, connect fails with EADDRNOTAVAIL, and sock_diag
-// can remove exactly that state: SOCK_DESTROY (tcp_abort), with CAP_NET_ADMIN and
-// CONFIG_INET_DIAG_DESTROY.
+// A 4-tuple that we closed first stays in TIME_WAIT for 60 s. connect takes it over at once if the peer used TCP
+// timestamps (tcp_twsk_unique). If it did not, as through old firewalls, connect fails with EADDRNOTAVAIL. sock_diag
+// can remove exactly that state: SOCK_DESTROY (tcp_abort), with CAP_NET_ADMIN and CONFIG_INET_DIAG_DESTROY.
 //
-// TIME_WAIT keeps late duplicates of the old connection away from a new one (RFC
-// 9293, section 3.6.1). Linux's initial sequence numbers grow with time
-// (secure_tcp_seq), so an old segment falls outside the new window unless the old
-// connection outran that clock: the price of having one port only.
+// TIME_WAIT keeps late duplicates of the old connection away from a new one (RFC 9293, section 3.6.1). Linux's
+// initial sequence numbers grow with time (secure_tcp_seq). So an old segment falls outside the new window unless the
+// old connection outran that clock. That is the price of having only one port.
 
-// makeRoom frees the 4-tuple that connect found in use, if only a TIME_WAIT holds
-// it, and reports whether it did. It looks first: the same request would end a
-// living connection, of another process too.
+// makeRoom frees the 4-tuple that connect found in use, if only a TIME_WAIT holds it, and reports whether it did. It
+// looks first, because the same request would end a living connection, even another process's.
 func (s Sockets) makeRoom(pin, dst netip.AddrPort) (bool, error) {
 	addr := pin.Addr()
 	if addr.IsUnspecified() {
@@ -41,8 +37,8 @@ func (s Sockets) makeRoom(pin, dst netip.AddrPort) (bool, error) {
 	return true, sockdiag.Destroy(socket)
 }
 
-// source is the address the kernel would choose towards dst: a UDP socket with
-// the same mark is asked, which sends nothing.
+// source returns the address that the kernel would choose towards dst. It asks a UDP socket with the same mark, which
+// sends nothing.
 func (s Sockets) source(dst netip.AddrPort) (netip.Addr, error) {
 	addr, err := s.routeTo(dst)
 	if err != nil {
@@ -84,9 +80,9 @@ func sockaddr(a netip.AddrPort) (family int, sa unix.Sockaddr) {
 	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
-// Obstacle says what keeps bind or connect from pin. Connections that are over, of
-// programs that did not set SO_REUSEADDR, bar the port for a minute to everybody
-// (inet_csk_bind_conflict): where nothing else does, they are ended.
+// Obstacle says what keeps bind or connect from using pin. Connections that are over, of programs that did not set
+// SO_REUSEADDR, block the port for everyone for a minute (inet_csk_bind_conflict). If nothing else blocks it,
+// Obstacle ends them.
 func (s Sockets) Obstacle(pin, dst netip.AddrPort) Obstacle {
 	list, err := sockdiag.OnPort(pin.Port())
 	if err != nil {
@@ -98,7 +94,7 @@ func (s Sockets) Obstacle(pin, dst netip.AddrPort) Obstacle {
 		case !socket.State.Over() || !socket.Orphan():
 			living = append(living, socket)
 		case on(socket, pin, dst):
-			return ended([]sockdiag.Socket{socket}) // connect was refused, and by this one
+			return ended([]sockdiag.Socket{socket}) // this is the one that made connect fail
 		default:
 			over = append(over, socket)
 		}
@@ -109,13 +105,13 @@ func (s Sockets) Obstacle(pin, dst netip.AddrPort) Obstacle {
 	return ended(over)
 }
 
-// on says whether the socket has the 4-tuple.
+// on reports whether the socket has the 4-tuple.
 func on(socket sockdiag.Socket, pin, dst netip.AddrPort) bool {
 	return socket.Remote == dst && (pin.Addr().IsUnspecified() || pin.Addr() == socket.Local.Addr())
 }
 
-// foreign names the program in whose hands the port is. What matters is found in this
-// order: the very 4-tuple, a listener, any other socket.
+// foreign names the program that holds the port. The first of these found counts: the very 4-tuple, a listener, any
+// other socket.
 func (s Sockets) foreign(list []sockdiag.Socket, pin, dst netip.AddrPort) Obstacle {
 	find := s.Owners
 	if find == nil {
@@ -158,12 +154,12 @@ func (s Sockets) foreign(list []sockdiag.Socket, pin, dst netip.AddrPort) Obstac
 	return best
 }
 
-// ended ends what is over and in the way, or says why it can't and how long it lasts.
+// ended ends the connections that are over and in the way, or says why it can't and how long they last.
 func ended(list []sockdiag.Socket) Obstacle {
 	worst := Obstacle{}
 	for _, socket := range list {
 		if socket.State != sockdiag.TimeWait && socket.Left == 0 {
-			// Goes as soon as the peer answers.
+			// It goes away as soon as the peer answers.
 			worst = longer(worst, Obstacle{Cause: fmt.Sprintf("the last connection from %s to %s is not over yet (%s)", socket.Local, socket.Remote, socket.State)})
 			continue
 		}
@@ -190,7 +186,7 @@ func ended(list []sockdiag.Socket) Obstacle {
 	return worst
 }
 
-// longer returns the obstacle that stands longer.
+// longer returns the obstacle that lasts longer.
 func longer(a, b Obstacle) Obstacle {
 	if a.Cause != "" && a.Left >= b.Left {
 		return a

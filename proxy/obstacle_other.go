@@ -8,13 +8,13 @@ import (
 	"net/netip"
 )
 
-// makeRoom: sock_diag is Linux's.
+// makeRoom does nothing: sock_diag is specific to Linux.
 func (s Sockets) makeRoom(_, _ netip.AddrPort) (bool, error) { return false, nil }
 
-// Obstacle knows nothing: sock_diag is Linux's.
+// Obstacle knows nothing: sock_diag is specific to Linux.
 func (s Sockets) Obstacle(_, _ netip.AddrPort) Obstacle { return Obstacle{} }
 
-// connectInRange: IP_LOCAL_PORT_RANGE is Linux's.
+// connectInRange is not supported: IP_LOCAL_PORT_RANGE is specific to Linux.
 func (s Sockets) connectInRange(_ context.Context, _, _ netip.AddrPort) (kernelConn, error) {
 	return nil, errors.ErrUnsupported
 }

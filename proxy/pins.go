@@ -8,29 +8,29 @@ import (
 	"pinproxy/rules"
 )
 
-// PinInfo is what a pin has towards a destination at a moment.
+// PinInfo is a snapshot of a pin's ports towards a destination.
 type PinInfo struct {
 	Held    []PinHeld    // ports that flows have, by port; the first few of them
-	Resting []PinResting // ports that nobody gets before a time; the first few of them
+	Resting []PinResting // ports that are not given out before a certain time; the first few of them
 	Next    []uint16     // free ports, in the order in which flows get them; the first few of them
 	Waiting int          // how many flows wait for one
 }
 
-// PinHeld is a port that a flow has.
+// PinHeld is a port that a flow holds.
 type PinHeld struct {
 	Port  uint16
 	Flow  uint64 // FlowInfo.ID
 	Since time.Time
 }
 
-// PinResting is a port that was given back, and rests.
+// PinResting is a port that was given back and rests.
 type PinResting struct {
 	Port  uint16
 	Until time.Time
 }
 
-// Pin tells which ports of pin flows to dst have, and which one the next would get. It knows flows only: what else
-// has a port is the kernel's to tell.
+// Pin returns which ports of pin are held by flows to dst, and which one the next flow would get. It knows only
+// flows: ask the kernel what else holds a port.
 func (p *Proxy) Pin(pin rules.Pin, dst netip.AddrPort) PinInfo {
 	v := p.leases.Look(dst, pin)
 	info := PinInfo{Next: v.Next, Waiting: v.Waiting}

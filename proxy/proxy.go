@@ -14,96 +14,92 @@ import (
 	"pinproxy/rules"
 )
 
-// Conn is a stream whose directions close one by one; a *net.TCPConn is one. It
-// is an alias of an unnamed type, so that others can have the same.
+// Conn is a stream whose directions close one by one; *net.TCPConn is one. It is an alias of an unnamed type, so that
+// other packages can declare the same type.
 //
-// After SetLinger(0) Close ends the stream by a reset.
+// After SetLinger(0), Close ends the stream by a reset.
 type Conn = interface {
 	net.Conn
 	CloseWrite() error
 	SetLinger(sec int) error
 }
 
-// Flow is an application's connection that is not answered yet. It is answered
-// once, by AcceptFunc, Reject or Drop.
+// Flow is an application's connection that has not been answered yet. It is answered once, by AcceptFunc, Reject or
+// Drop.
 type Flow interface {
-	Number() uint64      // which one it is; those that wait are served in this order
+	Number() uint64      // identifies the flow; waiting flows are served in this order
 	Src() netip.AddrPort // the application
 	Dst() netip.AddrPort // where it connects to
-	// AcceptFunc completes the application's handshake. then is called afterwards, on whatever goroutine; it owns the Conn.
+	// AcceptFunc completes the application's handshake, then calls then, on any goroutine. then owns the Conn.
 	AcceptFunc(then func(Conn, error))
-	// Reject fails the application's connect(): with ECONNREFUSED, EHOSTUNREACH,
-	// ENETUNREACH, or EACCES for what is administratively prohibited.
+	// Reject makes the application's connect() fail: with ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, or EACCES for what
+	// is administratively prohibited.
 	Reject(errno syscall.Errno)
-	// Drop leaves it without an answer.
+	// Drop leaves the flow unanswered.
 	Drop()
-	// Detach says that the flow goes on after Handle, or AcceptFunc's then, has returned, until Done.
+	// Detach says that the flow continues after Handle, or AcceptFunc's then, has returned, until Done.
 	Detach()
 	Done()
 	// Go runs work as a go statement would, at less cost.
 	Go(work func())
-	// Turn returns when it is the flow's turn to wake or to end, where many do at once.
+	// Turn waits for the flow's turn to wake or to end when many flows do so at once.
 	Turn()
 }
 
-// Names says which rule is for a flow. *rules.Names is one.
+// Names decides which rule applies to a flow. *rules.Names is one.
 type Names interface {
 	Decide(dst netip.AddrPort) rules.Decision
-	// Others are the other addresses of name, of the family of addr.
+	// Others returns the other addresses of name that are of addr's family.
 	Others(name string, addr netip.Addr) []netip.Addr
-	// Hold keeps what is known of addr until it is released.
+	// Hold keeps what is known about addr until release is called.
 	Hold(addr netip.Addr) (release func())
 }
 
-// Dialer connects to dst. pin is the source to bind, its address unspecified
-// where any will do, or the zero AddrPort for any source. Errnos stay in the
-// error, those of bind inside an os.SyscallError that says so.
+// Dialer connects to dst. pin is the source to bind. If any address will do, pin's address is unspecified; the zero
+// AddrPort means any source. The error keeps the errno; an errno of bind is inside an os.SyscallError that says so.
 type Dialer interface {
 	Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error)
 }
 
-// Config of a Proxy. Names, Dialer and Log are needed.
+// Config configures a Proxy. Names, Dialer and Log are required.
 type Config struct {
 	Names  Names
 	Dialer Dialer
 	Log    *slog.Logger
 
-	// DialTimeout bounds each dial; 0: DefaultDialTimeout.
+	// DialTimeout bounds each dial; 0 means DefaultDialTimeout.
 	DialTimeout time.Duration
-	// Direct says for which flows that no rule is for to dial from any port. The
-	// others are refused. Nil: none.
+	// Direct reports whether to dial a flow for which there is no rule, from any port. If not, the flow is refused.
+	// Nil refuses all of them.
 	Direct func(dst netip.AddrPort) bool
-	// MaxPerRule and MaxPerSource bound the flows that wait for an answer, of one
-	// rule and of one source address; 0: DefaultMaxPerRule, DefaultMaxPerSource.
-	// Further ones are dropped.
+	// MaxPerRule and MaxPerSource bound the number of flows that wait for an answer, per rule and per source address;
+	// 0 means DefaultMaxPerRule, DefaultMaxPerSource. Flows beyond that are dropped.
 	MaxPerRule, MaxPerSource int
-	// Apart says that flows come from another network namespace, so that none of them
-	// can be a dial of our own that was captured.
+	// Apart says that flows come from another network namespace, so that none of them can be a captured dial of our
+	// own.
 	Apart bool
-	// Behind says of a source address whether it is another host's, behind this one.
-	// Nil: none is.
+	// Behind reports whether a source address belongs to another host, behind this one. Nil means that none does.
 	Behind func(src netip.Addr) bool
-	// Forbid says why flows from behind may not be led to an address; nil if they may.
-	// It is asked for each address that is to be dialed.
+	// Forbid says why flows from hosts behind this one may not be led to an address; nil if they may. It is called
+	// for each address before it is dialed.
 	Forbid func(dst netip.Addr) error
-	// Wrap is given each upstream connection and returns what the flow reads and
-	// writes instead, for example one that looks at DNS answers. May be nil.
+	// Wrap is given each upstream connection and returns what the flow reads and writes instead, for example a
+	// connection that inspects DNS answers. May be nil.
 	Wrap func(dst netip.AddrPort, c Conn) Conn
-	// Quiet is called when many flows have ended or fallen asleep, and it pays to return
-	// memory to the system. May be nil.
+	// Quiet is called when many flows have ended or fallen asleep, and it is worthwhile to return memory to the
+	// system. May be nil.
 	Quiet func()
-	// Share is told how many bytes netstack may keep, on the way up and down, of a flow that is accepted from now on, whenever that
-	// has changed: few while very many flows are awake, and 0, as many as it likes, when they are not any more. It must not
-	// block. May be nil.
+	// Share is called when there is a change in how many bytes netstack may keep, on the way up and down, of a flow
+	// accepted from now on. The numbers are small while very many flows are awake. When they no longer are, the
+	// numbers are 0, which means no bound. Share must not block. May be nil.
 	Share func(up, down int)
-	// Busy is told when more than a few flows move many bytes at a time, and when they don't any more. It must not block. May
-	// be nil.
+	// Busy is called when more than a few flows move many bytes at a time, and when they no longer do. It must not
+	// block. May be nil.
 	Busy func(many bool)
-	// Yield is called between any two writes of a flow that moves many bytes, and lets others on for whom the network has
-	// news. May be nil.
+	// Yield is called between any two writes of a flow that moves many bytes. It lets others run for which the
+	// network has news. May be nil.
 	Yield func()
-	// GiveWay is the same for whatever looks at all flows there are, for it is no flow's business and may take long. May be
-	// nil.
+	// GiveWay is the same for whatever looks at all flows: that is no flow's business and may take long. May be nil.
 	GiveWay func()
 }
 
@@ -113,7 +109,7 @@ const DefaultDialTimeout = 30 * time.Second
 // Stats are counters since the start.
 type Stats struct {
 	Live   int    // flows in any stage now
-	Asleep int    // of these, the ones that have no goroutine
+	Asleep int    // of these, the ones without a goroutine
 	Ended  uint64 // flows that were spliced
 	Failed uint64 // flows that were not
 }
@@ -138,7 +134,7 @@ type Proxy struct {
 
 	mu       sync.Mutex
 	live     map[*live]struct{}
-	up, down uint64 // bytes of flows that are gone
+	up, down uint64 // bytes of flows that have ended
 	draining bool
 }
 
@@ -174,10 +170,9 @@ func New(c Config) *Proxy {
 	return &Proxy{cfg: c, leases: lease.NewTable(), crowd: newCrowd(c.MaxPerRule, c.MaxPerSource), rest: rest{quiet: c.Quiet, share: c.Share, busy: c.Busy}, live: make(map[*live]struct{})}
 }
 
-// Handle carries one flow from its decision on. It returns when the flow has failed, or
-// needs the goroutine no longer, which is once it is answered. ctx
-// ends when the application gives up before it is answered, or everything
-// stops; open flows are not ended by it, but by their ends or by Drain.
+// Handle carries one flow from its decision on. It returns when the flow has failed, or when the flow has been
+// answered and no longer needs the goroutine. ctx ends when the application gives up before it is answered, or when
+// everything stops. It does not end open flows: their ends or Drain do.
 func (p *Proxy) Handle(ctx context.Context, f Flow) {
 	given := &lazy{Context: ctx}
 	l := newLive(p, f, given.cancel)

@@ -8,42 +8,40 @@ import (
 	"time"
 )
 
-// lookEvery is how often it is looked who may sleep: a direction that has moved nothing
-// from one look to the next.
+// lookEvery is how often we look for directions that may sleep: those that have moved nothing from one look to the
+// next.
 const lookEvery = 500 * time.Millisecond
 
-// restStep is how many flows at least have to be fewer, or fewer awake, for it to pay to
-// return memory.
+// restStep is the least number of flows that must have gone or fallen asleep for it to pay to return memory.
 const restStep = 256
 
-// While more than fewBusy flows move busyBytes from one look to the next, there is work for all processors.
+// While more than fewBusy flows each move busyBytes from one look to the next, there is work for all processors.
 const (
 	fewBusy   = 8
 	busyBytes = 128 << 10
 )
 
-// rest looks after the flows that have a goroutine and could do without. While there is
-// none it does nothing.
+// rest looks after the flows that have a goroutine and could do without one. While there are none, it does nothing.
 type rest struct {
 	quiet func()             // Config.Quiet
 	share func(up, down int) // Config.Share
 	busy  func(many bool)    // Config.Busy
 
-	shared atomic.Int64 // what each flow may keep on the way down, in bytes; 0: fullShare; written under mu
+	shared atomic.Int64 // what each flow may keep on the way down, in bytes; 0 means fullShare; written under mu
 
 	mu      sync.Mutex
 	awake   []*live
 	open    int // flows, asleep or not
 	looking bool
 	many    bool // what busy was told
-	// The size is one for each flow, and one more while it is awake.
-	last, peak, told int // at the last look; the highest, and what it was, since quiet was called
+	// The size counts one for each flow, and one more while it is awake.
+	last, peak, told int // the size at the last look, its highest value since quiet was called, and its value at that call
 }
 
-// begin makes a flow known that has been opened. l.mu is held.
+// begin adds a flow that has been opened. l.mu is held.
 func (r *rest) begin(l *live) {
 	if !l.canSleep() {
-		l.keepLocked() // it is not looked at
+		l.keepLocked() // nobody looks at it
 		return
 	}
 	l.up.seen, l.down.seen = math.MaxUint64, math.MaxUint64 // young, not idle
@@ -53,7 +51,7 @@ func (r *rest) begin(l *live) {
 	r.addLocked(l)
 }
 
-// end forgets one that is over.
+// end forgets a flow that is over.
 func (r *rest) end(l *live) {
 	if !l.canSleep() {
 		return
@@ -63,7 +61,7 @@ func (r *rest) end(l *live) {
 	r.open--
 }
 
-// add makes known that a direction of the flow is awake.
+// add records that a direction of the flow is awake.
 func (r *rest) add(l *live) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -72,11 +70,11 @@ func (r *rest) add(l *live) {
 
 func (r *rest) addLocked(l *live) {
 	if l.place > 0 {
-		return // for its other direction
+		return // because of its other direction
 	}
 	r.awake = append(r.awake, l)
 	l.place = len(r.awake)
-	if share(len(r.awake)) < r.current() { // a larger one has time until the next look
+	if share(len(r.awake)) < r.current() { // a larger one can wait until the next look
 		r.shareLocked()
 	}
 	if !r.looking {
@@ -85,7 +83,7 @@ func (r *rest) addLocked(l *live) {
 	}
 }
 
-// remove makes known that none is.
+// remove records that no direction of the flow is awake.
 func (r *rest) remove(l *live) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -99,7 +97,7 @@ func (r *rest) remove(l *live) {
 	r.awake = r.awake[:n]
 }
 
-// busyLocked tells whether many flows are busy, if that has changed. r.mu is held.
+// busyLocked tells Config.Busy whether many flows are busy, if that has changed. r.mu is held.
 func (r *rest) busyLocked(many bool) {
 	if many == r.many {
 		return
@@ -110,14 +108,14 @@ func (r *rest) busyLocked(many bool) {
 	}
 }
 
-// asleep is how many flows are.
+// asleep returns how many flows are asleep.
 func (r *rest) asleep() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.open - len(r.awake)
 }
 
-// look asks the directions to sleep that moved nothing since the last look.
+// look asks the directions that have moved nothing since the last look to sleep.
 func (r *rest) look() {
 	tired, few, quiet, more := r.find()
 	for _, d := range tired {
@@ -135,8 +133,8 @@ func (r *rest) look() {
 	}
 }
 
-// find returns them, and all that are awake if there are few of them now, but were many. It says whether it is time to
-// return memory, and whether to look again.
+// find returns those directions, and all awake flows if there are few now but there were many before. It reports
+// whether it is time to return memory, and whether to look again.
 func (r *rest) find() (tired []*direction, few []*live, quiet, more bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -2,17 +2,17 @@ package proxy
 
 import "math/bits"
 
-// What an end does not take is kept: in netstack a mebibyte or more for each direction that is stuck, and on the way down a
-// chunk of ours. One flow needs that for its speed, a thousand don't, for together they are as fast with less. So the
-// flows that are awake share a sum.
+// Data that an end does not accept yet is kept: in netstack a mebibyte or more for each stuck direction, and on the
+// way down a chunk of ours. One flow needs that for its speed. A thousand don't: together they are as fast with less.
+// So the awake flows share a total.
 const (
-	fullShare  = 1 << 20         // of this size it is not bounded
-	leastShare = 128 << 10       // of however many flows: two packets
-	allShares  = 128 * fullShare // of all, on the way down
+	fullShare  = 1 << 20         // a share of this size is not bounded
+	leastShare = 128 << 10       // for any number of flows: two packets
+	allShares  = 128 * fullShare // of all flows together, on the way down
 )
 
-// share is how many bytes each of so many flows may keep on the way down: a power of two, so that it does not
-// change with each of them.
+// share returns how many bytes each of this many flows may keep on the way down. It is a power of two, so that it
+// does not change with every flow.
 func share(flows int) int {
 	if flows <= allShares/fullShare {
 		return fullShare
@@ -20,11 +20,11 @@ func share(flows int) int {
 	return max(leastShare, 1<<(bits.Len(uint(allShares/flows))-1))
 }
 
-// upShare is what each may keep on the way up, if it is bounded: twice as much. With more room an application sends
-// more at a time, which costs less (docs/performance.md, "Shares").
+// upShare returns how much each flow may keep on the way up, if it is bounded: twice as much. With more room an
+// application sends more at a time, which costs less (docs/performance.md, "Shares").
 func upShare(share int) int { return 2 * share }
 
-// chunkFor is how much is read at a time by flows with such a share.
+// chunkFor returns how much flows with such a share read at a time.
 func chunkFor(share int) int {
 	if share < chunkSize {
 		return pieceSize
@@ -32,7 +32,7 @@ func chunkFor(share int) int {
 	return chunkSize
 }
 
-// current is the share of a flow now.
+// current returns the current share of a flow.
 func (r *rest) current() int {
 	if n := r.shared.Load(); n > 0 {
 		return int(n)
@@ -40,7 +40,7 @@ func (r *rest) current() int {
 	return fullShare
 }
 
-// shareLocked says what the share is now, to all that need to know, if it has changed. r.mu is held.
+// shareLocked updates the share and, if it has changed, tells all that need to know. r.mu is held.
 func (r *rest) shareLocked() {
 	now := share(len(r.awake))
 	if now == r.current() {
@@ -56,11 +56,11 @@ func (r *rest) shareLocked() {
 	}
 }
 
-// A bounder is an upstream connection of which the kernel can be told how much to keep; 0: as much as it likes.
+// A bounder is an upstream connection that can tell the kernel how much to keep; 0 means no bound.
 type bounder interface{ bound(bytes int) }
 
-// boundLocked has the kernel keep little of a new flow, if there are many. It is never less than what a connection begins
-// with, so nothing that is on its way is in vain. l.mu is held.
+// boundLocked makes the kernel keep little of a new flow, if there are many. The bound is never less than what a
+// connection begins with, so nothing under way is wasted. l.mu is held.
 func (l *live) boundLocked() {
 	if up, ok := l.net.(bounder); ok && l.proxy.rest.current() < fullShare {
 		l.bounded = true
@@ -68,7 +68,7 @@ func (l *live) boundLocked() {
 	}
 }
 
-// unboundLocked takes that back when there are few: one that is far away would be slow. l.mu is held.
+// unboundLocked removes the bound when there are few flows: with it, a distant upstream would be slow. l.mu is held.
 func (l *live) unboundLocked() {
 	if l.bounded && l.proxy.rest.current() == fullShare {
 		l.bounded = false

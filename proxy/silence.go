@@ -13,12 +13,12 @@ import (
 const (
 	// probeTimeout is how long a probe from another port may take.
 	probeTimeout = 3 * time.Second
-	// probeAfter is how long an upstream has to have been silent for a probe, when the
-	// application gives up before the dial does.
+	// probeAfter is how long an upstream must have been silent to be probed, when the application gives up before the
+	// dial does.
 	probeAfter = 2 * time.Second
 	// probeEvery is the least time between two probes of one destination.
 	probeEvery = time.Minute
-	// maxProbed bounds the destinations that are remembered for that.
+	// maxProbed bounds the number of destinations remembered for probeEvery.
 	maxProbed = 1024
 )
 
@@ -33,18 +33,18 @@ type silenceError struct {
 func (e *silenceError) Error() string { return e.err.Error() }
 func (e *silenceError) Unwrap() error { return e.err }
 
-// unanswered says that a dial ended without a word from the other side.
+// unanswered reports whether a dial ended without any word from the other side.
 func unanswered(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || isTimeout(err) || errors.Is(err, syscall.ETIMEDOUT)
 }
 
-// probes remembers which destinations were probed lately. The zero value is ready.
+// probes remembers which destinations were probed recently. The zero value is ready for use.
 type probes struct {
 	mu   sync.Mutex
 	last map[netip.AddrPort]time.Time
 }
 
-// due says whether a probe may be made now, and counts it as made.
+// due reports whether a probe may be made now, and if so counts it as made.
 func (p *probes) due(dst netip.AddrPort) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -59,15 +59,14 @@ func (p *probes) due(dst netip.AddrPort) bool {
 	return true
 }
 
-// diagnose finds out whether the silence is about the source port: whether the
-// destination answers another one. The application has been left to its own timeout
-// by then. It costs one connection, which carries nothing.
+// diagnose finds out whether the silence depends on the source port: whether the destination answers another one. By
+// then the application has been left to its own timeout. A probe costs one connection, which carries nothing.
 func (l *live) diagnose(err error) error {
 	var silent *silenceError
 	if !errors.As(err, &silent) || silent.waited < min(probeAfter, l.proxy.cfg.DialTimeout) {
 		return err
 	}
-	// Not the flow's context, which has ended if the application has gone.
+	// Not the flow's context: it has ended if the application is gone.
 	ctx, cancel := context.WithTimeout(context.Background(), min(probeTimeout, l.proxy.cfg.DialTimeout))
 	defer cancel()
 	if !l.goOn(cancel) || !l.proxy.probes.due(silent.dst) {
@@ -79,7 +78,8 @@ func (l *live) diagnose(err error) error {
 	return silent
 }
 
-// probe dials the destination from another port and puts what that tells into e; false if it tells nothing.
+// probe dials the destination from another port and records in e what that shows. It reports false if it shows
+// nothing.
 func (e *silenceError) probe(ctx context.Context, d Dialer) bool {
 	from := netip.AddrPort{}
 	if !e.pin.Addr().IsUnspecified() {

@@ -5,9 +5,8 @@ import (
 	"time"
 )
 
-// A goroutine that waits for bytes is most of what an idle flow costs. So a direction
-// in which nothing moves falls asleep: its goroutine ends, and there is another one when
-// there is something to read, or to end.
+// A goroutine that waits for bytes is most of the cost of an idle flow. So a direction in which nothing moves falls
+// asleep: its goroutine ends, and a new one starts when there is something to read, or to end.
 //
 //	         open                 src ends, or fails
 //	(none) ───────▶ awake ─────────────────────────────▶ over
@@ -16,10 +15,9 @@ import (
 //	    moved       ▼   │ or by an error of the other direction
 //	                asleep
 //
-// Each direction sleeps for itself. Nothing is lost at the moment of falling asleep, for
-// src is asked to tell when it can be read, not when that changes: if it can be already,
-// it tells at once. Whoever closes an end wakes who reads from it, for a closed end tells
-// nothing.
+// Each direction sleeps on its own. Nothing is lost at the moment of falling asleep, because src is asked to report
+// when it can be read, not when that changes. If it can be read already, it reports at once. Whoever closes an end
+// wakes its reader, because a closed end reports nothing.
 
 type state uint8
 
@@ -29,25 +27,23 @@ const (
 	over
 )
 
-// waker is who is woken.
+// waker is what a sleeper wakes.
 type waker = interface{ Wake() }
 
-// A sleeper is a Conn that tells when a read would not block, without a goroutine
-// that waits for it.
+// A sleeper is a Conn that reports when a read would not block, without a goroutine that waits for it.
 //
-// After Watch, w.Wake is called once a read would not block, maybe before Watch
-// returns, from any goroutine and with any lock held, so it must not block. It may be called
-// again. Watch reports false if it can't tell. Unwatch takes it back; Wake may be
-// under way then. After Close it does not tell any more.
+// After Watch, w.Wake is called once a read would not block, maybe before Watch returns. The call comes from any
+// goroutine and with any lock held, so Wake must not block. It may be called again. Watch reports false if it can't
+// watch. Unwatch undoes Watch; a call of Wake may be under way then. After Close there are no more reports.
 type sleeper interface {
 	Conn
 	Watch(w waker) bool
 	Unwatch()
 }
 
-// sleep is a direction's own.
+// sleep is the state of a direction's sleep.
 type sleep struct {
-	called atomic.Bool // Wake, since it fell asleep
+	called atomic.Bool // Wake was called since it fell asleep
 	seen   uint64      // bytes, at the last look
 
 	// Guarded by live.mu.
@@ -55,16 +51,16 @@ type sleep struct {
 	sleepless bool // src can't tell
 }
 
-// canSleep says whether one of the directions could.
+// canSleep reports whether one of the directions can sleep.
 func (l *live) canSleep() bool { return l.up.canSleep() || l.down.canSleep() }
 
-// canSleep says whether src could tell when it can be read.
+// canSleep reports whether src can tell when a read would not block.
 func (d *direction) canSleep() bool {
 	_, ok := d.src.(sleeper)
 	return ok
 }
 
-// tire asks a direction in which nothing has moved to fall asleep: its read ends by a deadline.
+// tire asks a direction in which nothing has moved to fall asleep: a deadline ends its read.
 func (d *direction) tire() {
 	l := d.flow
 	l.mu.Lock()
@@ -75,18 +71,17 @@ func (d *direction) tire() {
 	}
 }
 
-// fallAsleep is called after that by the direction's goroutine, which has to end if it
-// reports true, and to go on if it does not.
+// fallAsleep is called after that by the direction's goroutine, which must end if it reports true, and go on if not.
 func (d *direction) fallAsleep() bool {
 	l := d.flow
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	src, ok := d.src.(sleeper)
-	if !ok || l.ordered { // ended meanwhile: it is another deadline by now
+	if !ok || l.ordered { // ended meanwhile: the deadline is another one by now
 		return false
 	}
 	_ = src.SetReadDeadline(time.Time{})
-	if l.reason != "" { // it is being reset: its end is that of the read, and must not look like an orderly one
+	if l.reason != "" { // it is being reset: the read reports that end, which must not look like an orderly one
 		return false
 	}
 	d.called.Store(false)
@@ -106,19 +101,19 @@ func (d *direction) Wake() {
 	}
 }
 
-// wakeUp carries on.
+// wakeUp continues the direction.
 func (d *direction) wakeUp() {
 	d.flow.mu.Lock()
 	woken := d.rouseLocked()
 	d.flow.mu.Unlock()
 	if woken {
-		d.flow.turn() // not before: who is not woken may find the flow done
+		d.flow.turn() // not before: if it was not woken, the flow may be done
 		d.carry()
 	}
 }
 
-// rouseLocked makes a direction that is asleep an awake one, whose goroutine the caller
-// provides.
+// rouseLocked makes a sleeping direction an awake one, and reports whether it was asleep. The caller provides the
+// goroutine.
 func (d *direction) rouseLocked() bool {
 	if d.state != asleep {
 		return false
@@ -146,7 +141,7 @@ func (l *live) restLocked() {
 	}
 }
 
-// over notes that a direction has ended, and reports whether it was the last.
+// over records that a direction has ended, and reports whether it was the last.
 func (l *live) over(d *direction) (last bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

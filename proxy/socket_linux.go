@@ -15,22 +15,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socket is a connection of the kernel's. It is made with less than net.Dialer needs: no goroutine for the context,
-// no question after the peer's name, and a round through the poller only if there is something to wait for.
-// docs/performance.md has what that is worth. Its errors are those of a *net.TCPConn.
+// socket is a kernel connection. It takes less to make than with net.Dialer: no goroutine for the context, no query
+// for the peer's name, and a pass through the poller only if there is something to wait for. docs/performance.md says
+// what that is worth. Its errors are those of a *net.TCPConn.
 type socket struct {
-	file          *os.File // Go's poller knows it
+	file          *os.File // known to Go's poller
 	raw           rawSocket
-	local, remote netip.AddrPort // local is what the kernel says
+	local, remote netip.AddrPort // local is as reported by the kernel
 }
 
 var _ kernelConn = (*socket)(nil)
 
-// noDelay does without waiting until small packets have become large ones, which the application's own kernel has done
-// if it was to be done.
+// noDelay does not wait for small packets to become large ones. If that is wanted, the application's own kernel has
+// already done it.
 var noDelay = option{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}
 
-// connect makes a TCP connection from pin, the zero value for any source, to dst. prepare, if there is one, is given the
+// connect makes a TCP connection from pin to dst. The zero pin means any source. prepare, if not nil, is given the
 // socket before it is bound.
 func (s Sockets) connect(ctx context.Context, pin, dst netip.AddrPort, prepare func(fd uintptr) error) (kernelConn, error) {
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
@@ -76,8 +76,8 @@ func (s Sockets) connectSocket(ctx context.Context, pin, dst netip.AddrPort, pre
 	return c, nil
 }
 
-// begin has the kernel connect, and reports whether the upstream has answered already, as one on this host does, or in a
-// container of it: within the call.
+// begin makes the kernel connect, and reports whether the upstream has answered already. An upstream on this host, or
+// in a container on it, answers within the call.
 func (s Sockets) begin(fd uintptr, pin netip.AddrPort, to sockaddrInet, prepare func(fd uintptr) error) (connected bool, err error) {
 	if err := s.setOptions(fd); err != nil {
 		return false, fmt.Errorf("mark the socket: %w", err)
@@ -98,38 +98,38 @@ func (s Sockets) begin(fd uintptr, pin netip.AddrPort, to sockaddrInet, prepare 
 	if errno := connectNow(fd, to); !underWay(errno) {
 		return errno == 0, failure("connect", errno)
 	}
-	// Other flows first: what they dial is then answered together. With many connections at a time the program makes a
-	// tenth fewer a second without this.
+	// Let other flows go first: what they dial is then answered together. Without this, with many connections at a
+	// time, the program makes a tenth fewer per second.
 	runtime.Gosched()
 	return connectedNow(fd, to)
 }
 
-// underWay says whether connect has not come to an end.
+// underWay reports whether connect has not come to an end yet.
 func underWay(errno syscall.Errno) bool {
 	return errno == unix.EINPROGRESS || errno == unix.EALREADY || errno == unix.EINTR
 }
 
-// connectedNow asks how a connect that is under way stands, by repeating it: its end is told once, be it an error
-// (__inet_stream_connect).
+// connectedNow asks for the state of a connect under way by repeating it. The kernel reports its end once, even if it
+// is an error (__inet_stream_connect).
 func connectedNow(fd uintptr, to sockaddrInet) (bool, error) {
 	switch errno := connectNow(fd, to); {
 	case underWay(errno):
 		return false, nil
 	case errno == 0, errno == unix.EISCONN:
 		return true, nil
-	case errno == unix.EPIPE: // a reset behind the upstream's FIN (tcp_reset)
+	case errno == unix.EPIPE: // a reset after the upstream's FIN (tcp_reset)
 		return false, failure("connect", unix.ECONNRESET)
 	default:
 		return false, failure("connect", errno)
 	}
 }
 
-// newSocket takes fd over, also if it fails.
+// newSocket takes over fd, even if it fails.
 func newSocket(fd int, remote netip.AddrPort) (*socket, error) {
 	file := os.NewFile(uintptr(fd), "socket")
 	raw, err := file.SyscallConn()
 	if err == nil {
-		err = file.SetWriteDeadline(time.Time{}) // which is all that os tells of a poller without room
+		err = file.SetWriteDeadline(time.Time{}) // the only sign that os gives of a poller without room
 	}
 	if err != nil {
 		_ = file.Close()
@@ -156,7 +156,7 @@ func (s *socket) await(ctx context.Context, to sockaddrInet) error {
 	return err
 }
 
-// whyEnded is why ctx has ended; nil if it has not. As with net.Dialer, a deadline is a timeout.
+// whyEnded returns why ctx has ended; nil if it has not. As with net.Dialer, a deadline is a timeout.
 func whyEnded(ctx context.Context) error {
 	err := ctx.Err()
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -185,7 +185,7 @@ func (s *socket) CloseWrite() error {
 	return s.control("close", func(fd uintptr) error { return shutdownNow(fd, unix.SHUT_WR) })
 }
 
-// SetLinger is that of a *net.TCPConn.
+// SetLinger does what that of a *net.TCPConn does.
 func (s *socket) SetLinger(sec int) error {
 	linger := unix.Linger{Linger: int32(max(sec, 0))}
 	if sec >= 0 {
@@ -229,7 +229,7 @@ func (s *socket) SetWriteDeadline(t time.Time) error {
 // SyscallConn implements syscall.Conn.
 func (s *socket) SyscallConn() (syscall.RawConn, error) { return &s.raw, nil }
 
-// failed is err, which may be nil, as a *net.TCPConn has it.
+// failed returns err, which may be nil, as a *net.TCPConn reports it.
 func (s *socket) failed(op string, err error) error {
 	if err == nil {
 		return nil
@@ -248,8 +248,8 @@ func (s *socket) failed(op string, err error) error {
 	return &net.OpError{Op: op, Net: "tcp", Source: s.LocalAddr(), Addr: s.RemoteAddr(), Err: err}
 }
 
-// rawSocket is a file's syscall.RawConn. Where a file has been closed, or is past its deadline, it has other errors
-// than a net.Conn.
+// rawSocket is a file's syscall.RawConn with the errors of a net.Conn. A file's own errors differ when it has been
+// closed or is past its deadline.
 type rawSocket struct{ raw syscall.RawConn }
 
 // Control implements syscall.RawConn.
@@ -261,7 +261,8 @@ func (r *rawSocket) Read(f func(fd uintptr) bool) error { return ofNet(r.raw.Rea
 // Write implements syscall.RawConn.
 func (r *rawSocket) Write(f func(fd uintptr) bool) error { return ofNet(r.raw.Write(f)) }
 
-// ofNet: closed is all that is left besides the deadline, and it has no name of its own (poll.ErrFileClosing).
+// ofNet turns a file's error into that of a net.Conn. Besides the deadline, only a closed file is left. Its error has
+// no exported name (poll.ErrFileClosing).
 func ofNet(err error) error {
 	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		return err

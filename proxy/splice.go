@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// A conn that can tell when a read would not block, or that takes a buffer only
-// then, costs no buffer while it is idle. Others hold one.
+// A conn that can report when a read would not block, or that takes a buffer only then, costs no buffer while it is
+// idle. Other conns hold one.
 type (
 	readWaiter  interface{ WaitRead() error }
 	chunkReader interface {
@@ -21,10 +21,10 @@ type (
 	}
 )
 
-// A lender calls take with the bytes that can be read now, takes those out of its stream of which take says that they were
-// used, and returns how many. No bytes and no error: there is nothing yet. take must not block. A borrower writes what a
-// lender has, waits until it can write some of it, and returns how many bytes it has written, and how reading and
-// writing have failed. Together they need no buffer.
+// A lender calls take with the bytes that can be read now, removes from its stream those that take says were used,
+// and returns how many. No bytes and no error mean that there is nothing yet. take must not block. A borrower waits
+// until it can write, writes what a lender has, and returns how many bytes it has written, and the errors of reading
+// and writing. Together they need no buffer.
 type (
 	lender interface {
 		readWaiter
@@ -41,25 +41,23 @@ type direction struct {
 	flow     *live
 	src, dst Conn
 	bytes    atomic.Uint64
-	// What ended it: reading, writing, or neither at the end of the stream.
+	// What ended it: reading or writing; neither at the end of the stream.
 	readErr, writeErr error
-	unheard           bool // after we ended the flow src has said more, or has not ended
+	unheard           bool // after we ended the flow, src has sent more or has not ended
 
 	sleep
 }
 
-// splice has the bytes carried both ways until both directions have ended. It may
-// return before.
+// splice starts carrying bytes both ways, until both directions have ended. It may return before that.
 func (l *live) splice() {
 	l.flow.Go(l.up.carry)
-	runtime.Gosched() // what the application says goes first: the upstream mostly has nothing to say before
+	runtime.Gosched() // the application goes first: until it has sent something, the upstream mostly sends nothing
 	l.down.carry()
 }
 
-// carry is the goroutine of one direction. The end of src's stream becomes a FIN
-// to dst. An error of src becomes a reset of dst, which also ends the other
-// direction. An error of dst is left to that other direction, which reads from
-// dst and sees the rest of its bytes and then the same end.
+// carry is the goroutine of one direction. The end of src's stream becomes a FIN to dst. An error of src becomes a
+// reset of dst, which also ends the other direction. An error of dst is left to that other direction: it reads from
+// dst, and sees the rest of its bytes and then the same end.
 func (d *direction) carry() {
 	if d.pump() {
 		return // asleep
@@ -83,12 +81,11 @@ func (d *direction) carry() {
 	}
 }
 
-// finish closes both ends when both directions have ended, and is the end of the flow.
+// finish closes both ends when both directions have ended, and ends the flow.
 func (l *live) finish() {
-	// What broke or stuck while being written to has not got its whole stream, and
-	// the other end, which may have ended by FIN long ago, has still to be told.
-	// What was not heard to its end is told by a reset, as the kernel does; besides, in
-	// FIN_WAIT2 it would keep the 4-tuple for a minute.
+	// An end that broke or got stuck while being written to has not received its whole stream. The other end may have
+	// ended by FIN long ago, and has yet to be told. An end that was not read to its end is told by a reset, as the
+	// kernel does. Otherwise it would also keep the 4-tuple for a minute, in FIN_WAIT2.
 	closeEnd(l.app, l.down.writeErr != nil, l.up.writeErr != nil || l.up.unheard)
 	closeEnd(l.net, l.up.writeErr != nil, l.down.writeErr != nil || l.down.unheard)
 	l.held.Release(0)
@@ -99,12 +96,11 @@ func (l *live) finish() {
 	l.flow.Done()
 }
 
-// yieldBytes is how many bytes have to have moved at a time for others to be let on then: who moves fewer waits for more
-// anyway.
+// yieldBytes is how many bytes must have moved at a time for others to be let run. A flow that moves fewer waits for
+// more anyway.
 const yieldBytes = 32 << 10
 
-// pump moves bytes until src ends or either side fails, or the direction has
-// fallen asleep.
+// pump moves bytes until src ends, either side fails, or the direction has fallen asleep.
 func (d *direction) pump() (asleep bool) {
 	for {
 		n, err := d.move()
@@ -128,7 +124,7 @@ func (d *direction) pump() (asleep bool) {
 	}
 }
 
-// move waits for bytes and has dst take them. It returns how many have moved, and src's error.
+// move waits for bytes and passes them to dst. It returns how many have moved, and src's error.
 func (d *direction) move() (int, error) {
 	if src, ok := d.src.(lender); ok {
 		if dst, ok := d.dst.(borrower); ok {
@@ -138,7 +134,7 @@ func (d *direction) move() (int, error) {
 	return d.copy()
 }
 
-// lend has dst write what src has, from where it lies. What dst does not take stays there.
+// lend makes dst write src's bytes from where they lie. What dst does not accept stays there.
 func (d *direction) lend(src lender, dst borrower) (n int, err error) {
 	if err := src.WaitRead(); err != nil {
 		return 0, err
@@ -164,7 +160,7 @@ func (d *direction) copy() (int, error) {
 	return n, err
 }
 
-// wrote is the end of a write.
+// wrote records the end of a write.
 func (d *direction) wrote(n int) {
 	if n > 0 {
 		d.bytes.Add(uint64(n))
@@ -173,7 +169,7 @@ func (d *direction) wrote(n int) {
 	d.flow.writing.Add(-1)
 }
 
-// next reads a chunk, which is to be freed after use; nil if none was taken.
+// next reads a chunk, which the caller must free; nil if none was taken.
 func (d *direction) next() (*chunk, int, error) {
 	size := chunkFor(d.flow.proxy.rest.current())
 	switch src := d.src.(type) {
@@ -189,16 +185,15 @@ func (d *direction) next() (*chunk, int, error) {
 	return buf, n, err
 }
 
-// discard waits for src to end its stream after we have ended the flow, and no
-// longer than endLinger. What still comes has nowhere to go; it says whether
-// nothing was lost.
+// discard waits for src to end its stream after we have ended the flow, for endLinger at most. What still arrives has
+// nowhere to go. discard reports whether nothing was lost.
 func (d *direction) discard() bool {
 	_ = d.src.SetReadDeadline(time.Now().Add(endLinger))
 	n, err := io.Copy(io.Discard, struct{ io.Reader }{d.src})
 	return n == 0 && err == nil
 }
 
-// ending says in the log's words how the flow ended.
+// ending says how the flow ended, in the log's words.
 func (l *live) ending() string {
 	up, down := &l.up, &l.down
 	if reason := l.ended(); reason != "" {
@@ -217,7 +212,7 @@ func (l *live) ending() string {
 	return "closed"
 }
 
-// broken leaves out the reads that ended because we closed or reset the conn ourselves.
+// broken ignores reads that ended because we closed or reset the conn ourselves.
 func broken(err error) bool {
 	return err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ECONNABORTED)
 }
@@ -229,8 +224,8 @@ func timedOut(err error) string {
 	return ""
 }
 
-// closeEnd closes c: by a reset if its stream is short, or behind the bytes that
-// were written to it.
+// closeEnd closes c: by a reset at once if its stream is short, or by a reset after the bytes that were written to
+// it.
 func closeEnd(c Conn, short, reset bool) {
 	switch {
 	case short:
@@ -241,7 +236,7 @@ func closeEnd(c Conn, short, reset bool) {
 	_ = c.Close()
 }
 
-// closeByReset ends c by a reset, behind the bytes that were written to it.
+// closeByReset ends c by a reset, after the bytes that were written to it.
 func closeByReset(c Conn) {
 	flush(c)
 	_ = c.SetLinger(0)

@@ -11,10 +11,10 @@ import (
 	"pinproxy/proxy/lease"
 )
 
-// A flow whose source address has left the host hears nothing any more, and its kernel tells it nothing: as any
-// program's connection it waits for its peer, since an address may come back with the link or the lease of DHCP. But it
-// holds its source port towards the destination all that time. So while another flow waits for that very port, and the
-// address stays away, it is reset.
+// A flow whose source address has left the host receives nothing any more, and its kernel does not report that. Like
+// any program's connection it waits for its peer, since an address may come back with the link or the DHCP lease. But
+// all that time it holds its source port towards the destination. So it is reset if the address stays away while
+// another flow waits for that very port.
 const (
 	strandedLook  = time.Second
 	strandedAfter = 10 * time.Second
@@ -35,7 +35,7 @@ func (s Sockets) Owns(addr netip.Addr) bool {
 	return !errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
-// rescue looks at those in the way of a flow that waits, from time to time until it is stopped.
+// rescue looks at the flows in the way of a waiting flow, from time to time until it is stopped.
 type rescue struct {
 	owns    func(netip.Addr) bool
 	holders []lease.Held
@@ -45,7 +45,7 @@ type rescue struct {
 	stopped bool
 }
 
-// rescue begins one. The caller stops it.
+// rescue starts a rescue. The caller stops it.
 func (l *live) rescue(holders []lease.Held) *rescue {
 	r := &rescue{holders: holders}
 	d, ok := l.proxy.cfg.Dialer.(addressed)
@@ -81,8 +81,8 @@ func (r *rescue) look() {
 	}
 }
 
-// stranded reports whether the flow's source address has been seen to be gone for so long. Who waits for its port may
-// give up before that, and come again: the flow itself remembers.
+// stranded reports whether the flow's source address has been seen to be gone for strandedAfter. A flow that waits
+// for its port may give up before that and come again, so the flow itself remembers.
 func (l *live) stranded(owns func(netip.Addr) bool, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

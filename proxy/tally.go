@@ -8,10 +8,10 @@ import (
 	"pinproxy/rules"
 )
 
-// tally counts what became of a rule's flows. Everything in it only grows.
+// tally counts what became of a rule's flows. Its numbers only grow.
 type tally struct {
 	hits, ended, failed atomic.Uint64
-	up, down            uint64 // bytes of flows that are gone; Proxy.mu guards them
+	up, down            uint64 // bytes of flows that have ended; guarded by Proxy.mu
 
 	mu     sync.Mutex
 	served map[uint16]uint64 // flows that were connected, by the port they left from
@@ -27,8 +27,8 @@ func (t *tally) serve(port uint16) {
 	t.served[port]++
 }
 
-// tallies are those of all rules. A rule is known by its text, so that it goes on counting when the rules are read anew.
-// The zero value is ready for use.
+// tallies holds the tallies of all rules. A rule is identified by its text, so that it keeps counting when the rules
+// are read again. The zero value is ready for use.
 type tallies struct {
 	byRule sync.Map // *rules.Rule → *tally; nil is for flows without a rule
 
@@ -76,9 +76,9 @@ func (t *tallies) retain(list []*rules.Rule) {
 	maps.DeleteFunc(t.byText, func(text string, _ *tally) bool { return !byText[text] })
 }
 
-// RuleStats are what flows of a rule did since it was first given, and do now.
+// RuleStats says what flows of a rule have done since it was first given, and what they do now.
 type RuleStats struct {
-	Hits     uint64        // flows that it was for, waiting and refused ones too
+	Hits     uint64        // flows that it applied to, including waiting and refused ones
 	Ended    uint64        // those that were connected and have ended
 	Failed   uint64        // those that were not connected
 	Up, Down uint64        // bytes
@@ -110,13 +110,13 @@ func (p *Proxy) RuleStats(list []*rules.Rule) []RuleStats {
 	return stats
 }
 
-// Totals are the counters of all flows since the start, and what there is now.
+// Totals are the counters of all flows since the start, and the current numbers.
 type Totals struct {
 	Ended    uint64        // flows that were connected
 	Failed   [kinds]uint64 // flows that were not, by kind
 	Up, Down uint64        // bytes
 	Stages   [Open + 1]int // how many flows are in each stage now
-	Leases   int           // source ports that flows have
+	Leases   int           // source ports that flows hold
 	Waiting  int           // flows in the queues for one
 }
 
@@ -176,5 +176,5 @@ func (p *Proxy) Served(rule *rules.Rule) map[uint16]uint64 {
 	return maps.Clone(t.served)
 }
 
-// RetainRules forgets the counters of all rules but these: call it when others are in force.
+// RetainRules forgets the counters of all rules but these. Call it when other rules come into force.
 func (p *Proxy) RetainRules(list []*rules.Rule) { p.tallies.retain(list) }

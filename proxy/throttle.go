@@ -10,21 +10,21 @@ import (
 	"pinproxy/rules"
 )
 
-// What the log takes of one cause: programs that try again without end must not fill it. So many lines of a rule, a
-// destination and a kind at once, then one from time to time that says how many it stands for.
+// How much the log takes of one cause. Programs that retry endlessly must not fill it. Each rule, destination and
+// kind gets a burst of lines, then one from time to time that says how many it stands for.
 const (
 	throttleBurst  = 10
 	throttleEvery  = 10 * time.Second
-	throttleCauses = 1024 // remembered; beyond it all are forgotten and may be logged again
+	throttleCauses = 1024 // remembered; beyond that all are forgotten and may be logged again
 )
 
-// throttle counts lines of the log by their cause. The zero value is ready for use.
+// throttle counts log lines by their cause. The zero value is ready for use.
 type throttle struct {
 	mu     sync.Mutex
 	causes map[repeatable]*repeated
 }
 
-// repeatable is what makes two lines say the same.
+// repeatable is what two lines that say the same have in common.
 type repeatable struct {
 	msg  string
 	rule *rules.Rule
@@ -38,7 +38,7 @@ type repeated struct {
 	skipped int // since then
 }
 
-// due says whether a line may be logged, and how many have been left out before it.
+// due reports whether a line may be logged, and how many were left out before it.
 func (t *throttle) due(what repeatable) (skipped int, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -66,7 +66,7 @@ func (t *throttle) due(what repeatable) (skipped int, ok bool) {
 	return skipped, true
 }
 
-// say logs what other flows may say as well.
+// say logs a line that other flows may log as well.
 func (l *live) say(level slog.Level, msg string, kind Kind, attrs []slog.Attr) {
 	log := l.proxy.cfg.Log
 	if !log.Enabled(context.Background(), level) {

@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-// Trial is a connection that was made to see whether it can be.
+// Trial is a connection that was made to see whether it can be made.
 type Trial struct {
 	Local netip.AddrPort // read back from the socket
-	Took  time.Duration  // until the destination had answered
+	Took  time.Duration  // until the destination answered
 }
 
 // Try connects from pin to dst as a flow does, and ends the connection in order without having sent a byte. The error
-// is the one that the flow's line in the log would have; [Hint] says what would help. A dial without an answer is
-// followed by one from another port, as a flow's is. The lease table is not asked.
+// is the one that the flow's log line would have; [Hint] says what would help. After a dial without an answer Try
+// dials from another port, as a flow does. The lease table is not asked.
 func (s Sockets) Try(ctx context.Context, pin, dst netip.AddrPort) (Trial, error) {
 	begun := time.Now()
 	c, err := s.Dial(ctx, pin, dst)
@@ -46,8 +46,8 @@ func (s Sockets) Try(ctx context.Context, pin, dst netip.AddrPort) (Trial, error
 	return Trial{Local: local, Took: took}, nil
 }
 
-// endInOrder ends a connection by a FIN both ways, if the peer does so soon. The TIME_WAIT that we get for having been
-// first would be in the way of the next flow: it is ended, if we may.
+// endInOrder ends a connection by a FIN both ways, if the peer sends its own soon. Because we were first, we get a
+// TIME_WAIT, which would be in the way of the next flow. We end it, if we may.
 func (s Sockets) endInOrder(c Conn) {
 	local, remote := addrPort(c.LocalAddr()), addrPort(c.RemoteAddr())
 	_ = c.CloseWrite()

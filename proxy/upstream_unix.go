@@ -10,8 +10,7 @@ import (
 	"syscall"
 )
 
-// upstream is a kernel socket that is read without holding a buffer while
-// nothing comes.
+// upstream is a kernel socket that is read without holding a buffer while nothing arrives.
 type upstream struct {
 	kernelConn
 	raw      syscall.RawConn
@@ -51,7 +50,7 @@ func (u *upstream) CloseWrite() error {
 	return u.kernelConn.CloseWrite()
 }
 
-// Broken implements breakable. After our own FIN a connection that has ended in order looks alike.
+// Broken implements breakable. After our own FIN, a connection that ended in order looks the same.
 func (u *upstream) Broken() (broken bool) {
 	_ = u.raw.Control(func(fd uintptr) { broken = !u.finished.Load() && gone(fd) })
 	return broken
@@ -81,8 +80,8 @@ func (u *upstream) readChunk(size int) (*chunk, int, error) {
 			buf = nil
 			return false
 		}
-		// The kernel tells of a reset once. If it has told a writer, a reader is
-		// shown the end of the stream; but only FINs both ways end it like that.
+		// The kernel reports a reset once. If a writer has been told of it, a reader sees the end of the stream. But
+		// only FINs both ways end a connection like that, and we have not sent ours.
 		if n == 0 && err == nil && !u.finished.Load() && gone(fd) {
 			err = syscall.ECONNRESET
 		}

@@ -12,14 +12,14 @@ import (
 )
 
 const (
-	// idleHint is how long a flow waits before it is told that an idle one holds it up.
+	// idleHint is how long a flow waits before the log says that an idle one holds it up.
 	idleHint = 2 * time.Second
-	// countdown is how often a flow that waits for the kernel says so.
+	// countdown is how often the log says that a flow waits for the kernel.
 	countdown = 10 * time.Second
 )
 
-// wait is a flow's wait for its source port: for other flows, which the lease table
-// settles, and for the kernel. Only the flow's own goroutine uses it.
+// wait is a flow's wait for its source port: for other flows, which is the lease table's task, and for the kernel.
+// Only the flow's own goroutine uses it.
 type wait struct {
 	flow    *live
 	rule    *rules.Rule
@@ -27,7 +27,7 @@ type wait struct {
 	ends    time.Time
 	waiting bool // for longer than a first look
 	reclaim bool
-	timer   *time.Timer // for the hint at idle flows, while the flow waits behind others
+	timer   *time.Timer // for the hint about idle flows, while the flow waits behind others
 	rescue  *rescue     // of the port, if one of them is stranded
 
 	// The kernel's refusals.
@@ -44,7 +44,7 @@ func (l *live) newWait(how lease.Request) *wait {
 	return &wait{flow: l, rule: l.decision.Rule, begun: now, ends: now.Add(how.Wait), waiting: how.Wait > 0, reclaim: how.Reclaim > 0, rest: firstRest}
 }
 
-// end is called when the flow waits no longer.
+// end is called when the flow no longer waits.
 func (w *wait) end() {
 	if w.timer != nil {
 		w.timer.Stop()
@@ -54,7 +54,7 @@ func (w *wait) end() {
 	}
 }
 
-// left is how long the flow may wait yet.
+// left returns how much longer the flow may wait.
 func (w *wait) left() time.Duration {
 	if !w.waiting {
 		return 0
@@ -62,8 +62,8 @@ func (w *wait) left() time.Duration {
 	return max(time.Until(w.ends), 0)
 }
 
-// over says that no port is to be tried any more. In a wide pin the first port has
-// rested before the last is refused, and the table would never say that all are busy.
+// over reports whether no port is to be tried any more. In a wide pin the first port has rested by the time the last
+// one is refused, and the table would never say that all are busy.
 func (w *wait) over() bool {
 	if w.waiting {
 		return w.left() == 0
@@ -71,8 +71,8 @@ func (w *wait) over() bool {
 	return w.tries >= w.rule.Pin().Ports().Len()
 }
 
-// queued says in the log that the flow waits behind others, and later, if so, that one
-// of them is idle. It is the lease table's Queued.
+// queued logs that the flow waits behind others, and later, if so, that one of them is idle. It is the lease
+// request's Queued.
 func (w *wait) queued(busy *lease.BusyError) {
 	if w.rescue == nil {
 		w.rescue = w.flow.rescue(busy.Held)
@@ -107,8 +107,8 @@ func (l *live) behindIdle(rule *rules.Rule) bool {
 	return false
 }
 
-// refused notes that the kernel did not give us the port, and returns how long it is to
-// rest: as long as the kernel says, if it does, with a word in the log now and then.
+// refused records that the kernel did not give us the port, and returns how long the port rests: as long as the
+// kernel says, if it says so. It logs that from time to time.
 func (w *wait) refused(err error, port netip.AddrPort) (rest time.Duration) {
 	w.tries++
 	w.last, w.port = err, port
@@ -119,8 +119,7 @@ func (w *wait) refused(err error, port netip.AddrPort) (rest time.Duration) {
 	}
 	w.obstacle = w.flow.obstacle(w.port, w.flow.upstream)
 	if left := w.obstacle.Left; left > 0 {
-		// A rule that does not say for how long to wait outlasts the kernel, which
-		// keeps the 4-tuple for a minute.
+		// A rule that does not say how long to wait outlasts the kernel, which keeps the 4-tuple for a minute.
 		if ends := time.Now().Add(left + overdue); w.flow.patient() && ends.After(w.ends) {
 			w.ends = ends
 		}
@@ -130,13 +129,13 @@ func (w *wait) refused(err error, port netip.AddrPort) (rest time.Duration) {
 	return rest
 }
 
-// patient says whether the rule leaves the wait to us.
+// patient reports whether the rule leaves the length of the wait to us.
 func (l *live) patient() bool {
 	busy := l.decision.Rule.Busy()
 	return len(busy) == 1 && busy[0] == rules.Busy{Way: rules.Wait, For: rules.DefaultWait}
 }
 
-// tell says what the kernel has on the port, in the log from time to time.
+// tell records what holds the port in the kernel, and logs it from time to time.
 func (w *wait) tell() {
 	if w.obstacle.Cause == "" {
 		return
@@ -158,7 +157,7 @@ func (w *wait) tell() {
 	w.flow.say(slog.LevelWarn, "flow waits for the kernel to free its source port", KindTaken, attrs)
 }
 
-// cause is what the kernel said, and why.
+// cause returns what the kernel said, and why.
 func (w *wait) cause() error {
 	if w.obstacle.Cause == "" {
 		return fmt.Errorf("the kernel refused %s: %w", w.port, w.last)
@@ -166,7 +165,7 @@ func (w *wait) cause() error {
 	return &advised{err: fmt.Errorf("%s: %w", w.obstacle.Cause, w.last), hint: w.obstacle.Hint}
 }
 
-// failed is the error of a wait that came to nothing.
+// failed returns the error of a wait that was in vain.
 func (w *wait) failed(err error) error {
 	if !errors.Is(err, lease.ErrBusy) {
 		return &pinError{err: err}

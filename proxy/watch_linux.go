@@ -9,9 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watch tells of sockets that can be read, in place of a goroutine for each that Go's
-// poller would wake: an epoll instance of its own, with one goroutine. They are
-// there while anything is watched.
+// watch reports when sockets can be read, without a goroutine for each that Go's poller would wake. It has an epoll
+// instance of its own and one goroutine. They exist while anything is watched.
 type watch struct {
 	mu    sync.Mutex
 	poll  *os.File
@@ -19,12 +18,12 @@ type watch struct {
 	who   map[uint64]waker // by name
 }
 
-// readable is what is watched for: bytes or the end of the stream; errors and a reset are
-// always told. Once each.
+// readable is what is watched for: bytes or the end of the stream. Errors and a reset are always reported. Each
+// socket is reported once.
 const readable = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLONESHOT
 
-// add has w woken when the socket can be read, at once if it can be now. false: the
-// kernel has no room for it.
+// add makes the socket wake who when it can be read, at once if it can be read now. It reports false if the kernel
+// has no room for it.
 func (w *watch) add(raw syscall.RawConn, who waker) (name uint64, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -33,8 +32,8 @@ func (w *watch) add(raw syscall.RawConn, who waker) (name uint64, ok bool) {
 	}
 	w.names++
 	name = w.names
-	// The descriptor's number would not do as a name: when the socket is closed, which ends
-	// the watch as far as the kernel is concerned, the next one has the same.
+	// The descriptor's number would not do as a name. When the socket is closed, which ends the watch in the kernel,
+	// the next socket gets the same number.
 	event := unix.EpollEvent{Events: readable, Fd: int32(uint32(name)), Pad: int32(uint32(name >> 32))}
 	if w.control(unix.EPOLL_CTL_ADD, raw, &event) != nil {
 		w.closeIfUnused()
@@ -44,7 +43,7 @@ func (w *watch) add(raw syscall.RawConn, who waker) (name uint64, ok bool) {
 	return name, true
 }
 
-// remove takes that back; the socket may have been closed meanwhile.
+// remove undoes add. The socket may have been closed meanwhile.
 func (w *watch) remove(raw syscall.RawConn, name uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -77,7 +76,7 @@ func (w *watch) openLocked() bool {
 	if err != nil {
 		return false
 	}
-	if err := unix.SetNonblock(fd, true); err != nil { // by which os knows that Go's poller can wait for it
+	if err := unix.SetNonblock(fd, true); err != nil { // tells os that Go's poller can wait for it
 		_ = unix.Close(fd)
 		return false
 	}
@@ -98,7 +97,7 @@ func (w *watch) closeIfUnused() {
 	}
 }
 
-// tell wakes those whose sockets can be read, until poll is closed.
+// tell wakes the wakers of sockets that can be read, until poll is closed.
 func (w *watch) tell(poll *os.File) {
 	raw, err := poll.SyscallConn()
 	if err != nil {

@@ -4,7 +4,7 @@ package proxy
 
 import "syscall"
 
-// watch: there is no way to be told by another than Go's poller. Nothing sleeps.
+// watch can watch nothing: there is no way to be notified except by Go's poller. Nothing sleeps.
 type watch struct{}
 
 func (*watch) add(syscall.RawConn, waker) (uint64, bool) { return 0, false }
