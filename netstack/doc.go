@@ -28,8 +28,8 @@
 // because there is no listening endpoint in gVisor's demultiplexer. An application that reuses its own source port
 // sends a SYN on a 4-tuple whose old endpoint netstack still keeps, because its FIN or RST is queued but not yet
 // processed (TIME_WAIT would keep it for 60 s, and is set to 0). gVisor drops that SYN or answers it with a reset. The gate knows that the
-// application has ended the old connection, because the FIN or RST went through it. It takes the old endpoint out of
-// the demultiplexer, and the SYN becomes a new flow. The old endpoint finishes its queue by itself.
+// old connection has ended, because the application's FIN or RST, or our RST, went through it. It takes the old
+// endpoint out of the demultiplexer, and the SYN becomes a new flow. The old endpoint finishes its queue by itself.
 //
 // The gate also holds some acknowledgements back for a moment, because a reply sent within that time carries the same
 // information: see replies.go.

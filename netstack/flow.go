@@ -48,7 +48,7 @@ type Flow struct {
 
 	// Guarded by stack.mu.
 	phase   phase
-	ended   bool          // the application's FIN or RST has been seen
+	ended   bool          // the application's FIN or RST, or our RST, has been seen
 	retired bool          // the application has begun another connection on this 4-tuple
 	shaking *tcp.Endpoint // gVisor's endpoint, once its SYN-ACK has been taken; nil once open
 	lastSYN time.Time     // while parked
@@ -173,6 +173,7 @@ func (f *Flow) Reject(errno syscall.Errno) {
 	if !f.answer(answered) {
 		return
 	}
+	f.stack.forget(f) // first: once answered, the application may try again from the same port
 	if syn := f.takeSYN(); syn != nil {
 		if errno == syscall.ECONNREFUSED {
 			f.stack.tcp.HandleUnknownDestinationPacket(f.id, syn)
@@ -181,7 +182,6 @@ func (f *Flow) Reject(errno syscall.Errno) {
 			f.stack.insist(syn, errno)
 		}
 	}
-	f.stack.forget(f)
 }
 
 // Drop leaves the application without an answer. If it still wants to connect, its next SYN is a new flow.

@@ -87,18 +87,22 @@ func newShaky(t *testing.T, offloads stack.LinkEndpointCapabilities) *shaky {
 func newShakyWith(t *testing.T, offloads stack.LinkEndpointCapabilities, then func(Conn, error)) *shaky {
 	device := channel.New(1024, 1500, "")
 	device.LinkEPCapabilities = offloads
+	k := &shaky{device: device}
+	k.serve(t, device, func(_ context.Context, f *Flow) { f.AcceptFunc(then) })
+	return k
+}
+
+// serve starts the stack on k.device, or on an endpoint that wraps it.
+func (k *shaky) serve(t *testing.T, device stack.LinkEndpoint, h Handler) {
 	s, err := New(link.New("channel", device, nil), Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	k := &shaky{Stack: s, device: device, served: make(chan error, 1), stop: cancel}
-	go func() {
-		k.served <- s.Serve(ctx, func(_ context.Context, f *Flow) { f.AcceptFunc(then) })
-	}()
+	k.Stack, k.served, k.stop = s, make(chan error, 1), cancel
+	go func() { k.served <- s.Serve(ctx, h) }()
 	<-s.Ready()
 	t.Cleanup(func() { k.end(t) })
-	return k
 }
 
 // end stops the stack and checks that it has forgotten everything. It may be called twice.
@@ -222,6 +226,63 @@ func TestGivenUpBeforeTheHandshake(t *testing.T) {
 	k.send(4711, header.TCPFlagAck, 2001, h.SequenceNumber()+1)
 	if err := <-k.accepted; err != nil {
 		t.Errorf("Accept = %v", err)
+	}
+}
+
+// eager is a device whose application has reacted to a packet before the write of it returns.
+type eager struct {
+	*channel.Endpoint
+	react func(*stack.PacketBuffer)
+}
+
+func (e *eager) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
+	for _, pkt := range pkts.AsSlice() {
+		e.react(pkt)
+	}
+	return e.Endpoint.WritePackets(pkts)
+}
+
+// An application that binds its own port may try again as soon as it has our answer, or our reset.
+func TestTriesAgainAtOnce(t *testing.T) {
+	for name, answer := range map[string]func(*Flow){
+		"refused":     func(f *Flow) { f.Reject(syscall.ECONNREFUSED) },
+		"unreachable": func(f *Flow) { f.Reject(syscall.EHOSTUNREACH) },
+		"reset": func(f *Flow) {
+			if c, err := f.Accept(); err == nil {
+				_ = c.SetLinger(0)
+				_ = c.Close()
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := &shaky{device: channel.New(1024, 1500, "")}
+			k.device.LinkEPCapabilities = stack.CapabilityRXChecksumOffload
+			again := sync.OnceFunc(func() { k.send(4711, header.TCPFlagSyn, 2000, 0) })
+			came := make(chan uint32, 2)
+			k.serve(t, &eager{k.device, func(pkt *stack.PacketBuffer) {
+				if h := header.TCP(pkt.TransportHeader().Slice()); len(h) >= header.TCPMinimumSize && h.Flags() == synAck {
+					k.send(4711, header.TCPFlagAck, h.AckNumber(), h.SequenceNumber()+1)
+				} else {
+					again()
+				}
+			}}, func(_ context.Context, f *Flow) {
+				came <- f.isn
+				if f.isn == 1000 {
+					answer(f)
+				}
+			})
+			k.send(4711, header.TCPFlagSyn, 1000, 0)
+			for _, want := range []uint32{1000, 2000} {
+				select {
+				case isn := <-came:
+					if isn != want {
+						t.Errorf("a flow with sequence number %d, want %d", isn, want)
+					}
+				case <-time.After(5 * time.Second):
+					t.Fatalf("no flow with sequence number %d", want)
+				}
+			}
+		})
 	}
 }
 

@@ -70,7 +70,21 @@ func (s *Stack) keep(pkt *stack.PacketBuffer) bool {
 		return s.takeSYNACK(id, pkt, h.AckNumber())
 	}
 	f := s.known(id)
-	return f != nil && s.replies.leaves(f, pkt, h)
+	if f == nil {
+		return false
+	}
+	if h.Flags()&header.TCPFlagRst != 0 {
+		s.resets(f)
+	}
+	return s.replies.leaves(f, pkt, h)
+}
+
+// resets records that a RST of ours is about to leave. The application may try again from the same port before gVisor
+// has removed the endpoint.
+func (s *Stack) resets(f *Flow) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.ended = f.ended || f.phase == open
 }
 
 // inbound looks at each packet on its way from the device to gVisor.
