@@ -22,20 +22,20 @@ import (
 	"pinproxy/netstack/link"
 )
 
-// Steps that others need to know by name.
+// Steps that other code refers to by name.
 const (
 	stepOpen = "open /dev/net/tun"
 	stepExec = "execute the command"
 )
 
-// scratch is a directory that exists everywhere, and may be covered while no command runs.
+// scratch is a directory that exists everywhere and may be covered while no command runs.
 const scratch = "/proc"
 
-// become turns this process into the command, or ends it. fd is the socket's number.
+// become turns this process into the command, or ends the process. fd is the socket's number.
 func become(fd, path string, argv []string) {
-	runtime.LockOSThread() // capabilities are a thread's
-	// As the command will have them. A handler of the Go runtime may have taken a signal on a thread that
-	// exec then ends, and the signal with it.
+	runtime.LockOSThread() // capabilities are per thread
+	// Set the dispositions that the command will have. Otherwise a handler of the Go runtime may take a signal on a
+	// thread that exec then ends, and the signal is lost.
 	for _, s := range passedOn() {
 		if !signal.Ignored(s) {
 			dispose(s, sigDfl)
@@ -47,7 +47,7 @@ func become(fd, path string, argv []string) {
 		err = becomeOver(sock, path, argv)
 	}
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "pinproxy: error: run the command: %s\n", err) // nobody else is there to say it
+		fmt.Fprintf(os.Stderr, "pinproxy: error: run the command: %s\n", err) // no other process can report it
 	}
 	os.Exit(1)
 }
@@ -72,7 +72,7 @@ func becomeOver(sock int, path string, argv []string) error {
 		return err
 	}
 	if _, err := receive(sock); err != nil {
-		return nil // the parent has ended, or given up: so do we
+		return nil // the parent has ended or given up, so this process ends too
 	}
 	if !o.Keep {
 		if err := dropCapabilities(); err != nil {
@@ -88,12 +88,12 @@ func becomeOver(sock int, path string, argv []string) error {
 	return send(sock, r)
 }
 
-// carryOut makes everything, and returns the step that failed.
+// carryOut sets up everything, or returns the step that failed.
 func (o order) carryOut() (done report, step string, err error) {
 	if err := o.apart(); err != nil {
 		return done, "enter namespaces", err
 	}
-	// Where a shell's mounts are shared, ours would appear on the host.
+	// Where the shell's mounts are shared, ours would appear on the host.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return done, "make mounts slaves", err
 	}
@@ -114,7 +114,7 @@ func (o order) carryOut() (done report, step string, err error) {
 	return done, step, err
 }
 
-// apart refuses to do anything in the parent's namespaces, should somebody start this by hand.
+// apart returns an error in the parent's namespaces, in case somebody starts this program by hand.
 func (o order) apart() error {
 	for link, parents := range map[string]string{nsNet: o.Net, nsMnt: o.Mnt} {
 		own, err := os.Readlink(link)
@@ -136,9 +136,9 @@ func setUp(name string) error {
 	return netlink.LinkSetUp(l)
 }
 
-// device makes the TUN device, and everything that goes over it.
+// device creates the TUN device, with its addresses and routes.
 func (o order) device() (dev link.FD, step string, err error) {
-	// Not being allowed to open it has a hint of its own, unlike not being allowed to make a device.
+	// A denied open has its own hint, unlike a denied creation of a device.
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
 		return dev, stepOpen, fmt.Errorf("%s: %w: %w", stepOpen, link.ErrNoTUN, err)
@@ -185,12 +185,12 @@ func (o order) device() (dev link.FD, step string, err error) {
 	return dev, "", nil
 }
 
-// congestion is the congestion control over the device, as on a whole host: see package host.
+// congestion is the congestion control over the device, the same as on a whole host: see package host.
 const congestion = "reno"
 
-// usable returns when the address receives packets. For IPv6 that is not at once, even without duplicate address
-// detection: the kernel adds the local route on a work queue (addrconf_dad_work), and what comes before it is lost, for
-// good if it is a datagram.
+// usable returns when the address receives packets. For IPv6 that is not immediate, even without duplicate address
+// detection: the kernel adds the local route on a work queue (addrconf_dad_work). Packets that arrive earlier are
+// lost, and datagrams are lost for good.
 func usable(a netip.Addr) error {
 	if a.Is4() {
 		return nil
@@ -201,7 +201,7 @@ func usable(a netip.Addr) error {
 		if len(found) > 0 || err != nil {
 			return err
 		}
-		time.Sleep(wait) // it is a matter of a millisecond on a quiet machine
+		time.Sleep(wait) // it takes about a millisecond on a quiet machine
 	}
 	return errors.New("it does not become usable")
 }
@@ -210,16 +210,16 @@ func prefix(ip net.IP, bits int) *net.IPNet {
 	return &net.IPNet{IP: ip, Mask: net.CIDRMask(bits, 8*len(ip))}
 }
 
-// ignoreDeadRoutes has devices to come count only while they have a carrier, as the TUN device has while
-// the parent lives. So what is left of a command finds no route when it has ended, as it should.
+// ignoreDeadRoutes makes routes into devices created later count only while the device has a carrier. The TUN device
+// has one while the parent lives. After that, processes left behind by the command find no route, as intended.
 func ignoreDeadRoutes() bool {
 	err := os.WriteFile("/proc/sys/net/ipv4/conf/default/ignore_routes_with_linkdown", []byte("1\n"), 0)
 	err6 := os.WriteFile("/proc/sys/net/ipv6/conf/default/ignore_routes_with_linkdown", []byte("1\n"), 0)
 	return err == nil && (err6 == nil || errors.Is(err6, fs.ErrNotExist)) // no IPv6 in this kernel
 }
 
-// sysctls sets what can be set; containers have /proc/sys read-only. Of several values for one key
-// the first that the kernel takes counts.
+// sysctls sets what can be set; in containers /proc/sys is read-only. Of several values for one key, the first that
+// the kernel accepts is used.
 func (o order) sysctls() (warnings []error) {
 	set := make(map[string]bool)
 	why := make(map[string]error)
@@ -237,7 +237,7 @@ func (o order) sysctls() (warnings []error) {
 	return warnings
 }
 
-// cover has the command see the files in place of the host's. mount(2) follows symbolic links.
+// cover makes the command see the files in place of the host's. mount(2) follows symbolic links.
 func (o order) cover() (warnings []error, step string, err error) {
 	if len(o.Files) == 0 {
 		return nil, "", nil
@@ -267,18 +267,18 @@ func (o order) cover() (warnings []error, step string, err error) {
 	return warnings, "", nil
 }
 
-// write makes a file in a new directory, whatever the umask is, which the command keeps.
+// write creates a file in a new directory. The umask, which the command inherits, has no influence.
 func write(path, content string) error {
 	dir := filepath.Dir(path)
 	return errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(path, []byte(content), 0o600), os.Chmod(path, 0o444), os.Chmod(dir, 0o755))
 }
 
-// overlay has dir show the files of own besides its own. Without an upper layer it is read-only.
+// overlay makes dir show the files of own in addition to its own. Without an upper layer it is read-only.
 func overlay(own, dir string) error {
 	return unix.Mount("pinproxy", dir, "overlay", unix.MS_RDONLY, "lowerdir="+own+":"+dir)
 }
 
-// dropCapabilities takes all of them from this thread, for good: it is about to be the command.
+// dropCapabilities drops all capabilities of this thread for good. The thread is about to become the command.
 func dropCapabilities() error {
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 		return err
@@ -286,7 +286,7 @@ func dropCapabilities() error {
 	for c := uintptr(0); ; c++ {
 		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
 		if errors.Is(err, unix.EINVAL) {
-			break // the kernel knows no more
+			break // the kernel has no more capabilities
 		} else if err != nil {
 			return err
 		}

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Whatever the other end of the hand-over says, it is a report or an error, and no descriptor is lost.
+// FuzzHandOver: whatever the other end of the hand-over sends yields a report or an error, and no descriptor is
+// leaked.
 func FuzzHandOver(f *testing.F) {
 	good, err := json.Marshal(report{Warnings: []string{"one"}})
 	if err != nil {
@@ -45,7 +46,7 @@ func FuzzHandOver(f *testing.F) {
 			said = said[:maxMessage]
 		}
 		if len(said) == 0 && len(control) > 0 {
-			control = nil // a packet of nothing is the end of file here
+			control = nil // an empty packet is end of file here
 		}
 		if err := unix.Sendmsg(int(theirs.Fd()), said, control, nil, 0); err != nil {
 			t.Fatal(err)

@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// life serves the command from its start to its end: it passes signals on, stops and continues with it, and
-// has its status.
+// life manages the command from its start to its end: it passes signals on, stops and continues together with the
+// command, and keeps its status.
 //
 //	waiter ── wait4: stopped, ended ──▶ attend ── kill ──▶ command
 //	os/signal ─────────────────────────▶  │
@@ -26,7 +26,7 @@ import (
 type life struct {
 	pid     int
 	hadTTY  bool
-	runs    atomic.Bool // the process is the command by now
+	runs    atomic.Bool // the process has become the command
 	arrived chan os.Signal
 
 	ended  chan struct{} // closed when the command has ended
@@ -39,30 +39,31 @@ type life struct {
 	wg   sync.WaitGroup
 }
 
-// newLife begins to hold back the signals.
+// newLife starts to intercept the signals.
 func newLife() *life {
 	l := &life{ended: make(chan struct{}), quit: make(chan struct{}), arrived: make(chan os.Signal, 64)}
 	l.hurry, l.rush = context.WithCancel(context.Background())
 	for _, s := range passedOn() {
-		if !signal.Ignored(s) { // as nohup(1) has it; the command inherits it
+		if !signal.Ignored(s) { // as set by nohup(1); the command inherits it
 			signal.Notify(l.arrived, s)
 		}
 	}
-	// Go ends a program whose standard error is a broken pipe, which would take the network away from the
-	// command (`pinproxy … -- CMD 2>&1 | head`), unless it has a handler.
+	// Without a handler, Go ends a program whose standard error is a broken pipe. The command would then lose its
+	// network (`pinproxy … -- CMD 2>&1 | head`).
 	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	return l
 }
 
-// passedOn are the signals that are received for the command. Left out are those that a program raises by
-// its own doing, those that stop, and real-time signals: to listen to all of them slows the start.
+// passedOn returns the signals that are received for the command. Three kinds are left out: those that a program
+// causes itself, those that stop it, and real-time signals. Listening to all of them would slow down the start.
 func passedOn() []syscall.Signal {
 	return []syscall.Signal{
 		unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGWINCH, unix.SIGCONT,
 	}
 }
 
-// watch begins to serve the process, which has been started: it must not inherit what we ignore.
+// watch starts to serve the process, which must already have been started: it must not inherit the signals that are
+// ignored here.
 func (l *life) watch(pid int) {
 	l.pid = pid
 	for _, s := range []unix.Signal{unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU} {
@@ -77,14 +78,15 @@ func (l *life) watch(pid int) {
 	l.wg.Go(func() { l.attend(states, seen) })
 }
 
-// close ends the goroutines. The process has ended, or is about to, or was never there.
+// close ends the goroutines. The process has ended, is about to end, or never existed.
 func (l *life) close() {
 	close(l.quit)
 	l.wg.Wait()
 	l.rush()
 }
 
-// waiter tells how the process fares, until it has ended. It does not wait again before what it told was seen.
+// waiter reports state changes of the process until it has ended. It waits for the next one only after the last was
+// seen.
 func (l *life) waiter(states chan<- unix.WaitStatus, seen <-chan struct{}) {
 	for {
 		s, _ := l.wait(0)
@@ -104,21 +106,21 @@ func (l *life) waiter(states chan<- unix.WaitStatus, seen <-chan struct{}) {
 	}
 }
 
-// wait waits for the process to stop or end; with WNOHANG there may be no news.
+// wait waits for the process to stop or end. With WNOHANG there may be no news.
 func (l *life) wait(options int) (s unix.WaitStatus, news bool) {
 	for {
 		pid, err := unix.Wait4(l.pid, &s, unix.WUNTRACED|options, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
-			return 1 << 8, true // it can't be waited for: as if it had exited with status 1
+			return 1 << 8, true // it can't be waited for: treat it as exited with status 1
 		default:
 			return s, pid == l.pid
 		}
 	}
 }
 
-// attend brings both together.
+// attend handles both state changes and signals.
 func (l *life) attend(states <-chan unix.WaitStatus, seen chan<- struct{}) {
 	running := true
 	for {
@@ -146,7 +148,7 @@ func (l *life) attend(states <-chan unix.WaitStatus, seen chan<- struct{}) {
 	}
 }
 
-// ends says whether a signal is meant to end programs.
+// ends reports whether a signal is meant to end programs.
 func ends(s unix.Signal) bool {
 	return s == unix.SIGINT || s == unix.SIGTERM || s == unix.SIGHUP || s == unix.SIGQUIT
 }
@@ -155,25 +157,26 @@ func ends(s unix.Signal) bool {
 func (l *life) pass(s unix.Signal) {
 	switch {
 	case !l.runs.Load():
-		// It may have come before there was a process; and what is no command yet only ends by it.
+		// The signal may have come before there was a process. A process that is not the command yet just ends.
 		_ = unix.Kill(l.pid, s)
 	case s == unix.SIGCONT && (l.hadTTY || !isStopped(l.pid)):
-		// With a terminal this is what stopAlong has seen, and may come when the command has stopped again.
+		// With a terminal, this is the signal that stopAlong has seen, and it may arrive when the command has
+		// stopped again.
 	case l.fromTerminal(s):
 	default:
 		_ = unix.Kill(l.pid, s) // it may have ended
 	}
 }
 
-// fromTerminal tells whether a signal is taken to come from the terminal, which sends it to its whole
-// foreground group: who sent a signal, Go does not say.
+// fromTerminal reports whether a signal is assumed to come from the terminal, which sends it to its whole foreground
+// group. Go does not report who sent a signal.
 func (l *life) fromTerminal(s unix.Signal) bool {
 	if !l.hadTTY || group(l.pid) != unix.Getpgrp() {
 		return false
 	}
 	tty, err := openTTY()
 	if err != nil {
-		return s == unix.SIGHUP // the terminal is gone, which is what this signal says
+		return s == unix.SIGHUP // the terminal is gone, which is what this signal means
 	}
 	defer unix.Close(tty)
 	foreground, err := unix.IoctlGetInt(tty, unix.TIOCGPGRP)
@@ -192,7 +195,7 @@ func group(pid int) int {
 	return g
 }
 
-// isStopped reads the state of a process: the field behind its name, which is in parentheses (proc(5)).
+// isStopped reads the state of a process: the field after its name, which is in parentheses (proc(5)).
 func isStopped(pid int) bool {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
@@ -202,9 +205,9 @@ func isStopped(pid int) bool {
 	return strings.HasPrefix(rest, "T")
 }
 
-// stopAlong stops this process as the command has stopped, for the shell to see, and returns when both go
-// on, with what has become of the command meanwhile. Without a terminal there is no job control: who
-// stops the command then continues it as well, and must not have to know of us.
+// stopAlong stops this process the way the command has stopped, so that the shell sees it. It returns when both
+// continue, with what has happened to the command meanwhile. Without a terminal there is no job control: the process
+// that stopped the command also continues it, and need not know about pinproxy.
 func (l *life) stopAlong(s unix.Signal) (next unix.WaitStatus, news bool) {
 	tty, err := openTTY()
 	if err != nil {
@@ -214,14 +217,14 @@ func (l *life) stopAlong(s unix.Signal) (next unix.WaitStatus, news bool) {
 	before, err := unix.IoctlGetInt(tty, unix.TIOCGPGRP)
 	theirs := group(l.pid)
 	stopSelf(s)
-	// Continued. A command with process groups of its own, a shell, had the terminal; whoever continues us
-	// has given it to our group.
+	// Continued. A command with process groups of its own, such as a shell, had the terminal. Whoever continued us
+	// has given the terminal to our group.
 	if now, nerr := unix.IoctlGetInt(tty, unix.TIOCGPGRP); err == nil && nerr == nil &&
 		before == theirs && theirs > 0 && now == unix.Getpgrp() && now != theirs {
 		_ = unix.IoctlSetPointerInt(tty, unix.TIOCSPGRP, theirs) // SIGTTOU is ignored
 	}
-	// The shell continues our group. It may have done so long before we run again, and the command be
-	// stopped anew: that is news, and no reason to continue it.
+	// The shell continues our group. It may have done so long before this code runs again, and the command may have
+	// stopped again since. That is news, and no reason to continue the command.
 	stopped := isStopped(l.pid)
 	if next, news = l.wait(unix.WNOHANG); news || !stopped {
 		return next, news
@@ -234,8 +237,8 @@ func (l *life) stopAlong(s unix.Signal) (next unix.WaitStatus, news bool) {
 	return 0, false
 }
 
-// stopSelf stops this process by s, and returns when it is continued. The signal goes to this thread, which
-// acts on it before it returns from the call; another one might be late, and find the signal ignored again.
+// stopSelf stops this process by s and returns when it is continued. The signal goes to this thread, which acts on
+// it before the call returns. Another thread might be late and find the signal ignored again.
 func stopSelf(s unix.Signal) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -250,15 +253,15 @@ const (
 	sigIgn = 1
 )
 
-// dispose sets what becomes of a signal, if that can be. os/signal knows no way to have the default of one
-// that stops programs, or of one that ends them without a handler.
+// dispose sets the disposition of a signal, if possible. os/signal cannot restore the default of a signal that stops
+// programs, or of one that ends them without a handler.
 func dispose(s unix.Signal, to uintptr) {
-	action := [8]uintptr{to} // struct sigaction of the kernel begins with the handler; no flags, no mask
+	action := [8]uintptr{to} // the kernel's struct sigaction begins with the handler; no flags, no mask
 	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(s), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
 }
 
-// Wait returns the command's exit status when it has ended, as a shell would: 128 and the signal's number for
-// a signal.
+// Wait returns the command's exit status when it has ended, as a shell would: for a signal, 128 plus the signal's
+// number.
 func (c *Child) Wait() int {
 	<-c.life.ended
 	if c.life.status.Signaled() {
@@ -267,16 +270,16 @@ func (c *Child) Wait() int {
 	return c.life.status.ExitStatus()
 }
 
-// Drain returns when nothing is left in the device that the command has sent and that has not been read,
-// when ctx ends, or after a second.
+// Drain returns when everything the command has sent into the device has been read, when ctx ends, or after a
+// second.
 func (c *Child) Drain(ctx context.Context) {
 	fds := []unix.PollFd{{Fd: int32(c.device.FD), Events: unix.POLLIN}}
 	for end := time.Now().Add(time.Second); ctx.Err() == nil && time.Now().Before(end); time.Sleep(50 * time.Microsecond) {
 		if n, err := unix.Poll(fds, 0); n == 0 && !errors.Is(err, unix.EINTR) {
-			return // no event tells of a queue that is empty
+			return // no event reports that a queue is empty
 		}
 	}
 }
 
-// Hurry ends when the command has ended and then a signal comes that is meant to end programs.
+// Hurry returns a context that ends when a signal meant to end programs arrives after the command has ended.
 func (c *Child) Hurry() context.Context { return c.life.hurry }

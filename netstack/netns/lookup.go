@@ -9,11 +9,11 @@ import (
 	"strings"
 )
 
-// LookPath finds a command as execvp(3) and shells do: a name with a slash as it is, another in
-// the directories of path, an empty one being the working directory. exec.LookPath refuses what
-// it finds there; CMD is typed by the user, as in a shell.
+// LookPath finds a command as execvp(3) and shells do. A name with a slash is used as it is. Any other name is
+// looked up in the directories of path, in which an empty entry is the working directory. exec.LookPath refuses what
+// it finds there, but CMD is typed by the user, as in a shell.
 //
-// The error is [ErrNotFound], or an *[ExecError] if all that is found may not be executed.
+// The error is [ErrNotFound], or an *[ExecError] if everything found may not be executed.
 func LookPath(name, path string) (string, error) {
 	if name == "" {
 		return "", fmt.Errorf("%q: %w", name, ErrNotFound)
@@ -28,7 +28,7 @@ func LookPath(name, path string) (string, error) {
 		}
 		file := strings.TrimSuffix(dir, "/") + "/" + name
 		if _, err := os.Stat(file); err != nil {
-			continue // also a directory that is not ours to look into
+			continue // this includes directories that may not be searched
 		}
 		err := executable(file)
 		if err == nil {

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mayExecute asks the kernel, which knows of capabilities, ACLs and noexec.
+// mayExecute asks the kernel, which takes capabilities, ACLs and noexec into account.
 func mayExecute(file string) error {
 	err := unix.Faccessat(unix.AT_FDCWD, file, unix.X_OK, unix.AT_EACCESS)
 	if err == nil || errors.Is(err, unix.ENOSYS) {

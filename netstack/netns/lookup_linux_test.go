@@ -25,12 +25,12 @@ func TestLookPath(t *testing.T) {
 		denied     bool
 	}{
 		{"program", dir + "/a/program", false},
-		{"plain", dir + "/b/plain", false}, // execvp goes on
+		{"plain", dir + "/b/plain", false}, // execvp continues the search
 		{"only", "", true},
 		{"folder", "", true},
 		{"./program", "./program", false},
 		{"a/plain", "", true},
-		{"a", "", true}, // of the working directory, which PATH ends with
+		{"a", "", true}, // in the working directory, the last entry of PATH
 		{"none", "", false},
 		{"a/none", "", false},
 		{"", "", false},

@@ -12,37 +12,37 @@ import (
 	"pinproxy/netstack/link"
 )
 
-// What parent and child say to each other, over a SOCK_SEQPACKET socket pair. A message is one packet.
+// Parent and child talk over a SOCK_SEQPACKET socket pair. A message is one packet.
 //
 //	parent                          child
-//	  ── order, JSON ─────────────▶   makes everything
+//	  ── order, JSON ─────────────▶   sets up everything
 //	  ◀─ report, JSON, and the TUN    or the step that failed
 //	  ── one byte ────────────────▶   becomes the command: the socket is closed on exec
 //	  ◀─ end of file                  or a report that it can't
 
-// maxMessage bounds a message; an nsswitch.conf has hundreds of bytes.
+// maxMessage bounds a message. An nsswitch.conf has hundreds of bytes.
 const maxMessage = 128 << 10
 
-// order is what the child is to make.
+// order is what the child is to set up.
 type order struct {
 	Config
 	Net, Mnt string // the parent's namespaces, which the child must not be in
 	Sysctls  [][2]string
-	Keep     bool // the capabilities: the command is root's
+	Keep     bool // keep the capabilities: the command runs as root
 }
 
-// report is what came of it.
+// report is the child's result.
 type report struct {
-	Step     string // that failed; empty: none
-	Text     string // of its error
+	Step     string // the step that failed; empty: none
+	Text     string // of the step's error
 	Errno    syscall.Errno
 	Kind     kind
 	Device   link.FD
-	Dead     bool // routes into a device without carrier are not used
+	Dead     bool // routes into a device without a carrier are not used
 	Warnings []string
 }
 
-// kind is what else is to be known of an error on the other side.
+// kind is the additional information that the other side needs about an error.
 type kind int
 
 const (
@@ -65,7 +65,7 @@ func failed(step string, err error) report {
 	return r
 }
 
-// stepError is a report as an error, whose errno and sentinel unwrap.
+// stepError is a report as an error; its errno and sentinel unwrap.
 type stepError struct {
 	text  string
 	cause []error
@@ -74,7 +74,7 @@ type stepError struct {
 func (e *stepError) Error() string   { return e.text }
 func (e *stepError) Unwrap() []error { return e.cause }
 
-// err is nil if no step failed.
+// err returns nil if no step failed.
 func (r report) err() error {
 	if r.Step == "" {
 		return nil
@@ -95,7 +95,7 @@ func (r report) err() error {
 	return e
 }
 
-// send and receive are the child's; the parent has a net.UnixConn.
+// The child uses send and receive; the parent has a net.UnixConn.
 func send(sock int, r report, fds ...int) error {
 	b, err := json.Marshal(r)
 	if err != nil {

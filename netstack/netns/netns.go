@@ -6,29 +6,29 @@ import (
 	"net/netip"
 )
 
-// Config says what to run, and what the command sees.
+// Config says what to run and what the command sees.
 type Config struct {
 	Path string   // the program, as [LookPath] returned it
-	Argv []string // its arguments, the first being its name
+	Argv []string // its arguments, beginning with its name
 
 	Link    string         // the device's name; empty: link.Default
 	Offload bool           // try segmentation and checksum offload
 	Addrs   []netip.Addr   // of the device
 	Routes  []netip.Prefix // into the device
-	Files   []File         // what the command sees instead of the host's
+	Files   []File         // files that the command sees instead of the host's
 }
 
-// File is a file that the command sees with a content of its own.
+// File is a file that the command sees with its own content.
 type File struct {
 	Path    string
 	Content string
-	Make    bool // where there is none: make one, in a directory that is read-only then
+	Make    bool // if there is none, create one; its directory is then read-only
 }
 
 // ErrDevice says that /dev/net/tun may not be opened.
 var ErrDevice = errors.New("not allowed to use the TUN device")
 
-// EndedError says that the child ended before the command ran: it was killed, by Ctrl-C for example.
+// EndedError says that the child ended before the command ran, for example because Ctrl-C killed it.
 type EndedError struct {
 	Status int // as [Child.Wait] returns it
 }
@@ -54,17 +54,17 @@ func (e *ExecError) Unwrap() error { return e.Err }
 // Ban is what forbids namespaces.
 type Ban int
 
-// What forbids namespaces.
+// The known reasons.
 const (
 	ByUnknown  Ban = iota
 	ByAppArmor     // kernel.apparmor_restrict_unprivileged_userns, of Ubuntu 23.10 and later
 	ByClone        // kernel.unprivileged_userns_clone = 0, of Debian's kernels
 	ByLimit        // user.max_user_namespaces = 0
-	ByNumber       // as many as that exist already, or 32 within one another
-	BySeccomp      // a filter on system calls, as container runtimes set it
+	ByNumber       // the maximum number exists already, or 32 are nested
+	BySeccomp      // a system call filter, as set by container runtimes
 )
 
-// ForbiddenError says that namespaces can't be made, or be used, here.
+// ForbiddenError says that namespaces can't be created or used here.
 type ForbiddenError struct {
 	By  Ban
 	Err error // with the step that failed

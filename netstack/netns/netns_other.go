@@ -11,7 +11,7 @@ import (
 	"pinproxy/netstack/link"
 )
 
-// Child is a command in namespaces of its own: on Linux only.
+// Child is a command in namespaces of its own. It exists only on Linux.
 type Child struct{}
 
 // Main does nothing.
@@ -37,7 +37,7 @@ func (*Child) Wait() int { return 1 }
 // Drain does nothing.
 func (*Child) Drain(context.Context) {}
 
-// Hurry returns a context without end.
+// Hurry returns a context that never ends.
 func (*Child) Hurry() context.Context { return context.Background() }
 
 // Close does nothing.

@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// privilege decides which namespaces there are, and who the command's user is in them.
+// privilege decides which namespaces are created, and which users the command has in them.
 type privilege struct {
-	user  bool // a user namespace is made
-	root  bool // the command is root's, and keeps its capabilities
+	user  bool // a user namespace is created
+	root  bool // the command runs as root and keeps its capabilities
 	every bool // all users known here are known to the command
 }
 
@@ -39,18 +39,18 @@ func (p privilege) attr() *syscall.SysProcAttr {
 		uids, gids := idMap("/proc/self/uid_map"), idMap("/proc/self/gid_map")
 		if uids != nil && gids != nil {
 			a.UidMappings, a.GidMappings = uids, gids
-			allowed, _ := os.ReadFile("/proc/self/setgroups") // where we may not, the command can't be let
+			allowed, _ := os.ReadFile("/proc/self/setgroups") // where pinproxy may not, the command can't be allowed to
 			a.GidMappingsEnableSetgroups = strings.TrimSpace(string(allowed)) == "allow"
 		}
 	}
 	if !p.root {
-		// For what is made before the command runs. Those of a user other than root survive exec no other way.
+		// For the setup before the command runs. Capabilities of a user other than root survive exec only this way.
 		a.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN, unix.CAP_SETPCAP}
 	}
 	return a
 }
 
-// idMap maps each user known here to itself; nil if that can't be read.
+// idMap maps each user known here to itself. It returns nil if the map can't be read.
 func idMap(path string) (list []syscall.SysProcIDMap) {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -66,19 +66,19 @@ func idMap(path string) (list []syscall.SysProcIDMap) {
 	return list
 }
 
-// explain finds out who forbids namespaces, if that is what err is about. Ubuntu's AppArmor lets them be
-// made, and then nothing be done in them: so steps of the child are looked at as well.
+// explain finds out what forbids namespaces, if err is about that. Ubuntu's AppArmor lets them be created and then
+// forbids everything in them, so errors of the child's steps are examined too.
 func explain(err error, p privilege) error {
 	if errors.Is(err, ErrDevice) {
 		return err
 	}
 	return explainBy(err, p, func(path string) string {
-		b, _ := os.ReadFile(path) // what can't be read forbids nothing
+		b, _ := os.ReadFile(path) // a file that can't be read forbids nothing
 		return string(b)
 	})
 }
 
-// explainBy is explain with a reader of files in /proc.
+// explainBy is explain with a function that reads files in /proc.
 func explainBy(err error, p privilege, read func(path string) string) error {
 	value := func(path string) string { return strings.TrimSpace(read(path)) }
 	denied := errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)
@@ -101,7 +101,7 @@ func explainBy(err error, p privilege, read func(path string) string) error {
 	return &ForbiddenError{By: by, Err: err}
 }
 
-// filtered tells from /proc/self/status whether a seccomp filter is in place.
+// filtered reports, from /proc/self/status, whether a seccomp filter is in place.
 func filtered(status string) bool {
 	for line := range strings.Lines(status) {
 		if v, ok := strings.CutPrefix(line, "Seccomp:"); ok {

@@ -66,7 +66,7 @@ func TestIDMap(t *testing.T) {
 	}
 }
 
-// What goes over the socket is an error again on the other side.
+// An error that crosses the socket is an error again on the other side.
 func TestReportedErrors(t *testing.T) {
 	for _, test := range []struct {
 		r    report

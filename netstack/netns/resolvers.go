@@ -9,14 +9,14 @@ import (
 	"time"
 )
 
-// firstStandIn is the first stand-in's address: in 192.0.0.0/24, which IANA keeps for protocols
-// (RFC 6890), next to the device's own, and assigned to nothing.
+// firstStandIn is the address of the first stand-in. It is in 192.0.0.0/24, which IANA reserves for protocols
+// (RFC 6890), next to the device's own address, and is assigned to nothing.
 var firstStandIn = netip.AddrFrom4([4]byte{192, 0, 0, 53})
 
-// maxResolvers bounds the stand-ins; the C library looks at three.
+// maxResolvers bounds the number of stand-ins. The C library looks at three.
 const maxResolvers = 16
 
-// StandIns has the addresses of all stand-ins.
+// StandIns contains the addresses of all stand-ins.
 var StandIns = netip.MustParsePrefix("192.0.0.0/25")
 
 // ResolvConf and Nsswitch are the files that decide where a name is looked up.
@@ -26,16 +26,15 @@ const (
 	nscdSocket = "/var/run/nscd/socket"
 )
 
-// rereadAfter is how often the host's resolv.conf is looked at again while names are asked for:
-// a laptop changes networks under a long command. The C library does the same.
+// rereadAfter is how often the host's resolv.conf is checked again while names are looked up: a laptop may change
+// networks during a long command. The C library does the same.
 const rereadAfter = time.Second
 
-// Resolvers knows which name server of the host each stand-in stands for. Its methods are safe for
-// concurrent use.
+// Resolvers maps each stand-in to a name server of the host. Its methods are safe for concurrent use.
 type Resolvers struct {
 	path string
 	conf string // for the command
-	n    int    // stand-ins in it
+	n    int    // number of stand-ins in conf
 
 	mu      sync.Mutex
 	servers []netip.Addr // not empty
@@ -43,8 +42,8 @@ type Resolvers struct {
 	looked  time.Time
 }
 
-// NewResolvers reads the resolv.conf at path. A missing one means what it means to the C library:
-// one name server, at 127.0.0.1.
+// NewResolvers reads the resolv.conf at path. A missing file means the same as it does to the C library: one name
+// server, at 127.0.0.1.
 func NewResolvers(path string) *Resolvers {
 	r := &Resolvers{path: path}
 	text := r.read(time.Now())
@@ -53,7 +52,7 @@ func NewResolvers(path string) *Resolvers {
 	return r
 }
 
-// read takes the file's name servers over. r.mu is held, or r not shared yet.
+// read replaces servers with the file's name servers. r.mu is held, or r is not shared yet.
 func (r *Resolvers) read(now time.Time) string {
 	r.looked = now
 	info, err := os.Stat(r.path)
@@ -67,7 +66,7 @@ func (r *Resolvers) read(now time.Time) string {
 	return string(text)
 }
 
-// Files are what the command is to see in place of the host's files.
+// Files returns the files that the command sees in place of the host's files.
 func (r *Resolvers) Files() []File {
 	files := []File{{Path: ResolvConf, Content: r.conf, Make: true}}
 	if text, err := os.ReadFile(Nsswitch); err == nil {
@@ -75,14 +74,14 @@ func (r *Resolvers) Files() []File {
 			files = append(files, File{Path: Nsswitch, Content: own})
 		}
 	}
-	// nscd would ask for names outside; the C library does it by itself where nobody listens.
+	// nscd would look up names outside. If nobody listens on its socket, the C library looks them up itself.
 	if _, err := os.Stat(nscdSocket); err == nil {
 		files = append(files, File{Path: nscdSocket})
 	}
 	return files
 }
 
-// Real returns the name server that addr stands for at present; false if addr is no stand-in.
+// Real returns the name server that addr currently stands for; false if addr is not a stand-in.
 func (r *Resolvers) Real(addr netip.Addr) (netip.Addr, bool) {
 	i := slices.IndexFunc(standIns(r.n), func(s netip.Addr) bool { return s == addr })
 	if i < 0 {
@@ -107,7 +106,7 @@ func standIns(n int) []netip.Addr {
 	return list
 }
 
-// nameServers are those that text lists, or the C library's default.
+// nameServers returns the name servers that text lists, or the C library's default.
 func nameServers(text string) (list []netip.Addr) {
 	for line := range strings.Lines(text) {
 		if f := strings.Fields(line); len(f) > 1 && f[0] == "nameserver" && len(list) < maxResolvers {
@@ -122,7 +121,7 @@ func nameServers(text string) (list []netip.Addr) {
 	return list
 }
 
-// rewriteResolvConf returns text with n stand-ins for its name servers.
+// rewriteResolvConf returns text with its name servers replaced by n stand-ins.
 func rewriteResolvConf(text string, n int) string {
 	var b strings.Builder
 	b.WriteString("# By pinproxy, for this command: each name server stands for one of the host's.\n")
@@ -138,13 +137,13 @@ func rewriteResolvConf(text string, n int) string {
 	return b.String()
 }
 
-// detours are services that ask for names past port 53: systemd-resolved over a socket of its own,
-// multicast DNS, systemd-machined, WINS. nss-myhostname stays: it asks nobody.
+// detour reports whether a service looks up names without using port 53: systemd-resolved over its own socket,
+// multicast DNS, systemd-machined, WINS. nss-myhostname stays: it sends no queries.
 func detour(service string) bool {
 	return service == "resolve" || service == "mymachines" || service == "wins" || strings.HasPrefix(service, "mdns")
 }
 
-// rewriteNsswitch returns text without the detours of its hosts line, and the actions
+// rewriteNsswitch returns text with the detours removed from its hosts line, together with the actions
 // ("[NOTFOUND=return]") that belong to them.
 func rewriteNsswitch(text string) string {
 	var b strings.Builder
@@ -161,7 +160,7 @@ func rewriteNsswitch(text string) string {
 func withoutDetours(services string) string {
 	services, _, _ = strings.Cut(services, "#")
 	var kept []string
-	skip, action := false, false // of the service before; inside brackets
+	skip, action := false, false // the preceding service is a detour; inside brackets
 	for _, f := range strings.Fields(strings.NewReplacer("[", " [ ", "]", " ] ").Replace(services)) {
 		switch {
 		case f == "[":

@@ -106,14 +106,14 @@ func TestResolversFollowTheHost(t *testing.T) {
 	}
 	check("192.0.2.1", "192.0.2.2")
 	write("nameserver 2001:db8::1\n", now.Add(time.Minute))
-	check("192.0.2.1", "192.0.2.2") // not looked at again so soon
+	check("192.0.2.1", "192.0.2.2") // not checked again so soon
 	r.looked = r.looked.Add(-2 * rereadAfter)
 	check("2001:db8::1", "2001:db8::1")
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
 	r.looked = r.looked.Add(-2 * rereadAfter)
-	check("2001:db8::1", "2001:db8::1") // being written anew
+	check("2001:db8::1", "2001:db8::1") // the file is being rewritten
 	if r := NewResolvers(path); len(r.servers) != 1 || r.servers[0].String() != "127.0.0.1" {
 		t.Errorf("without a file the name servers are %v", r.servers)
 	}

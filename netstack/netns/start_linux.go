@@ -24,15 +24,14 @@ const (
 	nsUser = "/proc/self/ns/user"
 )
 
-// startTimeout bounds what the child does before it reports: milliseconds, on a machine that is not
-// overloaded.
+// startTimeout bounds the child's work before its report: milliseconds, on a machine that is not overloaded.
 const startTimeout = 30 * time.Second
 
-// errEnded is the end of the socket's other end.
+// errEnded says that the other end of the socket is closed.
 var errEnded = errors.New("the child has ended")
 
-// Child is a command in namespaces of its own. Its methods are safe for concurrent use, but for Exec
-// and Close, which are called once, in this order.
+// Child is a command in namespaces of its own. Its methods are safe for concurrent use, except Exec and Close, which
+// are called once, in this order.
 type Child struct {
 	pid  int
 	path string        // of the command
@@ -41,13 +40,13 @@ type Child struct {
 
 	link     *link.Link
 	device   link.FD
-	leave    bool // the device when we end
+	leave    bool // leave the device to its namespace at the end
 	warnings []error
 }
 
-// Start makes the namespaces and everything in them, and returns when the TUN device is here. The
-// command does not run before [Child.Exec]. Start is called once in a process whose main function began with
-// [Main]; ctx bounds Start alone.
+// Start creates the namespaces and everything in them, and returns when it has received the TUN device. The command
+// does not run before [Child.Exec]. Start is called once, in a process whose main function began with [Main]. ctx
+// bounds only Start.
 func Start(ctx context.Context, c Config) (*Child, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
@@ -67,9 +66,9 @@ func Start(ctx context.Context, c Config) (*Child, error) {
 	}
 	l.watch(pid)
 	child := &Child{pid: pid, path: c.Path, sock: ours, life: l}
-	_ = theirs.Close() // so that its end is seen
+	_ = theirs.Close() // so that the end of the child is noticed
 	if err := child.order(ctx, o); err != nil {
-		// Without the socket the child ends by itself, but it may hang.
+		// Without the socket the child ends by itself, unless it hangs.
 		_ = unix.Kill(pid, unix.SIGKILL)
 		status := child.Wait()
 		if errors.Is(err, errEnded) {
@@ -80,8 +79,8 @@ func Start(ctx context.Context, c Config) (*Child, error) {
 	return child, nil
 }
 
-// socketPair returns two ends, of which theirs survives exec. The descriptors are the lowest that are
-// free: those that the user gave us to pass on are not in the way.
+// socketPair returns both ends; theirs survives exec. The descriptors are the lowest free ones, so descriptors that
+// the user passes on to the command are not in the way.
 func socketPair() (ours *net.UnixConn, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -101,7 +100,7 @@ func socketPair() (ours *net.UnixConn, theirs *os.File, err error) {
 	return c.(*net.UnixConn), theirs, nil
 }
 
-// order sends o, and waits for the device.
+// order sends o and waits for the device.
 func (c *Child) order(ctx context.Context, o order) error {
 	if err := c.sock.SetDeadline(time.Now().Add(startTimeout)); err != nil {
 		return err
@@ -136,11 +135,11 @@ func (c *Child) order(ctx context.Context, o order) error {
 	return nil
 }
 
-// hear waits for a report of the child, and the descriptor that comes with it.
+// hear waits for a report from the child and the descriptor that comes with it.
 func (c *Child) hear() (r report, err error) {
 	b, rights := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4))
 	n, nr, _, _, err := c.sock.ReadMsgUnix(b, rights)
-	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) { // reset if it has left something unread
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) { // reset if the child left something unread
 		return r, errEnded
 	} else if err != nil {
 		return r, fmt.Errorf("hear from the child: %w", err)
@@ -164,7 +163,7 @@ func (c *Child) hear() (r report, err error) {
 	return r, nil
 }
 
-// descriptorsOf returns those of a message, which net has set to be closed on exec.
+// descriptorsOf returns the descriptors of a message, which net has made close-on-exec.
 func descriptorsOf(rights []byte) (fds []int, err error) {
 	messages, err := unix.ParseSocketControlMessage(rights)
 	for i := range messages {
@@ -180,10 +179,10 @@ func closeAll(fds []int) {
 	}
 }
 
-// Link is the device, to be given to a netstack. It is the child's: Close closes it.
+// Link returns the device, which can be given to a netstack. The child owns it: Close closes it.
 func (c *Child) Link() *link.Link { return c.link }
 
-// Warnings are what could not be done, and need not be.
+// Warnings returns the steps that failed but are not essential.
 func (c *Child) Warnings() []error { return c.warnings }
 
 // Exec has the child become the command, and returns when it has. An [ExecError] says that it can't.
@@ -197,7 +196,7 @@ func (c *Child) Exec() error {
 	r, err := c.hear()
 	c.life.runs.Store(true)
 	switch {
-	case errors.Is(err, errEnded): // exec closed the other end, or the child was killed, which Wait tells
+	case errors.Is(err, errEnded): // exec closed the other end, or the child was killed, which Wait reports
 		return nil
 	case err != nil:
 		return err
@@ -207,9 +206,9 @@ func (c *Child) Exec() error {
 	return r.err()
 }
 
-// Close ends what serves the child, and closes the device, which goes with the network namespace: at once if
-// nothing is left in it. The command is not ended: call it after Wait,
-// or after Start where the command is not to run.
+// Close ends the goroutines that serve the child and closes the device. The device goes with the network namespace,
+// at once if nothing is left in the namespace. Close does not end the command: call it after Wait, or after Start if
+// the command is not to run.
 func (c *Child) Close() error {
 	err := c.sock.Close()
 	c.life.close()
@@ -219,8 +218,8 @@ func (c *Child) Close() error {
 	return errors.Join(err, c.Leave(), c.link.Close())
 }
 
-// Leave is enough where the process ends at once: it has the device go with the network namespace, if it can be
-// left to it, and so spares us the wait.
+// Leave is enough if the process ends right away. If the device can be left to the network namespace, it goes with
+// the namespace, and this process need not wait for that.
 func (c *Child) Leave() error {
 	if !c.leave {
 		return nil
@@ -228,7 +227,7 @@ func (c *Child) Leave() error {
 	return c.device.Leave()
 }
 
-// order completes c with what the child can't find out by itself.
+// order completes c with what the child can't find out itself.
 func (p privilege) order(c Config) (o order, err error) {
 	o = order{Config: c, Keep: p.root}
 	o.Path, o.Argv = "", nil // in the child's arguments
@@ -238,14 +237,14 @@ func (p privilege) order(c Config) (o order, err error) {
 	if o.Mnt, err = os.Readlink(nsMnt); err != nil {
 		return o, err
 	}
-	// Who may ping by an ICMP socket: inside everybody, for what goes outside is ours.
+	// Groups that may ping over an ICMP socket: all groups inside, because traffic to the outside uses our socket.
 	everybody, own := "0 2147483647", fmt.Sprintf("%d %d", os.Getgid(), os.Getgid())
 	const groups = "net/ipv4/ping_group_range"
 	if p.every {
 		o.Sysctls = append(o.Sysctls, [2]string{groups, everybody})
 	}
 	o.Sysctls = append(o.Sysctls, [2]string{groups, own})
-	// Containers often let everybody listen below 1024.
+	// Containers often let all users listen below 1024.
 	const ports = "net/ipv4/ip_unprivileged_port_start"
 	if b, err := os.ReadFile("/proc/sys/" + ports); err == nil {
 		if value := strings.TrimSpace(string(b)); value != "1024" {
@@ -257,7 +256,7 @@ func (p privilege) order(c Config) (o order, err error) {
 
 // fork starts this program again in new namespaces.
 func (p privilege) fork(sock int, c Config) (pid int, err error) {
-	// A file with capabilities makes a process whose /proc files are root's, uid_map among them.
+	// A process started from a file with capabilities has /proc files owned by root, including uid_map.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
 		return 0, err
 	}

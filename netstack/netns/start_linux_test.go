@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 	lab.Main(m)
 }
 
-// start makes a child for a shell command.
+// start creates a child for a shell command.
 func start(t *testing.T, script string) *Child {
 	t.Helper()
 	c, err := Start(t.Context(), Config{
@@ -63,7 +63,7 @@ func TestStartExecWaitClose(t *testing.T) {
 			t.Errorf("the command saw %q, %v", b, err)
 		}
 		if i == 0 {
-			fds = descriptors(t) // with the runtime's own, epoll say
+			fds = descriptors(t) // including the runtime's own, such as epoll
 		}
 	}
 	if got := descriptors(t); got != fds {
@@ -74,7 +74,7 @@ func TestStartExecWaitClose(t *testing.T) {
 	}
 }
 
-// A child that is not to become the command after all ends, and leaves nothing.
+// A child that is not to become the command ends and leaves nothing behind.
 func TestCloseBeforeExec(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "out")
 	c := start(t, "touch "+out)
@@ -136,7 +136,7 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
-// Nobody can have the child's part played in namespaces that are not its own.
+// The child's code cannot be run in namespaces that are not its own.
 func TestOrderOutside(t *testing.T) {
 	own, err := os.Readlink(nsNet)
 	if err != nil {
@@ -158,7 +158,7 @@ func descriptors(t *testing.T) int {
 	return len(list)
 }
 
-// children are the processes that this one has started.
+// children returns the processes that this one has started.
 func children(t *testing.T) (pids []int) {
 	t.Helper()
 	files, err := filepath.Glob("/proc/self/task/*/children")
