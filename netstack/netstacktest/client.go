@@ -1,5 +1,5 @@
-// Package netstacktest is an application for tests: a second gVisor stack at the
-// other end of a pipe, in the same process and without privileges.
+// Package netstacktest is an application for tests: a second gVisor stack at the other end of a pipe, in the same
+// process and without privileges.
 //
 //	Client (gVisor) ══ pipe ══ link.Link ── netstack.Stack ── handler
 package netstacktest
@@ -37,8 +37,8 @@ const mtu = 1500
 // Client plays the application's kernel.
 type Client struct{ gv *stack.Stack }
 
-// Pipe returns a client and the link at whose other end it sits. Close the
-// client after the stack that uses the link has stopped.
+// Pipe returns a client and the link to which it is connected. Close the client after the stack that uses the link
+// has stopped.
 func Pipe() (*link.Link, *Client, error) {
 	ours, theirs := pipe.New("", "", mtu)
 	gv := stack.New(stack.Options{
@@ -73,8 +73,8 @@ type Conn struct {
 // Abort sends a reset, as a socket with SO_LINGER 0 does on close.
 func (c *Conn) Abort() { c.ep.Abort() }
 
-// Registered says whether the client's kernel still knows the connection, so that
-// its 4-tuple can't be used again.
+// Registered reports whether the client's kernel still knows the connection, so that its 4-tuple can't be used
+// again.
 func (c *Conn) Registered() bool {
 	switch tcp.EndpointState(c.ep.State()) {
 	case tcp.StateClose, tcp.StateError:
@@ -83,7 +83,7 @@ func (c *Conn) Registered() bool {
 	return true
 }
 
-// Read returns the errnos that a reset gives; gonet has texts only.
+// Read returns ECONNRESET for a reset; gonet only has error texts.
 func (c *Conn) Read(b []byte) (int, error) {
 	n, err := c.TCPConn.Read(b)
 	if err != nil && tcp.EndpointState(c.ep.State()) == tcp.StateError {
@@ -92,8 +92,7 @@ func (c *Conn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Dial connects to dst; local may name the source port, or be the zero value.
-// A failed handshake is an errno.
+// Dial connects to dst. local may give the source port, or be the zero value. A failed handshake returns an errno.
 func (c *Client) Dial(ctx context.Context, local, dst netip.AddrPort) (*Conn, error) {
 	proto := protocolOf(dst.Addr())
 	wq := new(waiter.Queue)
@@ -130,14 +129,14 @@ func (c *Client) Dial(ctx context.Context, local, dst netip.AddrPort) (*Conn, er
 	return &Conn{TCPConn: gonet.NewTCPConn(wq, ep), ep: ep}, nil
 }
 
-// DialUDP makes a connected UDP socket.
+// DialUDP creates a connected UDP socket.
 func (c *Client) DialUDP(dst netip.AddrPort) (net.Conn, error) {
 	to := full(dst)
 	return gonet.DialUDP(c.gv, nil, &to, protocolOf(dst.Addr()))
 }
 
-// DialPing makes an ICMP socket for echo requests to dst. It reads and writes whole
-// messages; the identifier is the socket's.
+// DialPing creates an ICMP socket for echo requests to dst. It reads and writes whole messages, and writes its own
+// identifier.
 func (c *Client) DialPing(dst netip.Addr) (net.Conn, error) {
 	proto, transport := protocolOf(dst), icmp.ProtocolNumber6
 	if dst.Is4() {
@@ -155,7 +154,7 @@ func (c *Client) DialPing(dst netip.Addr) (net.Conn, error) {
 	return gonet.NewUDPConn(wq, ep), nil
 }
 
-// Unreachables is how many messages the client has got that say so.
+// Unreachables returns how many destination-unreachable messages the client has received.
 func (c *Client) Unreachables() uint64 {
 	s := c.gv.Stats().ICMP
 	return s.V4.PacketsReceived.DstUnreachable.Value() + s.V6.PacketsReceived.DstUnreachable.Value()

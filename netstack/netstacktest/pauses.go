@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// Pauses tells how long the machine has let a program wait that only wanted to go on, which nobody who puts a bound on time
-// can know beforehand: a virtual machine stands still now and then, and others use its processors. What several goroutines or
-// processes do in turns may meet one each time, so bounds add some of them, to what is enough where there are none.
+// Pauses measures how long the machine has kept a runnable program waiting. No time limit can know this in advance:
+// a virtual machine occasionally stands still, and others use its processors. When several goroutines or processes
+// work in turns, each step may meet such a pause, so a time limit adds several pauses to what is enough without any.
 type Pauses struct{ last, longest atomic.Int64 } // Unix nanoseconds, and nanoseconds
 
 const beat = 5 * time.Millisecond
 
-// WatchPauses watches until the test ends.
+// WatchPauses watches for pauses until the test ends.
 func WatchPauses(t testing.TB) *Pauses {
 	p := new(Pauses)
 	p.beat()
@@ -43,7 +43,7 @@ func (p *Pauses) beat() {
 	}
 }
 
-// Longest is the longest pause since the last call, the one included that is just over.
+// Longest returns the longest pause since the last call, including one that has just ended.
 func (p *Pauses) Longest() time.Duration {
 	now := time.Now().UnixNano() - p.last.Load() - int64(beat)
 	return time.Duration(max(p.longest.Swap(0), now, 0))

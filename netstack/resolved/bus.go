@@ -22,25 +22,25 @@ const (
 	linkIface   = service + ".Link"
 	properties  = "org.freedesktop.DBus.Properties"
 
-	// callWait bounds every call: resolved answers within microseconds.
+	// callWait bounds every call. resolved answers within microseconds.
 	callWait = 2 * time.Second
 
 	scopeDNS = 1 // SD_RESOLVED_DNS, in ScopesMask
 )
 
-// bus is a connection to the system's D-Bus. owner is resolved's own name there, which nobody else gets.
+// bus is a connection to the system's D-Bus. owner is resolved's unique name there, which is never reused.
 type bus struct {
 	conn  *dbus.Conn
 	owner string
 }
 
-// Handed is a connection to the bus that somebody else has made, as user UID; without a FD there is none.
+// Handed is a connection to the bus that was made elsewhere, as user UID. Without an FD there is none.
 type Handed struct {
 	FD  int
 	UID int
 }
 
-// open says hello on it.
+// open authenticates on the connection and sends Hello.
 func (h Handed) open(ctx context.Context) (*dbus.Conn, error) {
 	f := os.NewFile(uintptr(h.FD), "D-Bus")
 	defer f.Close()
@@ -62,7 +62,8 @@ func (h Handed) open(ctx context.Context) (*dbus.Conn, error) {
 	return conn, nil
 }
 
-// openBus connects, or says hello on h if that is given, and has owner and settings changes of resolved's sent to signals. The connection ends with ctx.
+// openBus connects, or uses h if it is given. It subscribes signals to changes of resolved's owner and settings. The
+// connection ends with ctx.
 func openBus(ctx context.Context, h Handed, signals chan<- *dbus.Signal) (*dbus.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	late := time.AfterFunc(callWait, cancel) // nothing else bounds the authentication
@@ -92,7 +93,7 @@ func openBus(ctx context.Context, h Handed, signals chan<- *dbus.Signal) (*dbus.
 	return conn, nil
 }
 
-// findOwner returns who is resolved, "" for nobody.
+// findOwner returns the bus name that owns resolved's service, "" if there is none.
 func findOwner(ctx context.Context, conn *dbus.Conn) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
@@ -104,7 +105,7 @@ func findOwner(ctx context.Context, conn *dbus.Conn) (string, error) {
 	return owner, err
 }
 
-// call calls a method of resolved's. It starts nothing.
+// call calls a method of resolved. It starts nothing.
 func (b bus) call(ctx context.Context, path dbus.ObjectPath, method string, args []any, into ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
@@ -115,7 +116,7 @@ func (b bus) call(ctx context.Context, path dbus.ObjectPath, method string, args
 	return nil
 }
 
-// set calls a method of the manager's that has no result.
+// set calls a manager method that has no result.
 func (b bus) set(ctx context.Context, method string, args ...any) error {
 	return b.call(ctx, managerPath, manager+"."+method, args)
 }
@@ -140,8 +141,8 @@ func isError(err error, names ...string) bool {
 	return errors.As(err, &e) && slices.Contains(names, e.Name)
 }
 
-// sameNetwork reports whether resolved lives in our network namespace: the files of /proc/PID/net, which everybody may
-// look at, have numbers that are a namespace's own.
+// sameNetwork reports whether resolved is in our network namespace. The files of /proc/PID/net, which any user may
+// stat, have inode numbers that are unique to a namespace.
 func (b bus) sameNetwork(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
@@ -158,31 +159,32 @@ func (b bus) sameNetwork(ctx context.Context) (bool, error) {
 		if _, err := os.Stat("/proc/1"); errors.Is(err, os.ErrNotExist) {
 			return false, errHidden
 		}
-		return false, nil // of another PID namespace
+		return false, nil // in another PID namespace
 	}
 	return err == nil && os.SameFile(ours, theirs), err
 }
 
-// values are the properties of an object. What an older resolved does not have, or has otherwise, reads as nothing.
+// values are the properties of an object. A property that an older resolved lacks, or has with another type, reads
+// as empty.
 type values map[string]dbus.Variant
 
 func (v values) text(name string) string { s, _ := v[name].Value().(string); return s }
 func (v values) flag(name string) bool   { b, _ := v[name].Value().(bool); return b }
 func (v values) mask(name string) uint64 { m, _ := v[name].Value().(uint64); return m }
 
-// domain as D-Bus has it, for an interface.
+// domain is a domain of an interface, as D-Bus encodes it.
 type domain struct {
 	Name  string
 	Route bool
 }
 
-// domains are an interface's own.
+// domains returns the domains of an interface.
 func (v values) domains() (list []domain) {
 	_ = v["Domains"].Store(&list)
 	return list
 }
 
-// addresses are the servers of an interface, as far as they are addresses.
+// addresses returns the server addresses of an interface. What is not an address becomes the zero value.
 func (v values) addresses() (list []netip.Addr) {
 	var entries []address
 	_ = v["DNS"].Store(&entries)
@@ -193,19 +195,19 @@ func (v values) addresses() (list []netip.Addr) {
 	return list
 }
 
-// address as D-Bus has it.
+// address is an address as D-Bus encodes it.
 type address struct {
 	Family int32
 	Bytes  []byte
 }
 
-// linkServer is a server, and the interface that it belongs to; 0 for none.
+// linkServer is a server and the interface that it belongs to; 0 for none.
 type linkServer struct {
 	link int
 	server
 }
 
-// servers reads a list of all interfaces, "DNS" or "FallbackDNS". Ports and names came with version 246.
+// servers reads the list for all interfaces, "DNS" or "FallbackDNS". Ports and names came with version 246.
 func (v values) servers(name string) (list []linkServer) {
 	var extended []struct {
 		Link   int32

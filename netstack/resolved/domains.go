@@ -6,11 +6,12 @@ import (
 	"strings"
 )
 
-// maxDomains is how many domains resolved takes for an interface (LINK_SEARCH_DOMAINS_MAX; 1024 in later versions).
+// maxDomains is how many domains resolved accepts for an interface (LINK_SEARCH_DOMAINS_MAX; 1024 in later
+// versions).
 const maxDomains = 256
 
-// fold returns names, sorted, without those below another one. If that are more than most, the longest are cut
-// to their parents, to the top-level domains at worst.
+// fold returns names, sorted, without those below another one. If more than most remain, the longest are cut to
+// their parents, down to the top-level domains if necessary.
 func fold(names []string, most int) []string {
 	list := minimal(names)
 	for len(list) > most {
@@ -28,7 +29,7 @@ func fold(names []string, most int) []string {
 	return list
 }
 
-// minimal returns names, sorted, without duplicates and what lies below another one.
+// minimal returns names, sorted, without duplicates and without names below another one.
 func minimal(names []string) []string {
 	known := make(map[string]bool, len(names))
 	for _, n := range names {
@@ -53,7 +54,7 @@ func minimal(names []string) []string {
 	return list
 }
 
-// labels counts those of a name; the root has none.
+// labels counts the labels of a name; the root has none.
 func labels(name string) int {
 	if name == "" {
 		return 0

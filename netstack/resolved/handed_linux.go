@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ConnectAs connects to the system's D-Bus as user uid, for a process that will have fewer privileges. Who it is that
-// speaks, the bus asks the kernel, and that says who has connected (SO_PEERCRED). It takes CAP_SETUID, and
-// changes only this thread, for a moment. The descriptor closes at exec.
+// ConnectAs connects to the system's D-Bus as user uid, for a process that will have fewer privileges. The bus asks
+// the kernel who is speaking, and the kernel reports the user who connected (SO_PEERCRED). It needs CAP_SETUID, and
+// changes only this thread, briefly. The descriptor is closed on exec.
 func ConnectAs(uid int) (h Handed, err error) {
 	path := "/run/dbus/system_bus_socket"
 	if address, ok := os.LookupEnv("DBUS_SYSTEM_BUS_ADDRESS"); ok {
@@ -25,7 +25,7 @@ func ConnectAs(uid int) (h Handed, err error) {
 	if err != nil {
 		return Handed{}, fmt.Errorf("make a socket: %w", err)
 	}
-	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 1}) // else a bus that hangs has us wait
+	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 1}) // otherwise a hung bus would block us
 	if err == nil {
 		err = asUser(uid, func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) })
 	}
@@ -40,7 +40,7 @@ func ConnectAs(uid int) (h Handed, err error) {
 func asUser(uid int, f func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	var mother int32 // who started us may want us to end with it: a change of user forgets that
+	var mother int32 // the signal we get when our parent ends, if it set one: changing the user clears it
 	_, _, _ = unix.RawSyscall(unix.SYS_PRCTL, unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&mother)), 0)
 	was := os.Geteuid()
 	if err := setEffective(uid); err != nil {
@@ -48,7 +48,7 @@ func asUser(uid int, f func() error) error {
 	}
 	err := f()
 	if back := setEffective(was); back != nil {
-		panic(back) // the kernel has nothing against it, and what this thread does later would be wrong
+		panic(back) // the kernel has no reason to refuse, and what this thread does later would be wrong
 	}
 	if mother != 0 {
 		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(mother), 0, 0, 0)
@@ -56,7 +56,7 @@ func asUser(uid int, f func() error) error {
 	return err
 }
 
-// setEffective is for this thread alone, other than syscall.Setresuid.
+// setEffective affects only this thread, unlike syscall.Setresuid.
 func setEffective(uid int) error {
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); errno != 0 {
 		return errno

@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Who listens is told of the other user; this thread is what it was.
+// The listener sees the other user, and this thread is unchanged afterwards.
 func TestConnectAs(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs to be run by root") // CI is
+		t.Skip("needs to be run by root") // CI runs as root
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -89,7 +89,7 @@ func capabilities(t *testing.T) [2]unix.CapUserData {
 	return have
 }
 
-// What is no path is left to whoever knows the other kinds of addresses.
+// ConnectAs rejects addresses that are not a path: code that knows the other kinds handles them.
 func TestConnectAsElsewhere(t *testing.T) {
 	for _, address := range []string{"tcp:host=127.0.0.1,port=1", "unix:abstract=bus", "unix:path=/a,guid=1", "unix:path=/a;unix:path=/b", ""} {
 		t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", address)

@@ -17,14 +17,14 @@ import (
 )
 
 const (
-	lookEvery   = 10 * time.Second // at the link's settings, of whose change D-Bus may not tell
-	firstDial   = time.Second      // until D-Bus is looked for again, doubled each time
+	lookEvery   = 10 * time.Second // between checks of the link's settings, since D-Bus may not report changes
+	firstDial   = time.Second      // until D-Bus is looked for again; doubled each time
 	lastDial    = time.Minute
-	readEvery   = time.Second            // whom to ask, while queries come
-	readWait    = 500 * time.Millisecond // for that; what was read before does otherwise
-	activeWait  = 2 * time.Second        // until resolved uses the link it was told of
-	calmAfter   = time.Minute            // without anybody overwriting the settings
-	slowestBack = time.Minute            // between two times of putting them back
+	readEvery   = time.Second            // between reads of the servers to ask, while queries come
+	readWait    = 500 * time.Millisecond // for such a read; after that, the previous result is used
+	activeWait  = 2 * time.Second        // until resolved uses the link it was told about
+	calmAfter   = time.Minute            // without other programs overwriting the settings
+	slowestBack = time.Minute            // between two attempts to restore them
 )
 
 var (
@@ -33,25 +33,26 @@ var (
 	errInactive  = errors.New("systemd-resolved does not use the link")
 )
 
-// Config says what is registered.
+// Config says what to register.
 type Config struct {
-	Link    string     // device, for the log
-	Index   int        // its number
-	Server  netip.Addr // where queries for Domains are to be sent; answered by whoever made the Registration
-	Domains []string   // names, lower case and without a final dot; what lies below one counts as well
+	Link    string     // name of the device, for the log
+	Index   int        // interface number of the device
+	Server  netip.Addr // where queries for Domains are to be sent; the creator of the Registration answers them
+	Domains []string   // names, lower case and without a final dot; names below one count as well
 	Bus     Handed     // used first
 	Log     *slog.Logger
 }
 
-// Registration makes a link the resolver for some domains and keeps it so. Its methods are safe for concurrent use.
+// Registration makes a link the resolver for some domains and keeps it registered. Its methods are safe for
+// concurrent use.
 type Registration struct {
 	cfg   Config
 	log   *slog.Logger
 	tried chan struct{}
 
-	// setting serialises what changes resolved's settings. Locked before mu.
+	// setting serialises changes to resolved's settings. Locked before mu.
 	setting  sync.Mutex
-	known    []string // domains at resolved, nil for none: no answers to others are in its cache
+	known    []string // domains registered at resolved, nil for none; its cache has no answers for names outside them
 	back     time.Duration
 	backLast time.Time
 	trouble  string
@@ -77,7 +78,7 @@ func New(c Config) *Registration {
 	}
 }
 
-// Tried is closed when the link is registered, or when a try has failed.
+// Tried is closed when the link is registered, or when an attempt has failed.
 func (r *Registration) Tried() <-chan struct{} { return r.tried }
 
 // Registered reports whether resolved sends us the queries for the domains.
@@ -87,7 +88,7 @@ func (r *Registration) Registered() bool {
 	return r.ok
 }
 
-// Update registers other domains, and returns when that is done, or a try has failed.
+// Update registers other domains. It returns when that is done or an attempt has failed.
 func (r *Registration) Update(ctx context.Context, domains []string) {
 	r.mu.Lock()
 	r.domains = fold(domains, maxDomains)
@@ -95,7 +96,7 @@ func (r *Registration) Update(ctx context.Context, domains []string) {
 	r.look(ctx)
 }
 
-// Run registers the link, and again whenever that is needed, until ctx ends. It undoes nothing: see
+// Run registers the link, and registers it again whenever needed, until ctx ends. It undoes nothing: see
 // [Registration.Withdraw] and [Registration.Revert].
 func (r *Registration) Run(ctx context.Context) error {
 	tried := sync.OnceFunc(func() { close(r.tried) })
@@ -120,7 +121,7 @@ func (r *Registration) Run(ctx context.Context) error {
 	}
 }
 
-// attend keeps the link registered as long as there is D-Bus, and reports whether there was.
+// attend keeps the link registered while D-Bus is available, and reports whether it was available.
 func (r *Registration) attend(ctx context.Context, handed Handed, tried func()) bool {
 	signals := make(chan *dbus.Signal, 16)
 	conn, err := openBus(ctx, handed, signals)
@@ -164,7 +165,7 @@ func (r *Registration) attend(ctx context.Context, handed Handed, tried func()) 
 	}
 }
 
-// meet takes over who is resolved now.
+// meet sets the current resolved.
 func (r *Registration) meet(b bus) {
 	r.setting.Lock()
 	defer r.setting.Unlock()
@@ -180,8 +181,8 @@ func (r *Registration) current() (b bus, domains []string, ended bool) {
 	return r.bus, r.domains, r.ended
 }
 
-// look compares the link's settings with what they are to be, and registers it if they differ. It returns
-// when to look again, if that is soon.
+// look compares the link's settings with the wanted ones and registers the link if they differ. It returns when to
+// look again, if that is soon.
 func (r *Registration) look(ctx context.Context) (again time.Duration) {
 	r.setting.Lock()
 	defer r.setting.Unlock()
@@ -197,7 +198,7 @@ func (r *Registration) look(ctx context.Context) (again time.Duration) {
 	return again
 }
 
-// settle does what look does.
+// settle does the work of look.
 func (r *Registration) settle(ctx context.Context, b bus, domains []string) (again time.Duration, err error) {
 	if len(domains) == 0 && r.known == nil {
 		return 0, nil
@@ -232,13 +233,13 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 			return wait, nil
 		}
 	}
-	if !stand { // a resolved that was started again may know them from before
+	if !stand { // a restarted resolved may still have the settings
 		if err := want.apply(ctx, b, r.cfg.Index); err != nil {
 			return 0, err
 		}
 	}
 	if !first && !subset(domains, r.known) {
-		// Below a domain that is new, resolved may know what it was told when it was one of ours before.
+		// Below a new domain, resolved may have cached answers from a time when the domain was registered before.
 		if err := b.set(ctx, "FlushCaches"); err != nil {
 			return 0, err
 		}
@@ -255,8 +256,8 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 	return 0, nil
 }
 
-// overwritten counts one more time that somebody else has set the link's settings, and returns how long to
-// leave it at that.
+// overwritten counts another time that the link's settings were changed elsewhere, and returns how long to wait
+// before restoring them.
 func (r *Registration) overwritten() time.Duration {
 	now := time.Now()
 	if now.Sub(r.backLast) > calmAfter {
@@ -270,7 +271,8 @@ func (r *Registration) overwritten() time.Duration {
 	return 0
 }
 
-// active waits until resolved asks over the link. It learns of its address and carrier in its own time.
+// active waits until resolved uses the link for queries. resolved learns of the link's address and carrier
+// asynchronously.
 func (r *Registration) active(ctx context.Context, b bus) error {
 	for end := time.Now().Add(activeWait); ; {
 		v, err := b.link(ctx, r.cfg.Index)
@@ -290,7 +292,7 @@ func (r *Registration) active(ctx context.Context, b bus) error {
 	}
 }
 
-// tell logs what is in the way, once.
+// tell logs what prevents registration, once.
 func (r *Registration) tell(ctx context.Context, err error) {
 	if err == nil || ctx.Err() != nil {
 		if err == nil {
@@ -326,15 +328,15 @@ func hint(err error, link string) string {
 	return ""
 }
 
-// Withdraw takes the domains off, so that resolved asks for further names as it did before. What it is asking us for
-// now is still to be answered.
+// Withdraw removes the domains, so that resolved sends new queries where it did before. Queries that it has already
+// sent to us must still be answered.
 func (r *Registration) Withdraw(ctx context.Context) error {
 	return r.undo(ctx, func(b bus) error {
 		return errors.Join(b.set(ctx, "SetLinkDomains", int32(r.cfg.Index), []domain{}), ignoreUnknown(b.set(ctx, "SetLinkDefaultRoute", int32(r.cfg.Index), false)))
 	})
 }
 
-// Revert takes everything back that resolved was told about the link.
+// Revert undoes everything that resolved was told about the link.
 func (r *Registration) Revert(ctx context.Context) error {
 	return r.undo(ctx, func(b bus) error { return r.revert(ctx, b) })
 }
@@ -343,7 +345,7 @@ func (r *Registration) revert(ctx context.Context, b bus) error {
 	return b.set(ctx, "RevertLink", int32(r.cfg.Index))
 }
 
-// undo calls f if the link is registered, and keeps it from being registered again.
+// undo calls f if the link is registered, and prevents further registration.
 func (r *Registration) undo(ctx context.Context, f func(bus) error) error {
 	r.mu.Lock()
 	r.ended, r.ok = true, false
@@ -360,7 +362,7 @@ func (r *Registration) undo(ctx context.Context, f func(bus) error) error {
 	return nil
 }
 
-// Upstreams is a [dns.Choose]: whom resolved would ask for name without us.
+// Upstreams is a [dns.Choose]: it returns the servers that resolved would ask for name without us.
 func (r *Registration) Upstreams(ctx context.Context, name string) ([][]dns.Upstream, error) {
 	r.mu.Lock()
 	b, all, old := r.bus, r.all, time.Since(r.readAt) > readEvery
@@ -382,7 +384,7 @@ func (r *Registration) keep(all []scope) {
 	r.all, r.readAt = all, time.Now()
 }
 
-// ownAddresses are those of the host.
+// ownAddresses returns the addresses of the host.
 func ownAddresses() (list []netip.Addr) {
 	addrs, _ := net.InterfaceAddrs()
 	for _, a := range addrs {
@@ -395,7 +397,7 @@ func ownAddresses() (list []netip.Addr) {
 	return list
 }
 
-// subset reports whether each of names is in, or below one of, domains.
+// subset reports whether each of names is in domains or below one of them.
 func subset(names, domains []string) bool {
 	return !slices.ContainsFunc(names, func(n string) bool {
 		return !slices.ContainsFunc(domains, func(d string) bool { return within(n, d) })

@@ -38,7 +38,7 @@ func TestFold(t *testing.T) {
 	}
 }
 
-// Whatever is folded, every name stays below a domain, and there are not too many of them.
+// After folding, every name is still below a domain, and there are not too many domains.
 func TestFoldMany(t *testing.T) {
 	var names []string
 	for i := range 3000 {

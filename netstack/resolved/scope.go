@@ -7,29 +7,29 @@ import (
 	"pinproxy/netstack/dns"
 )
 
-// What resolved calls its modes.
+// The names of resolved's modes.
 const (
 	modeYes            = "yes"
 	modeAllowDowngrade = "allow-downgrade"
 	modeNo             = "no"
 )
 
-// scope is one network in which resolved asks for names: an interface's, or the one of the global settings.
+// scope is one network in which resolved looks up names: an interface's, or that of the global settings.
 type scope struct {
-	link         int // index of the interface, 0: global
+	link         int // index of the interface; 0: global
 	servers      []server
-	domains      []string // lower case, no final dot, the root is ""
-	defaultRoute bool     // for names in nobody's domain
+	domains      []string // lower case, no final dot; the root is ""
+	defaultRoute bool     // for names that are in no scope's domain
 	dnssec, tls  string
 }
 
 type server struct {
-	addr netip.AddrPort // port 0: the protocol's
-	name string         // in its certificate
+	addr netip.AddrPort // port 0: the protocol's default
+	name string         // in the server's certificate
 }
 
-// scopesFor returns the scopes in which resolved asks for name: those with the longest domain that it ends with, or
-// the default routes (dns_scope_good_domain).
+// scopesFor returns the scopes in which resolved looks up name: those with the longest domain that the name ends
+// with, or else the default routes (dns_scope_good_domain).
 func scopesFor(all []scope, name string) []scope {
 	best, found := -1, []scope(nil)
 	for _, s := range all {
@@ -51,7 +51,7 @@ func scopesFor(all []scope, name string) []scope {
 	return found
 }
 
-// upstreams returns whom to ask for name. own has the addresses of this host.
+// upstreams returns the servers to ask for name. own lists the addresses of this host.
 func upstreams(all []scope, name string, own []netip.Addr) [][]dns.Upstream {
 	var lists [][]dns.Upstream
 	for _, s := range scopesFor(all, name) {
@@ -69,7 +69,7 @@ func upstreams(all []scope, name string, own []netip.Addr) [][]dns.Upstream {
 				u.Addr = netip.AddrPortFrom(u.Addr.Addr(), port)
 			}
 			if a := u.Addr.Addr(); a.IsLoopback() || slices.Contains(own, a.WithZone("")) {
-				u.Link = 0 // nothing of the host's own is reached over an interface
+				u.Link = 0 // the host's own addresses are not reached over an interface
 			}
 			list = append(list, u)
 		}
@@ -78,7 +78,7 @@ func upstreams(all []scope, name string, own []netip.Addr) [][]dns.Upstream {
 	return lists
 }
 
-// strictest returns the DNSSEC mode of the scopes that the domains lead to.
+// strictest returns the strictest DNSSEC mode of the scopes that the domains lead to.
 func strictest(all []scope, domains []string) string {
 	modes := []string{modeNo, modeAllowDowngrade, modeYes}
 	best := 0

@@ -6,13 +6,13 @@ import (
 	"slices"
 )
 
-// Address families, as Linux numbers them.
+// Address families, with Linux's numbers.
 const (
 	familyIPv4 int32 = 2
 	familyIPv6 int32 = 10
 )
 
-// settings are what the link is to have at resolved.
+// settings are the settings that the link is to have in resolved.
 type settings struct {
 	server       netip.Addr
 	domains      []string
@@ -20,7 +20,7 @@ type settings struct {
 	dnssec       string
 }
 
-// wire are the domains as D-Bus has them: for routing, not for search.
+// wire returns the domains as D-Bus encodes them: for routing, not for search.
 func (s settings) wire() []domain {
 	list := make([]domain, len(s.domains))
 	for i, d := range s.domains {
@@ -32,7 +32,7 @@ func (s settings) wire() []domain {
 	return list
 }
 
-// stand reports whether v are these settings. An interface of an older resolved has fewer.
+// stand reports whether v has these settings. An interface of an older resolved has fewer.
 func (s settings) stand(v values) bool {
 	same := func(name, want string) bool { _, has := v[name]; return !has || v.text(name) == want }
 	_, hasRoute := v["DefaultRoute"]
@@ -61,7 +61,7 @@ func canonicalDomain(name string) string {
 	return name
 }
 
-// apply has resolved take the settings over. The domains come last: then all is ready for the names.
+// apply makes resolved adopt the settings. The domains come last: by then everything is ready for the names.
 func (s settings) apply(ctx context.Context, b bus, link int) error {
 	index := int32(link)
 	family := familyIPv4
@@ -87,7 +87,7 @@ func (s settings) apply(ctx context.Context, b bus, link int) error {
 	return nil
 }
 
-// ignoreUnknown leaves out that an older resolved does not have the method.
+// ignoreUnknown ignores the error of an older resolved that does not have the method.
 func ignoreUnknown(err error) error {
 	if isError(err, "org.freedesktop.DBus.Error.UnknownMethod") {
 		return nil

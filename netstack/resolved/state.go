@@ -10,8 +10,8 @@ import (
 // stubs are resolved's own addresses, which lead back to us.
 var stubs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 53}), netip.AddrFrom4([4]byte{127, 0, 0, 54})}
 
-// read returns the networks in which resolved would ask if our link were not there. fallback says that
-// there is none but the servers that it falls back on.
+// read returns the networks in which resolved would look up names if our link did not exist. fallback says that
+// there are no servers except resolved's fallback servers.
 func (b bus) read(ctx context.Context, link int, ours netip.Addr) (all []scope, fallback bool, err error) {
 	global, err := b.getAll(ctx, managerPath, manager)
 	if err != nil {
@@ -49,7 +49,7 @@ func (b bus) read(ctx context.Context, link int, ours netip.Addr) (all []scope, 
 	for index, sc := range scopes {
 		if index != 0 {
 			v, err := b.link(ctx, index)
-			if err != nil || v.mask("ScopesMask")&scopeDNS == 0 { // it is going, or down
+			if err != nil || v.mask("ScopesMask")&scopeDNS == 0 { // it is disappearing, or down
 				continue
 			}
 			sc.defaultRoute, sc.dnssec, sc.tls = v.flag("DefaultRoute"), v.text("DNSSEC"), v.text("DNSOverTLS")
@@ -60,5 +60,5 @@ func (b bus) read(ctx context.Context, link int, ours netip.Addr) (all []scope, 
 	return all, fallback, nil
 }
 
-// canonical writes a name as the queries are compared.
+// canonical returns a name in the form in which queries are compared.
 func canonical(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
