@@ -38,25 +38,46 @@ func unanswered(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || isTimeout(err) || errors.Is(err, syscall.ETIMEDOUT)
 }
 
-// probes remembers which destinations were probed recently. The zero value is ready for use.
-type probes struct {
-	mu   sync.Mutex
-	last map[netip.AddrPort]time.Time
+// verdict is what a probe showed about the silence.
+type verdict struct {
+	other string // how another port fared
+	hint  string
 }
 
-// due reports whether a probe may be made now, and if so counts it as made.
-func (p *probes) due(dst netip.AddrPort) bool {
+// probes remembers which destinations were probed recently, and what that showed. The zero value is ready for use.
+type probes struct {
+	mu   sync.Mutex
+	last map[netip.AddrPort]probed
+}
+
+type probed struct {
+	at   time.Time
+	told verdict // empty until the probe has ended, or if it showed nothing
+}
+
+// due reports whether a probe may be made now, and if so counts it as made. Otherwise it returns what the last one
+// showed.
+func (p *probes) due(dst netip.AddrPort) (verdict, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	if last, ok := p.last[dst]; ok && now.Sub(last) < probeEvery {
-		return false
+	if last, ok := p.last[dst]; ok && now.Sub(last.at) < probeEvery {
+		return last.told, false
 	}
 	if p.last == nil || len(p.last) >= maxProbed {
-		p.last = make(map[netip.AddrPort]time.Time)
+		p.last = make(map[netip.AddrPort]probed)
 	}
-	p.last[dst] = now
-	return true
+	p.last[dst] = probed{at: now}
+	return verdict{}, true
+}
+
+// told keeps what a probe showed for the flows that fail before the next one is due.
+func (p *probes) told(dst netip.AddrPort, v verdict) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if last, ok := p.last[dst]; ok {
+		p.last[dst] = probed{last.at, v}
+	}
 }
 
 // diagnose finds out whether the silence depends on the source port: whether the destination answers another one. By
@@ -69,38 +90,44 @@ func (l *live) diagnose(err error) error {
 	// Not the flow's context: it has ended if the application is gone.
 	ctx, cancel := context.WithTimeout(context.Background(), min(probeTimeout, l.proxy.cfg.DialTimeout))
 	defer cancel()
-	if !l.goOn(cancel) || !l.proxy.probes.due(silent.dst) {
+	if !l.goOn(cancel) {
 		return err
 	}
-	if !silent.probe(ctx, l.proxy.cfg.Dialer) {
+	told, due := l.proxy.probes.due(silent.dst)
+	if due {
+		told = silent.probe(ctx, l.proxy.cfg.Dialer)
+		l.proxy.probes.told(silent.dst, told)
+	}
+	if told.other == "" {
 		return err
 	}
+	silent.explain(told)
 	return silent
 }
 
-// probe dials the destination from another port and records in e what that shows. It reports false if it shows
-// nothing.
-func (e *silenceError) probe(ctx context.Context, d Dialer) bool {
+// probe dials the destination from another port. The verdict is empty if that shows nothing.
+func (e *silenceError) probe(ctx context.Context, d Dialer) verdict {
 	from := netip.AddrPort{}
 	if !e.pin.Addr().IsUnspecified() {
 		from = netip.AddrPortFrom(e.pin.Addr(), 0)
 	}
+	const aboutPort = "a firewall on the way remembers the port's last connection (cooldown= in the rule lets it forget), or filters resets, or does not let this port in"
 	c, err := d.Dial(ctx, from, e.dst)
-	waited := e.waited.Round(100 * time.Millisecond)
 	switch {
 	case err == nil:
 		port := addrPort(c.LocalAddr()).Port()
 		_ = c.Close()
-		e.err = fmt.Errorf("no answer from %s to source port %d within %v, though port %d was answered at once: %w", e.dst, e.pin.Port(), waited, port, e.err)
+		return verdict{fmt.Sprintf("though port %d was answered at once", port), aboutPort}
 	case errors.Is(err, syscall.ECONNREFUSED):
-		e.err = fmt.Errorf("no answer from %s to source port %d within %v, though another port was refused at once: %w", e.dst, e.pin.Port(), waited, e.err)
+		return verdict{"though another port was refused at once", aboutPort}
 	case unanswered(err) && !errors.Is(err, context.Canceled): // we have not stopped waiting
-		e.err = fmt.Errorf("no answer from %s to source port %d within %v, nor to another port: %w", e.dst, e.pin.Port(), waited, e.err)
-		e.hint = "the destination is down, or a firewall lets neither port in"
-		return true
-	default:
-		return false
+		return verdict{"nor to another port", "the destination is down, or a firewall lets neither port in"}
 	}
-	e.hint = "a firewall on the way remembers the port's last connection (cooldown= in the rule lets it forget), or filters resets, or does not let this port in"
-	return true
+	return verdict{}
+}
+
+// explain puts what a probe showed into the error.
+func (e *silenceError) explain(v verdict) {
+	e.err = fmt.Errorf("no answer from %s to source port %d within %v, %s: %w", e.dst, e.pin.Port(), e.waited.Round(100*time.Millisecond), v.other, e.err)
+	e.hint = v.hint
 }

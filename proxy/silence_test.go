@@ -56,6 +56,9 @@ func TestSilenceIsExplained(t *testing.T) {
 				if n := others.Load(); n != 1 {
 					t.Errorf("%d connections from another port within a minute, want 1", n)
 				}
+				if list := h.Failures(); len(list) != 1 || list[0].Times != 2 || !strings.Contains(list[0].Cause, c.cause) || list[0].Hint == "" {
+					t.Errorf("failures %+v: the second has lost what was found out for the first", list)
+				}
 				time.Sleep(probeEvery)
 				f = h.openWith(t, dst4, memory)
 				<-f.done

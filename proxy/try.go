@@ -28,7 +28,9 @@ func (s Sockets) Try(ctx context.Context, pin, dst netip.AddrPort) (Trial, error
 		silent := &silenceError{err: err, pin: pin, dst: dst, waited: took}
 		probe, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
 		defer cancel()
-		silent.probe(probe, s)
+		if told := silent.probe(probe, s); told.other != "" {
+			silent.explain(told)
+		}
 		return Trial{}, silent
 	case taken(err):
 		if o := s.Obstacle(pin, dst); o.Cause != "" {
