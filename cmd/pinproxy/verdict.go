@@ -66,7 +66,7 @@ type socketState struct {
 type obstacle struct{ cause, hint string }
 
 // obstacle finds what keeps the next connection from a port of the pin. The lease table comes before the kernel,
-// because a flow's port has a socket, too.
+// because a flow's port has a socket, too. But a flow may hold its lease while it waits for the kernel to free the port.
 func (s situation) obstacle(p portState) obstacle {
 	port := p.local.Port()
 	if o, found := s.otherFamily(); found {
@@ -79,6 +79,9 @@ func (s situation) obstacle(p portState) obstacle {
 			"take another source port for this destination",
 		}
 	case p.held != nil:
+		if socket, found := p.inTheWay(); found && !socket.same && !socket.ours {
+			return p.takenBy(socket)
+		}
 		return obstacle{fmt.Sprintf("port %d is held by flow %d from %s", port, p.held.Flow, p.held.Src), proxy.BusyHint(s.rule, false)}
 	case p.resting > 0:
 		return obstacle{
