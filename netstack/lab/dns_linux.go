@@ -12,25 +12,25 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// Query is a question as a [DNS] server got it.
+// Query is a question received by a [DNS] server.
 type Query struct {
 	Name    string // in lower case, without the final dot
 	Type    dnsmessage.Type
 	Network string         // "udp" or "tcp"
-	Src     netip.AddrPort // who asks
-	Dst     netip.AddrPort // the server's address it asks
+	Src     netip.AddrPort // the asker
+	Dst     netip.AddrPort // the server's address that was asked
 	EDNS    bool           // it had an OPT record
-	Size    int            // how large an answer over UDP may be: 512, or what EDNS says
+	Size    int            // maximum size of an answer over UDP: 512, or the EDNS value
 }
 
 // Answer is what a [DNS] server replies.
 type Answer struct {
-	Records  []dnsmessage.Resource // see Zone and Addrs; the query's name where a record's own is empty
+	Records  []dnsmessage.Resource // see Zone and Addrs; a record without a name gets the query's
 	RCode    dnsmessage.RCode
-	Truncate bool          // over UDP: nothing but the TC bit. Done by itself for what does not fit
-	Drop     bool          // no reply at all
+	Truncate bool          // over UDP: send only the TC bit. Automatic for answers that do not fit
+	Drop     bool          // send no reply
 	Delay    time.Duration // before the reply
-	Raw      []byte        // sent instead of all that, behind the query's ID
+	Raw      []byte        // sent instead of all the above, after the query's ID
 }
 
 // DNS is a name server on a host, running in this process. Its methods are safe for concurrent use.
@@ -43,9 +43,9 @@ type DNS struct {
 	queries []Query
 }
 
-// DNS serves DNS over UDP and TCP on every one of addrs ("203.0.113.2:53"), which must name an address,
-// since a reply has to come from where the query went. answer is called on many goroutines at once.
-// [Zone] makes one from static records.
+// DNS serves DNS over UDP and TCP on each of addrs ("203.0.113.2:53"). Each must name an address, since a reply has
+// to come from the address the query was sent to. answer is called on many goroutines at once. [Zone] makes such a
+// function from static records.
 func (h *Host) DNS(answer func(Query) Answer, addrs ...string) *DNS {
 	h.net.helper()
 	s := &DNS{answer: answer, done: make(chan struct{})}
@@ -68,7 +68,7 @@ func (h *Host) DNS(answer func(Query) Answer, addrs ...string) *DNS {
 	return s
 }
 
-// Queries returns all queries so far.
+// Queries returns all queries received so far.
 func (s *DNS) Queries() []Query {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -111,7 +111,7 @@ func (s *DNS) serveTCP(c net.Conn) {
 	}
 }
 
-// reply returns the message that answers msg, nil for none, after the delay that the answer asks for.
+// reply returns the answer to msg, nil for none, after the delay that the answer asks for.
 func (s *DNS) reply(q Query, msg []byte) []byte {
 	var in dnsmessage.Message
 	if in.Unpack(msg) != nil || in.Response || len(in.Questions) != 1 {

@@ -14,10 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Env is the environment variable that carries the identity of the mount namespace Enter was called in. Whoever
-// finds another identity of its own is inside, and so is each of its descendants, fuzz workers and re-executed
-// test binaries among them. A program that calls Enter and is started with an environment made from
-// scratch (testscript's, say) must be given it.
+// Env is the environment variable that carries the identity of the mount namespace in which Enter was called. A
+// process whose own identity differs is inside, and so are all its descendants, including fuzz workers and
+// re-executed test binaries. If a program that calls Enter is started with a fresh environment (by testscript, for
+// example), the variable must be passed on to it.
 const Env = "PINPROXY_LAB_OUTSIDE"
 
 // Main is for TestMain: it runs m in namespaces of its own and exits with its status. See [Enter].
@@ -29,12 +29,12 @@ func Main(m interface{ Run() int }) {
 	os.Exit(m.Run())
 }
 
-// Enter returns nil in a process that lives in network and mount namespaces of its own. Called
-// outside them, it runs this program again inside, with the same arguments, environment and standard
-// streams, passes signals on to it, and exits with its status; it returns only if that fails. So it
-// belongs at the very beginning of a program.
+// Enter returns nil in a process that is in network and mount namespaces of its own. Outside them, it runs this
+// program again inside, with the same arguments, environment and standard streams, passes signals on to it, and
+// exits with its status. In that case it returns only if this fails. So it belongs at the very beginning of a
+// program.
 //
-// Without privileges a user namespace is made too, in which the caller is root.
+// Without privileges it also creates a user namespace, in which the caller is root.
 func Enter() error {
 	here, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
@@ -47,7 +47,7 @@ func Enter() error {
 		return err
 	}
 
-	// PDEATHSIG is sent when the thread that forked ends, not the process: keep the thread.
+	// PDEATHSIG is sent when the thread that forked ends, not when the process ends, so keep the thread.
 	runtime.LockOSThread()
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2)
@@ -65,12 +65,12 @@ func Enter() error {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("make namespaces (are unprivileged user namespaces allowed here?): %w", err)
 	}
-	unix.Exit(attend(cmd, signals)) // not os.Exit, where the race detector sleeps for a second
+	unix.Exit(attend(cmd, signals)) // not os.Exit, in which the race detector sleeps for a second
 	return nil
 }
 
-// again is this program once more, to be started in new namespaces. The flags are given to unshare(2)
-// rather than clone(2), because then package syscall makes all mounts private as well.
+// again returns this program, to be started in new namespaces. The flags go to unshare(2) instead of clone(2),
+// because package syscall then also makes all mounts private.
 func again() *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
@@ -84,7 +84,7 @@ func again() *exec.Cmd {
 
 // attend passes signals on to cmd until it ends, and returns the status to exit with.
 func attend(cmd *exec.Cmd, signals <-chan os.Signal) int {
-	go passOn(signals, cmd.Process) // ends with the process, which is what comes next
+	go passOn(signals, cmd.Process) // ends with the process, which the next line waits for
 	cmd.Wait()
 	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 		return 128 + int(status.Signal())

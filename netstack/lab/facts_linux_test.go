@@ -19,10 +19,10 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// What pinproxy takes for granted about how Linux binds source ports, each in a fresh namespace. A kernel that
-// breaks one of these breaks pinproxy. Kernel functions are named where the behaviour is theirs.
+// These tests check what pinproxy assumes about how Linux binds source ports, each in a fresh namespace. A kernel
+// that breaks one of these facts breaks pinproxy. Kernel functions are named where they cause the behaviour.
 
-// family is one of the two loopbacks that every fact is checked on.
+// family is one of the two loopbacks on which every fact is checked.
 type family struct {
 	name   string
 	number uint8
@@ -38,15 +38,15 @@ const pin = 63999
 
 func (f family) at(port uint16) string { return netip.AddrPortFrom(f.ip, port).String() }
 
-// onBoth runs a fact on both families, each on a host of its own with echo servers on ports 7, 8 and 9.
+// onBoth checks a fact on both families, each on its own host with echo servers on ports 7, 8 and 9.
 func onBoth(t *testing.T, fact func(t *testing.T, h *lab.Host, f family)) {
 	t.Parallel()
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()
 			h := lab.ForTest(t).Host("solo")
-			// On a busy machine an ACK may take so long that the peer sends its FIN twice. The answer to the second is met by
-			// a reset, which would end the TIME_WAIT (RFC 1337).
+			// On a busy machine an ACK may take so long that the peer sends its FIN twice. The answer to the second
+			// FIN gets a reset in return, which would end the TIME_WAIT (RFC 1337).
 			h.Sysctl("net.ipv4.tcp_rfc1337", "1")
 			for _, port := range []uint16{7, 8, 9} {
 				h.Serve(f.at(port), lab.Echo)
@@ -85,7 +85,7 @@ func plainDial(h *lab.Host, f family, port uint16) (c net.Conn, err error) {
 	return c, err
 }
 
-// closeFirst closes c in order, before the peer, and waits for the TIME_WAIT it leaves.
+// closeFirst closes c in order, before the peer does, and waits for the resulting TIME_WAIT.
 func closeFirst(t *testing.T, h *lab.Host, f family, c net.Conn) {
 	t.Helper()
 	c.(*net.TCPConn).CloseWrite()
@@ -95,7 +95,7 @@ func closeFirst(t *testing.T, h *lab.Host, f family, c net.Conn) {
 	waitState(t, h, f, port, netlink.TCP_TIME_WAIT)
 }
 
-// waitState waits until the socket from the pin to a port is in a state, 0 for no socket.
+// waitState waits until the socket from the pin to a port is in a state; 0 means no socket.
 func waitState(t *testing.T, h *lab.Host, f family, port uint16, want uint8) {
 	t.Helper()
 	state := func() uint8 {
@@ -137,7 +137,7 @@ func TestFlowsToDifferentDestinationsShareAPort(t *testing.T) {
 func TestOneDialWithoutReuseAddrSpoilsThePort(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *lab.Host, f family) {
 		closeFirst(t, h, f, mustDial(t, h, f, 7))
-		mustDial(t, h, f, 8).Close() // one's TIME_WAIT is no obstacle
+		mustDial(t, h, f, 8).Close() // our own TIME_WAIT is no obstacle
 		waitState(t, h, f, 8, netlink.TCP_TIME_WAIT)
 		if err := destroy(h, f, 7); err != nil {
 			t.Fatal(err)
@@ -167,7 +167,7 @@ func TestLiveTupleCannotBeHadTwice(t *testing.T) {
 	})
 }
 
-// Fact 3: tcp_twsk_unique. A dial from a bound port passes it no tw to decide by, so tcp_tw_reuse is not asked.
+// Fact 3: tcp_twsk_unique. A dial from a bound port passes it no tw to decide by, so tcp_tw_reuse is not consulted.
 func TestTimeWaitWithTimestampsIsReusedAtOnce(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *lab.Host, f family) {
 		for _, reuse := range []string{"0", "1", "2"} {
@@ -182,7 +182,7 @@ func TestTimeWaitWithTimestampsIsReusedAtOnce(t *testing.T) {
 	})
 }
 
-// Fact 3, the case our users have: no timestamps, no luck.
+// Fact 3, the case of our users: without timestamps there is no reuse.
 func TestTimeWaitWithoutTimestampsBlocksTheTuple(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *lab.Host, f family) {
 		h.Sysctl("net.ipv4.tcp_timestamps", "0")
@@ -204,9 +204,9 @@ func TestTimeWaitWithoutTimestampsBlocksTheTuple(t *testing.T) {
 	})
 }
 
-// Fact 3: where we closed and the peer has not, the kernel keeps a TIME_WAIT socket whose substate is FIN_WAIT2
-// (tcp_close), and tcp_twsk_unique treats it the same. With timestamps the tuple can be had again at once; the new
-// SYN, by way of a challenge ACK (RFC 5961, section 4), resets what the peer still had open.
+// Fact 3: if we have closed and the peer has not, the kernel keeps a TIME_WAIT socket whose substate is FIN_WAIT2
+// (tcp_close), and tcp_twsk_unique treats it the same. With timestamps the tuple is available again at once. The new
+// SYN resets, by way of a challenge ACK (RFC 5961, section 4), what the peer still had open.
 func TestFinWait2WithTimestampsIsReusedAtTheOldFlowsCost(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *lab.Host, f family) {
 		redialled := make(chan bool)
@@ -220,14 +220,14 @@ func TestFinWait2WithTimestampsIsReusedAtTheOldFlowsCost(t *testing.T) {
 		waitState(t, h, f, 10, netlink.TCP_FIN_WAIT2)
 		mustDial(t, h, f, 10)
 		close(redialled)
-		// Of the two flows the server has by now, the new one can be written to.
+		// Of the two flows that the server has by now, the new one can be written to.
 		if err := errors.Join(<-old, <-old); !errors.Is(err, unix.EPIPE) {
 			t.Errorf("peer's old flow is well: %v, want EPIPE", err)
 		}
 	})
 }
 
-// Fact 3: without timestamps FIN_WAIT2 holds the tuple as TIME_WAIT does, and can be destroyed as well.
+// Fact 3: without timestamps FIN_WAIT2 holds the tuple as TIME_WAIT does, and can also be destroyed.
 func TestFinWait2WithoutTimestampsBlocksTheTuple(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *lab.Host, f family) {
 		h.Sysctl("net.ipv4.tcp_timestamps", "0")
@@ -246,7 +246,7 @@ func TestFinWait2WithoutTimestampsBlocksTheTuple(t *testing.T) {
 	})
 }
 
-// Fact 3: while our FIN, or data before it, is under way the tuple is a live one, timestamps or not.
+// Fact 3: while our FIN, or data before it, is in flight, the tuple is a live one, with or without timestamps.
 func TestFinUnderWayBlocksTheTupleForAMoment(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *lab.Host, f family) {
 		reading := make(chan bool)
@@ -267,9 +267,10 @@ func TestFinUnderWayBlocksTheTupleForAMoment(t *testing.T) {
 	})
 }
 
-// fill writes until the peer, who does not read, has no room left and neither have we. It returns how much.
+// fill writes until the peer, which does not read, and this side have no buffer space left. It returns how much it
+// wrote.
 func fill(c *net.TCPConn) (all int64) {
-	for idle := 0; idle < 2; { // one may be a pause of a busy machine, and not of the connection
+	for idle := 0; idle < 2; { // a single one may be a pause of a busy machine, not of the connection
 		c.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
 		n, _ := io.Copy(c, io.LimitReader(zeroes{}, 1<<30))
 		if all += n; n > 0 {
@@ -281,7 +282,7 @@ func fill(c *net.TCPConn) (all int64) {
 	return all
 }
 
-// Fact 4: tcp_abort, by way of sock_diag, takes a TIME_WAIT away, and nothing but it.
+// Fact 4: tcp_abort, through sock_diag, removes a TIME_WAIT and nothing else.
 func TestSockDestroyEndsTimeWait(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *lab.Host, f family) {
 		h.Sysctl("net.ipv4.tcp_timestamps", "0")
@@ -314,7 +315,8 @@ func TestSockDestroyEndsLiveConnections(t *testing.T) {
 	})
 }
 
-// destroy sends SOCK_DESTROY for the socket from the pin to a port. Package netlink's own knows IPv4 only.
+// destroy sends SOCK_DESTROY for the socket from the pin to a port. Package netlink's own function supports only
+// IPv4.
 func destroy(h *lab.Host, f family, port uint16) error {
 	return h.Do(func() error {
 		req := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
@@ -345,7 +347,7 @@ func (r inetDiagReq) Serialize() []byte {
 	return append(b, bytes.Repeat([]byte{0xff}, 8)...) // INET_DIAG_NOCOOKIE
 }
 
-// Fact 5: whoever closes first has the TIME_WAIT.
+// Fact 5: the side that closes first has the TIME_WAIT.
 func TestNoWaitIfThePeerClosedFirst(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *lab.Host, f family) {
 		h.Sysctl("net.ipv4.tcp_timestamps", "0")
@@ -361,7 +363,7 @@ func TestNoWaitIfThePeerClosedFirst(t *testing.T) {
 	})
 }
 
-// Fact 5: SO_LINGER 0 leaves no TIME_WAIT, but what the peer had no room for is lost.
+// Fact 5: SO_LINGER 0 leaves no TIME_WAIT, but data that the peer had no room for is lost.
 func TestResetLosesData(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *lab.Host, f family) {
 		h.Sysctl("net.ipv4.tcp_timestamps", "0")
@@ -392,7 +394,7 @@ func (zeroes) Read(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Fact 6: inet_sk_get_local_port_range uses the socket's range only where it lies within the namespace's.
+// Fact 6: inet_sk_get_local_port_range uses the socket's range only where it lies within the namespace's range.
 func TestLocalPortRangeIsIgnoredOutsideTheSystemsRange(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *lab.Host, f family) {
 		for want, inside := range map[uint32]bool{pin: false, 40000: true} {
@@ -420,11 +422,11 @@ func TestLocalPortRangeIsIgnoredOutsideTheSystemsRange(t *testing.T) {
 	})
 }
 
-// Fact 7: who has our port without SO_REUSEADDR, or listens on it, blocks it towards everywhere.
+// Fact 7: a socket that has our port without SO_REUSEADDR, or listens on it, blocks it towards all destinations.
 func TestOthersOnOurPortBlockIt(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *lab.Host, f family) {
 		h.Sysctl("net.ipv4.ip_local_port_range", fmt.Sprintf("%d %d", pin, pin))
-		c, err := h.Dial(t.Context(), "tcp", f.at(8)) // is handed the only port there is
+		c, err := h.Dial(t.Context(), "tcp", f.at(8)) // gets the only port there is
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -451,7 +453,7 @@ func TestOthersOnOurPortBlockIt(t *testing.T) {
 	})
 }
 
-// Fact 8: tcp_rcv_synsent_state_process does the simultaneous open of RFC 9293, section 3.5, with itself.
+// Fact 8: tcp_rcv_synsent_state_process performs the simultaneous open of RFC 9293, section 3.5, with itself.
 func TestSourceEqualToDestinationConnectsToItself(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *lab.Host, f family) {
 		c := mustDial(t, h, f, pin)
@@ -461,7 +463,7 @@ func TestSourceEqualToDestinationConnectsToItself(t *testing.T) {
 	})
 }
 
-// ask sends one byte and reads what the other end, an Echo or a named host, answers.
+// ask sends one byte and reads the answer of the other end, an Echo or a named host.
 func ask(c net.Conn) (string, error) {
 	c.SetDeadline(time.Now().Add(20 * time.Second))
 	if _, err := io.WriteString(c, "?"); err != nil {

@@ -15,8 +15,8 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// Facts 12 and 13: how policy rules capture connections. Two hosts own the same destinations and say their
-// name to whoever asks; the main table leads to one, table 7001 to the other, which stands for the TUN.
+// Facts 12 and 13: how policy rules capture connections. Two hosts own the same destinations and answer with their
+// name. The main table leads to one. Table 7001 leads to the other, which stands for the TUN.
 //
 //	inner ── eth2 client eth0 ── plain     192.0.2.1, 2001:db8:cafe::1
 //	                     eth1 ── captured  192.0.2.1, 2001:db8:cafe::1
@@ -26,12 +26,12 @@ type fork struct {
 	v4, v6    side
 }
 
-// side is what differs between the families.
+// side holds what differs between the families.
 type side struct {
 	name   string
 	family int
 	own    string // the client's address towards plain
-	tun    string // and towards captured, as the TUN's address is
+	tun    string // and towards captured, like the TUN's address
 	dst    string
 }
 
@@ -96,7 +96,7 @@ func addrPort(addr string, port uint16) string {
 	return netip.AddrPortFrom(netip.MustParseAddr(addr), port).String()
 }
 
-// onBothSides runs a fact on either family, with a network of its own.
+// onBothSides checks a fact on either family, with its own network.
 func onBothSides(t *testing.T, fact func(t *testing.T, f *fork, s side)) {
 	t.Parallel()
 	for _, pick := range []func(*fork) side{
@@ -108,7 +108,7 @@ func onBothSides(t *testing.T, fact func(t *testing.T, f *fork, s side)) {
 	}
 }
 
-// rule returns a rule of the family with a priority, changed by the options.
+// rule returns a rule of the family with a priority, modified by the options.
 func (s side) rule(priority int, options ...func(*netlink.Rule)) *netlink.Rule {
 	r := netlink.NewRule()
 	r.Family, r.Priority = s.family, priority
@@ -175,7 +175,7 @@ func (f *fork) expect(t *testing.T, h *lab.Host, local, remote, want string) net
 	return c
 }
 
-// Fact 12: the rule decides for sockets that connect and for packets that are forwarded.
+// Fact 12: the rule applies to sockets that connect and to packets that are forwarded.
 func TestRuleByPortCaptures(t *testing.T) {
 	onBothSides(t, func(t *testing.T, f *fork, s side) {
 		f.add(t, s.rule(100, tcpTo(443, 443), lookup(captureTable)))
@@ -186,13 +186,13 @@ func TestRuleByPortCaptures(t *testing.T) {
 	})
 }
 
-// unbound are the rules that capture only sockets without a source address.
+// unbound returns the rules that capture only sockets without a source address.
 //
-// IPv4: fib4_rule_match compares the address with the rule's, and none is 0.0.0.0. Once the source is known,
-// ip_route_connect looks up again, so the flow needs a rule by its new source.
+// IPv4: fib4_rule_match compares the address with the rule's, and no address is 0.0.0.0. Once the source is known,
+// ip_route_connect looks up the route again, so the flow needs a rule for its new source.
 //
-// IPv6: fib6_rule_match never matches a rule with `from` for a socket without an address, whatever the prefix,
-// ::/128 too. That is what lets `from ::/1` and `from 8000::/1` tell sockets apart, as guards before the capture.
+// IPv6: for a socket without an address, fib6_rule_match never matches a rule with `from`, whatever the prefix, not
+// even ::/128. So `from ::/1` and `from 8000::/1` can tell sockets apart, as guards before the capture.
 func unbound(s side) (guards, captures []*netlink.Rule) {
 	carry := s.rule(100, from(s.tun+"/32"), lookup(captureTable))
 	if s.family == unix.AF_INET {
@@ -200,7 +200,7 @@ func unbound(s side) (guards, captures []*netlink.Rule) {
 	}
 	carry.Src = ipNet(s.tun + "/128")
 	return []*netlink.Rule{
-			s.rule(104, nop), // first: goto wants its target to be there
+			s.rule(104, nop), // first: the target of a goto must exist
 			s.rule(101, iif("lo"), from("::/1"), goTo(104)),
 			s.rule(102, iif("lo"), from("8000::/1"), goTo(104)),
 		}, []*netlink.Rule{
@@ -208,7 +208,7 @@ func unbound(s side) (guards, captures []*netlink.Rule) {
 		}
 }
 
-// Fact 12: sockets with a source address of their own are let by.
+// Fact 12: sockets with a source address of their own are not captured.
 func TestOnlyUnboundSocketsAreCaptured(t *testing.T) {
 	onBothSides(t, func(t *testing.T, f *fork, s side) {
 		guards, captures := unbound(s)
@@ -219,17 +219,17 @@ func TestOnlyUnboundSocketsAreCaptured(t *testing.T) {
 			t.Errorf("captured flow has source %s, want %s", got, s.tun)
 		}
 		f.expect(t, f.Host, addrPort(s.own, 0), addrPort(s.dst, 443), "plain")
-		f.expect(t, f.Host, ":63999", addrPort(s.dst, 443), "captured") // a port alone is no address
+		f.expect(t, f.Host, ":63999", addrPort(s.dst, 443), "captured") // a port alone is not an address
 		f.expect(t, f.Host, "", addrPort(s.dst, 80), "plain")
 
-		f.add(t, s.rule(50, tcpTo(1, 1), lookup(captureTable))) // whatever it is: sockets look for their route again
+		f.add(t, s.rule(50, tcpTo(1, 1), lookup(captureTable))) // any change makes sockets look up their route again
 		if who, err := ask(c); who != "captured" {
 			t.Errorf("captured flow went on to %s, %v", who, err)
 		}
 	})
 }
 
-// Fact 12: without the rule by the TUN's address the first packet already goes astray.
+// Fact 12: without the rule for the TUN's address even the first packet goes astray.
 func TestFromZeroAloneDoesNotCarryTheFlow(t *testing.T) {
 	t.Parallel()
 	f := newFork(t)
@@ -255,7 +255,7 @@ func TestFromUnspecifiedNeverMatchesIPv6(t *testing.T) {
 	f.expect(t, f.Host, addrPort(f.v6.own, 0), addrPort(f.v6.dst, 443), "captured") // by ::/1
 }
 
-// Facts 12 and 13: a flow that is captured in its middle meets somebody who does not know it, and is reset.
+// Facts 12 and 13: a flow that is captured midway reaches a host that does not know it, and is reset.
 func TestCapturingALiveFlowKillsIt(t *testing.T) {
 	onBothSides(t, func(t *testing.T, f *fork, s side) {
 		c := f.expect(t, f.Host, "", addrPort(s.dst, 443), "plain")
@@ -266,7 +266,7 @@ func TestCapturingALiveFlowKillsIt(t *testing.T) {
 	})
 }
 
-// Facts 12 and 13: the rules for unbound sockets leave live flows alone, coming and going.
+// Facts 12 and 13: the rules for unbound sockets leave live flows alone, both when added and when removed.
 func TestLiveFlowsSurviveStartAndStop(t *testing.T) {
 	onBothSides(t, func(t *testing.T, f *fork, s side) {
 		before := f.Snapshot()
@@ -293,7 +293,7 @@ func TestLiveFlowsSurviveStartAndStop(t *testing.T) {
 	})
 }
 
-// Fact 12: a guard that goes before its capture leaves live flows to be captured.
+// Fact 12: if a guard is removed before its capture, live flows are captured.
 func TestGuardsThatGoFirstKillLiveFlows(t *testing.T) {
 	t.Parallel()
 	f := newFork(t)
@@ -307,7 +307,7 @@ func TestGuardsThatGoFirstKillLiveFlows(t *testing.T) {
 	}
 }
 
-// Fact 12: fib_rule_port_range_valid refuses every range that ends at the last port.
+// Fact 12: fib_rule_port_range_valid rejects every range that ends at the last port.
 func TestRulePortRangesEndBeforeTheLastPort(t *testing.T) {
 	onBothSides(t, func(t *testing.T, f *fork, s side) {
 		for _, p := range []struct {
@@ -328,8 +328,8 @@ func TestRulePortRangesEndBeforeTheLastPort(t *testing.T) {
 	})
 }
 
-// Fact 12: with NLM_F_EXCL, rule_exists takes a rule without a prefix for the same as one that has one and is
-// equal otherwise; the other order is accepted.
+// Fact 12: with NLM_F_EXCL, rule_exists considers a rule without a prefix equal to one that has a prefix and is
+// otherwise the same. The other order is accepted.
 func TestRuleWithoutPrefixCollidesWithMoreSpecificOnes(t *testing.T) {
 	onBothSides(t, func(t *testing.T, f *fork, s side) {
 		wide := s.rule(100, tcpTo(443, 443), lookup(captureTable))

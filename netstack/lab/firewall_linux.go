@@ -18,12 +18,12 @@ type PortRange = struct{ First, Last uint16 }
 type Filter struct {
 	Inside string      // the device towards the client; eth0 if empty
 	Ports  []PortRange // TCP from inside passes if its source port is one of these
-	Reject bool        // answer what is dropped with ICMP administratively prohibited, instead of nothing
+	Reject bool        // answer dropped packets with ICMP administratively prohibited, instead of staying silent
 }
 
-// Firewall is a stateless packet filter on a router, for IPv4 and IPv6 alike: from inside, TCP passes by
-// its source port, from outside by its destination port. DNS (port 53, UDP and TCP) and ICMP pass;
-// nothing else does. There is no connection tracking.
+// Firewall is a stateless packet filter on a router, the same for IPv4 and IPv6. TCP from inside passes by its
+// source port, TCP from outside by its destination port. DNS (port 53, UDP and TCP) and ICMP pass; nothing else
+// does. There is no connection tracking.
 type Firewall struct {
 	host  *Host
 	conn  *nftables.Conn
@@ -31,14 +31,14 @@ type Firewall struct {
 	chain *nftables.Chain
 }
 
-// Labels that rules carry, to be counted by.
+// Labels of rules, by which packets are counted.
 const (
 	labelPass = "pass" // TCP by port
 	labelMore = "more" // DNS, ICMP
 	labelDrop = "drop"
 )
 
-// Firewall sets up the filter f among what the host forwards. Call it once for a host.
+// Firewall sets up the filter f for the packets that the host forwards. Call it once for a host.
 func (h *Host) Firewall(f Filter) *Firewall {
 	h.net.helper()
 	if f.Inside == "" {
@@ -71,7 +71,7 @@ func (h *Host) Firewall(f Filter) *Firewall {
 	return w
 }
 
-// Firewall makes the router pass TCP from the client from these source ports alone, and drop the rest.
+// Firewall makes the router pass TCP from the client only from these source ports, and drop the rest.
 func (t *Topology) Firewall(ports ...uint16) *Firewall {
 	t.Router.net.helper()
 	var f Filter
@@ -87,7 +87,7 @@ var (
 	reject = &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}
 )
 
-// rule appends a rule that counts what meets all matches, and does then.
+// rule appends a rule that counts the packets meeting all matches and applies then to them.
 func (w *Firewall) rule(label string, then expr.Any, matches ...[]expr.Any) {
 	exprs := append(slices.Concat(matches...), &expr.Counter{}, then)
 	w.conn.AddRule(&nftables.Rule{Table: w.table, Chain: w.chain, Exprs: exprs, UserData: []byte(label)})
@@ -125,7 +125,7 @@ func port(offset uint32, r PortRange) []expr.Any {
 	}
 }
 
-// Passed returns how many TCP packets have passed by their port, both ways.
+// Passed returns how many TCP packets have passed by their port, in both directions.
 func (w *Firewall) Passed() uint64 { return w.count(labelPass) }
 
 // Dropped returns how many packets have been dropped or rejected.

@@ -17,14 +17,14 @@ type Host struct {
 	name  string
 	net   *Net
 	nl    *netlink.Handle
-	links int // made so far, for names
+	links int // number created so far, for names
 
-	mu sync.RWMutex // for goroutines that come when the network has been closed, as net.Resolver leaves some behind
+	mu sync.RWMutex // for goroutines that outlive the network: net.Resolver leaves some behind
 	ns netns.NsHandle
 }
 
-// quiet are the sysctls every host begins with: what the machine's own configuration would otherwise
-// decide, and no address detection that makes IPv6 wait for a second.
+// quiet are the initial sysctls of every host. They override the machine's own configuration, and turn off duplicate
+// address detection, which delays IPv6 by a second.
 var quiet = [][2]string{
 	{"net/ipv4/ip_forward", "0"}, // first: it resets others
 	{"net/ipv4/conf/all/rp_filter", "0"},
@@ -37,8 +37,7 @@ var quiet = [][2]string{
 	{"net/ipv6/conf/default/router_solicitations", "0"},
 }
 
-// Host adds a host: a new network namespace with lo up, IPv6 on and nothing else. The name is for
-// error messages.
+// Host adds a host: a new network namespace with lo up, IPv6 on and nothing else. The name is for error messages.
 func (n *Net) Host(name string) *Host {
 	n.helper()
 	h := &Host{name: name, net: n, ns: netns.None()}
@@ -50,7 +49,7 @@ func (n *Net) Host(name string) *Host {
 	return h
 }
 
-// make makes the namespace on this thread and comes back.
+// make creates the namespace on this thread and returns to the old one.
 func (h *Host) make() error {
 	return onThread(func() error {
 		ns, err := netns.New()
@@ -61,7 +60,7 @@ func (h *Host) make() error {
 		if err := loopbackUp(); err != nil {
 			return err
 		}
-		// Sockets of other netlink families would be made in the caller's namespace, on demand.
+		// Sockets of other netlink families would be created on demand, in the caller's namespace.
 		h.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE, unix.NETLINK_INET_DIAG)
 		return err
 	})
@@ -78,7 +77,7 @@ func (h *Host) close() error {
 func (h *Host) enter() error {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	if err := netns.Set(h.ns); err != nil { // its descriptor is -1 once it is closed
+	if err := netns.Set(h.ns); err != nil { // the descriptor is -1 after it was closed
 		return fmt.Errorf("enter host %s: %w", h.name, err)
 	}
 	return nil
@@ -87,8 +86,8 @@ func (h *Host) enter() error {
 // Name returns the name given to [Net.Host].
 func (h *Host) Name() string { return h.name }
 
-// Do calls f on this goroutine, with its thread in the host's network namespace, and returns f's error.
-// Goroutines that f starts are elsewhere.
+// Do calls f on this goroutine, with its thread in the host's network namespace, and returns f's error. Goroutines
+// started by f are not in that namespace.
 func (h *Host) Do(f func() error) error {
 	return onThread(func() error {
 		if err := h.enter(); err != nil {
@@ -98,8 +97,8 @@ func (h *Host) Do(f func() error) error {
 	})
 }
 
-// onThread calls f with the goroutine locked to its thread, and moves the thread back into the network
-// namespace it was in.
+// onThread calls f with the goroutine locked to its thread, and then moves the thread back into its previous network
+// namespace.
 func onThread(f func() error) error {
 	runtime.LockOSThread()
 	back, err := netns.Get()
@@ -123,11 +122,11 @@ func (h *Host) Netlink() *netlink.Handle { return h.nl }
 // Namespace returns the descriptor that holds the host's namespace. It belongs to the host.
 func (h *Host) Namespace() int { return int(h.ns) }
 
-// Sysctl sets a sysctl of the namespace. Keys are written net.ipv4.ip_forward, or with slashes where a
-// part has a dot in it.
+// Sysctl sets a sysctl of the namespace. Keys are written as net.ipv4.ip_forward, or with slashes if a part contains
+// a dot.
 func (h *Host) Sysctl(key, value string) {
 	h.net.helper()
-	// The newline matters when value is empty: writing no bytes at all changes nothing.
+	// The newline matters if value is empty: writing no bytes changes nothing.
 	h.check("set "+key, h.Do(func() error { return os.WriteFile(sysctlPath(key), []byte(value+"\n"), 0o644) }))
 }
 
@@ -149,7 +148,7 @@ func sysctlPath(key string) string {
 	return "/proc/sys/" + key
 }
 
-// Forward has the host forward packets of both families.
+// Forward makes the host forward packets of both families.
 func (h *Host) Forward() {
 	h.net.helper()
 	h.Sysctl("net.ipv4.ip_forward", "1")

@@ -28,8 +28,8 @@ type HTTPS struct {
 	seen []netip.AddrPort
 }
 
-// HTTPS serves on a TCP address with a certificate for names (or addresses) that [Net.CA] signed. It
-// answers every request with "you came from ADDR:PORT", unless [HTTPS.Handle] says otherwise.
+// HTTPS serves on a TCP address with a certificate for names (or addresses), signed by [Net.CA]. It answers every
+// request with "you came from ADDR:PORT", unless [HTTPS.Handle] says otherwise.
 func (h *Host) HTTPS(addr string, names ...string) *HTTPS {
 	h.net.helper()
 	cert, err := h.net.authority().issue(names)
@@ -41,7 +41,7 @@ func (h *Host) HTTPS(addr string, names ...string) *HTTPS {
 	server := &http.Server{
 		Handler:   http.HandlerFunc(s.serve),
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}},
-		ErrorLog:  log.New(io.Discard, "", 0), // clients that don't trust the CA are part of tests
+		ErrorLog:  log.New(io.Discard, "", 0), // clients that don't trust the CA are part of the tests
 	}
 	var wait sync.WaitGroup
 	wait.Go(func() { server.ServeTLS(l, "", "") })
@@ -69,24 +69,24 @@ func requester(r *http.Request) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
-// Handle has requests that match pattern (see http.ServeMux; not "/") answered by f.
+// Handle makes f answer requests that match pattern (see http.ServeMux; not "/").
 func (s *HTTPS) Handle(pattern string, f http.HandlerFunc) { s.mux.HandleFunc(pattern, f) }
 
-// Seen returns where each request so far came from, in order.
+// Seen returns the source of each request so far, in order.
 func (s *HTTPS) Seen() []netip.AddrPort {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.seen)
 }
 
-// CA returns the path of the PEM file of the network's own certificate authority, for curl --cacert and
-// the like.
+// CA returns the path of the PEM file of the network's own certificate authority, for use with curl --cacert and the
+// like.
 func (n *Net) CA() string {
 	n.helper()
 	return n.authority().path
 }
 
-// authority signs the certificates of one network. Its key is nowhere but in memory.
+// authority signs the certificates of one network. Its key exists only in memory.
 type authority struct {
 	path string
 	cert *x509.Certificate

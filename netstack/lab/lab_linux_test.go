@@ -27,7 +27,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// The test binary is also the programs that tests start; this variable says which.
+// The test binary also contains the programs that tests start; this variable says which one to run.
 const role = "LAB_TEST_ROLE"
 
 func TestMain(m *testing.M) {
@@ -124,7 +124,7 @@ func TestFirewallPassesBySourcePort(t *testing.T) {
 	}
 }
 
-// eventually waits until done says so.
+// eventually waits until done returns true.
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	for end := time.Now().Add(30 * time.Second); !done(); time.Sleep(time.Millisecond) {
@@ -140,7 +140,7 @@ func TestFirewallRejects(t *testing.T) {
 	top.Router.Firewall(lab.Filter{Ports: []lab.PortRange{{First: 63990, Last: 63999}}, Reject: true})
 	for addr, want := range map[string]error{
 		"203.0.113.2:443":     unix.EHOSTUNREACH,
-		"[2001:db8:2::2]:443": unix.EACCES, // a second later: the first ICMPv6 finds connect() at work (LockDroppedIcmps)
+		"[2001:db8:2::2]:443": unix.EACCES, // a second later: the first ICMPv6 arrives during connect() (LockDroppedIcmps)
 	} {
 		if _, err := top.Client.DialFrom(t.Context(), "tcp", ":63989", addr); !errors.Is(err, want) {
 			t.Errorf("%s from 63989: %v, want %v", addr, err, want)
@@ -371,7 +371,7 @@ func TestRunReturnsErrors(t *testing.T) {
 	}
 }
 
-// outside returns a program that believes to be outside, and is without privileges where that can be had.
+// outside returns a program that believes it is outside, without privileges if possible.
 func outside(r string) *exec.Cmd {
 	cmd := program(r)
 	cmd.Env = append(cmd.Env, lab.Env+"=")

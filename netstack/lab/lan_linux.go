@@ -19,15 +19,15 @@ const (
 	LAN6     = "2001:db8:3::/64"
 )
 
-// LAN adds a network behind the client, which is its hosts' default gateway and forwards for them. It returns
-// the one host in it and the name of the client's device towards it.
+// LAN adds a network behind the client, which becomes its hosts' default gateway and forwards for them. It returns
+// the only host in that network and the name of the client's device towards it.
 //
 //	inner ─────────── dev client eth0 ── …
 //	  192.0.2.128/26
 //	  2001:db8:3::/64
 //	   .130, ::2    .129, ::1
 //
-// Router and server know the way to it. mtu is that of both ends of the link.
+// Router and server have routes to it. mtu is the MTU of both ends of the link.
 func (t *Topology) LAN(mtu int) (inner *Host, dev string) {
 	n := t.Client.net
 	n.helper()
@@ -43,21 +43,21 @@ func (t *Topology) LAN(mtu int) (inner *Host, dev string) {
 	return inner, dev
 }
 
-// MTU sets a device's.
+// MTU sets the MTU of a device.
 func (h *Host) MTU(link string, mtu int) {
 	h.net.helper()
 	h.check("set mtu of "+link, h.nl.LinkSetMTU(h.link(link), mtu))
 }
 
-// Masquerade has what the host forwards out of dev leave with the host's own address, IPv4 and IPv6, as home routers
-// do. Call it, or [Host.MasqueradeFrom], once for a host.
+// Masquerade makes forwarded packets that leave by dev carry the host's own address, for IPv4 and IPv6, as home
+// routers do. Call it, or [Host.MasqueradeFrom], once for a host.
 func (h *Host) Masquerade(dev string) {
 	h.net.helper()
 	h.masquerade(outOf(dev, expr.CmpOpEq))
 }
 
-// MasqueradeFrom has what comes from an IPv4 prefix, and leaves by whichever device but dev, leave with the host's own
-// address, as Docker does for a bridge's subnet.
+// MasqueradeFrom makes packets from an IPv4 prefix carry the host's own address when they leave by any device except
+// dev, as Docker does for a bridge's subnet.
 func (h *Host) MasqueradeFrom(prefix, dev string) {
 	h.net.helper()
 	p := netip.MustParsePrefix(prefix)
@@ -88,7 +88,7 @@ func (h *Host) masquerade(matches ...[]expr.Any) {
 	h.check("masquerade", conn.Flush())
 }
 
-// outOf matches by the device that a packet leaves by.
+// outOf matches the device by which a packet leaves.
 func outOf(name string, op expr.CmpOp) []expr.Any {
 	padded := make([]byte, unix.IFNAMSIZ)
 	copy(padded, name)

@@ -13,15 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Link joins a and b by a veth pair with the given addresses ("198.51.100.1/24"), both ends up and ready
-// to carry IPv4 and IPv6. The devices are called eth0, eth1, … in the order a host gets them; Link
-// returns the two names.
+// Link joins a and b by a veth pair with the given addresses ("198.51.100.1/24"). Both ends are up and ready to
+// carry IPv4 and IPv6. The devices are named eth0, eth1, … in the order in which a host gets them. Link returns the
+// two names.
 func (n *Net) Link(a *Host, addrsA []string, b *Host, addrsB []string) (ethA, ethB string) {
 	n.helper()
 	ethA, ethB = a.nextLink(), b.nextLink()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = ethA
-	// Hardware addresses are counted so that link-local addresses are the same in every run.
+	// Hardware addresses are numbered, so that link-local addresses are the same in every run.
 	attrs.HardwareAddr = net.HardwareAddr{2, 0, 0, 0, byte(n.links), 1}
 	veth := &netlink.Veth{
 		LinkAttrs:        attrs,
@@ -51,8 +51,8 @@ func (h *Host) linkUp(name string, addrs []string) {
 	}
 }
 
-// linkReady waits until the device is operational and its link-local address usable: until then IPv6
-// neighbour discovery does not work.
+// linkReady waits until the device is operational and its link-local address is usable. Until then IPv6 neighbour
+// discovery does not work.
 func (h *Host) linkReady(name string) {
 	h.net.helper()
 	h.check("wait for "+name, poll(func() error {
@@ -73,9 +73,10 @@ func (h *Host) linkReady(name string) {
 	}))
 }
 
-// solicitable reports an error until the device listens to the multicast group (RFC 4291, section 2.7.1) through
-// which neighbours ask for addr. Even for an address without detection of duplicates the kernel joins it a moment
-// later, on a work queue (addrconf_dad_work); a neighbour that asks before asks again a second later.
+// solicitable returns an error until the device listens to the multicast group (RFC 4291, section 2.7.1) that
+// neighbours use to ask for addr. Even without duplicate address detection, the kernel joins the group a moment
+// later, on a work queue (addrconf_dad_work). A neighbour that asks earlier repeats its question only after a
+// second.
 func (h *Host) solicitable(link string, addr net.IP) error {
 	group := fmt.Sprintf(" ff0200000000000000000001ff%x ", []byte(addr[13:]))
 	return h.Do(func() error {
@@ -111,7 +112,7 @@ func (h *Host) link(name string) netlink.Link {
 	return link
 }
 
-// Addr adds an address with its prefix length to a device, which is up. It is usable at once.
+// Addr adds an address with its prefix length to a device that is up. The address is usable when Addr returns.
 func (h *Host) Addr(link, addr string) {
 	h.net.helper()
 	a, err := netlink.ParseAddr(addr)
@@ -125,8 +126,8 @@ func (h *Host) Addr(link, addr string) {
 	}
 }
 
-// Route adds a route to dst, a prefix or "default" (of via's family), via a gateway's address. Instead
-// of a gateway, via may be a device.
+// Route adds a route to dst, a prefix or "default" (of via's family), via a gateway's address. via may also be a
+// device instead of a gateway.
 func (h *Host) Route(dst, via string) {
 	h.net.helper()
 	r := &netlink.Route{}
@@ -148,8 +149,8 @@ func (h *Host) Route(dst, via string) {
 	h.check(fmt.Sprintf("add route %s via %s", dst, via), h.nl.RouteAdd(r))
 }
 
-// Own makes every address of the prefixes one of the host's own (`ip route add local PREFIX dev lo`).
-// Neighbours on a link are told so for IPv4 only: give them routes via an ordinary address of the host.
+// Own makes every address of the prefixes an address of the host itself (`ip route add local PREFIX dev lo`).
+// Neighbours on a link learn this for IPv4 only. For IPv6, give them routes via an ordinary address of the host.
 func (h *Host) Own(prefixes ...string) {
 	h.net.helper()
 	for _, p := range prefixes {
@@ -162,7 +163,7 @@ func (h *Host) Own(prefixes ...string) {
 	}
 }
 
-// localScope is what iproute2 gives a local route: IPv6 has no scopes.
+// localScope returns the scope that iproute2 gives a local route. IPv6 has no scopes.
 func localScope(prefix string) netlink.Scope {
 	if strings.Contains(prefix, ":") {
 		return netlink.SCOPE_UNIVERSE

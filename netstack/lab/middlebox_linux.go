@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Middlebox is a firewall that remembers closed connections: for some time after a FIN it drops
-// every SYN with the same ports. It passes everything else. Old stateful firewalls do so.
+// Middlebox is a firewall that remembers closed connections: for some time after a FIN it drops every SYN with the
+// same ports. It passes everything else. Old stateful firewalls behave like this.
 type Middlebox struct {
 	host  *Host
 	conn  *nftables.Conn
@@ -17,7 +17,8 @@ type Middlebox struct {
 	chain *nftables.Chain
 }
 
-// Middlebox sets one up among what the host forwards. Call it once for a host, and not beside [Host.Firewall].
+// Middlebox sets up a middlebox for the packets that the host forwards. Call it once for a host, and not together
+// with [Host.Firewall].
 func (h *Host) Middlebox(memory time.Duration) *Middlebox {
 	h.net.helper()
 	conn, err := nftables.New(nftables.WithNetNSFd(int(h.ns)))
@@ -28,7 +29,7 @@ func (h *Host) Middlebox(memory time.Duration) *Middlebox {
 		Name: "forward", Table: m.table, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
 	})
-	// The library counts its own IDs up without a lock; this one need only be the transaction's.
+	// The library increments its own IDs without a lock. This ID need only be unique within the transaction.
 	closed := &nftables.Set{Table: m.table, Name: "closed", ID: 1, KeyType: nftables.TypeInteger, HasTimeout: true, Timeout: memory, Dynamic: true}
 	h.check("make the middlebox's memory", conn.AddSet(closed, nil))
 	ports := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: sourcePort, Len: 4}
@@ -58,7 +59,7 @@ const (
 	tcpACK      = 0x10
 )
 
-// tcpFlags matches those of mask that are set.
+// tcpFlags matches packets whose flags under mask equal want.
 func tcpFlags(mask, want byte) []expr.Any {
 	return []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: flagsOffset, Len: 1},

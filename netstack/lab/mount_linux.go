@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ResolvConf has all programs of this process's mount namespace, on whichever host, ask these name servers and
-// know no other hosts than localhost: /etc/resolv.conf, /etc/hosts and /etc/nsswitch.conf are covered until the
-// network is closed. Tests that call it must not run in parallel.
+// ResolvConf makes all programs in this process's mount namespace, on any host, ask these name servers and know no
+// host except localhost: /etc/resolv.conf, /etc/hosts and /etc/nsswitch.conf are covered until the network is
+// closed. Tests that call it must not run in parallel.
 func (n *Net) ResolvConf(nameservers ...string) {
 	n.helper()
 	conf := "options timeout:1\n"
@@ -24,18 +24,18 @@ func (n *Net) ResolvConf(nameservers ...string) {
 	n.Cover("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
 }
 
-// Cover has the file at path, which must exist unless it is nsswitch.conf, read as content in this process's mount
-// namespace until the network is closed.
+// Cover makes the file at path read as content in this process's mount namespace until the network is closed. The
+// file must exist unless it is nsswitch.conf.
 func (n *Net) Cover(path, content string) {
 	n.helper()
 	err := n.cover(path, content)
 	if errors.Is(err, fs.ErrNotExist) && filepath.Base(path) == "nsswitch.conf" {
-		return // musl has none, and does as we want without
+		return // musl has none, and behaves as wanted without it
 	}
 	n.check("cover "+path, err)
 }
 
-// ReadOnlyDir makes an empty directory that nobody can write to, root neither.
+// ReadOnlyDir creates an empty directory that no user can write to, not even root.
 func (n *Net) ReadOnlyDir() string {
 	n.helper()
 	dir, err := n.readOnlyDir()
@@ -59,7 +59,7 @@ func (n *Net) readOnlyDir() (string, error) {
 }
 
 func (n *Net) cover(path, content string) error {
-	if err := private(); err != nil { // never in anybody else's mount namespace
+	if err := private(); err != nil { // never in the mount namespace of others
 		return err
 	}
 	target, err := filepath.EvalSymlinks(path)

@@ -22,7 +22,7 @@ type Net struct {
 	helper func()
 	fail   func(error) // does not return
 	dir    string
-	links  int // made so far, for hardware addresses
+	links  int // number created so far, for hardware addresses
 	ca     *authority
 
 	mu     sync.Mutex
@@ -30,7 +30,7 @@ type Net struct {
 	closed bool
 }
 
-// ForTest returns a network that lives as long as t. Errors of building it fail t.
+// ForTest returns a network that lives as long as t. Errors in building it fail t.
 func ForTest(t TB) *Net {
 	t.Helper()
 	n, err := newNet(t.Helper, func(err error) { t.Helper(); t.Fatal("lab:", err) })
@@ -45,8 +45,8 @@ func ForTest(t TB) *Net {
 	return n
 }
 
-// Run calls f with a network that lives as long as the call, and returns f's error or that of building
-// the network. The process should have called [Enter].
+// Run calls f with a network that lives as long as the call. It returns f's error, or the error from building the
+// network. The process should have called [Enter].
 func Run(f func(n *Net) error) (err error) {
 	type failure struct{ error }
 	n, err := newNet(func() {}, func(err error) { panic(failure{err}) })
@@ -76,13 +76,13 @@ func newNet(helper func(), fail func(error)) (*Net, error) {
 	}
 	n := &Net{helper: helper, fail: fail, dir: dir}
 	n.atClose(func() error { return os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil { // programs of other users read what is in it
+	if err := os.Chmod(dir, 0o755); err != nil { // programs of other users read its contents
 		return nil, errors.Join(err, n.Close())
 	}
 	return n, nil
 }
 
-// private reports an error unless the process lives in namespaces that Enter made.
+// private returns an error unless the process is in namespaces that Enter created.
 func private() error {
 	here, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
@@ -94,7 +94,7 @@ func private() error {
 	return nil
 }
 
-// check ends the building of the network if err is not nil. Call it as n.check("add route …", err).
+// check stops building the network if err is not nil. Call it as n.check("add route …", err).
 func (n *Net) check(what string, err error) {
 	if err != nil {
 		n.helper()
@@ -103,7 +103,7 @@ func (n *Net) check(what string, err error) {
 	}
 }
 
-// atClose has Close call f, before all that was given to atClose earlier.
+// atClose makes Close call f, before the functions given to atClose earlier.
 func (n *Net) atClose(f func() error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -114,8 +114,8 @@ func (n *Net) atClose(f func() error) {
 	n.undo = append(n.undo, f)
 }
 
-// Close ends all processes and servers of the network and lets go of its namespaces. It may be called
-// more than once; ForTest and Run do it anyway.
+// Close ends all processes and servers of the network and releases its namespaces. It may be called more than once;
+// ForTest and Run always call it.
 func (n *Net) Close() error {
 	n.mu.Lock()
 	undo := n.undo
@@ -128,7 +128,7 @@ func (n *Net) Close() error {
 	return errors.Join(errs...)
 }
 
-// File writes a file into the network's own directory, which goes with it, and returns its path.
+// File writes a file into the network's own directory, which is removed with the network, and returns its path.
 func (n *Net) File(name, content string) string {
 	n.helper()
 	path := filepath.Join(n.dir, name)

@@ -21,12 +21,12 @@ type Process struct {
 	out  output
 	errs output
 	done chan struct{}
-	err  error // of Wait, once done is closed
+	err  error // from Wait, once done is closed
 }
 
-// Start starts cmd, which must not have been started, in the host's network namespace. Its standard
-// output and error are collected unless cmd sets them. It is killed when the network is closed, and by
-// the kernel should this process end before that.
+// Start starts cmd, which must not have been started before, in the host's network namespace. Its standard output
+// and error are collected unless cmd sets them. The process is killed when the network is closed. If this process
+// ends before that, the kernel kills it.
 func (h *Host) Start(cmd *exec.Cmd) (*Process, error) {
 	p := &Process{cmd: cmd, done: make(chan struct{})}
 	p.out.changed, p.errs.changed = make(chan struct{}), make(chan struct{})
@@ -54,8 +54,8 @@ func (h *Host) Start(cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
-// Run runs cmd on the host as Start does, waits for it and returns what it wrote to its standard output
-// and error. The error says what it wrote to the latter.
+// Run runs cmd on the host as Start does, waits for it and returns what it wrote to its standard output and standard
+// error. The error includes the standard error.
 func (h *Host) Run(cmd *exec.Cmd) (stdout, stderr string, err error) {
 	p, err := h.Start(cmd)
 	if err != nil {
@@ -68,9 +68,8 @@ func (h *Host) Run(cmd *exec.Cmd) (stdout, stderr string, err error) {
 	return p.Stdout(), p.Stderr(), err
 }
 
-// live keeps one thread for the process's life. A process starts in the namespace of the thread that
-// forks it, and gets its PDEATHSIG when that thread ends. The thread is never unlocked and so goes with
-// the goroutine.
+// live keeps one thread for the life of the process. A process starts in the namespace of the thread that forks it,
+// and gets its PDEATHSIG when that thread ends. The thread is never unlocked, so it ends with the goroutine.
 func (p *Process) live(h *Host, started chan<- error) {
 	defer close(p.done)
 	runtime.LockOSThread()
@@ -90,13 +89,13 @@ func (p *Process) end() error {
 	return nil
 }
 
-// Pid returns the process's number.
+// Pid returns the process ID.
 func (p *Process) Pid() int { return p.cmd.Process.Pid }
 
 // Signal sends s to the process. The error is os.ErrProcessDone once it has ended.
 func (p *Process) Signal(s os.Signal) error { return p.cmd.Process.Signal(s) }
 
-// Done is closed when the process has ended and all its output is there.
+// Done is closed when the process has ended and all its output has arrived.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
 // Wait waits for the process to end. The error is that of exec.Cmd.Wait.
@@ -111,8 +110,8 @@ func (p *Process) Stdout() string { return p.out.String() }
 // Stderr returns what the process has written to its standard error so far.
 func (p *Process) Stderr() string { return p.errs.String() }
 
-// Expect waits until the process has written text to its standard output or error. The error, when
-// the process or ctx ends before that, says what was written instead.
+// Expect waits until the process has written text to its standard output or error. If the process or ctx ends first,
+// the error says what was written instead.
 func (p *Process) Expect(ctx context.Context, text string) error {
 	for {
 		out, outChanged := p.out.read()
@@ -134,7 +133,7 @@ func (p *Process) Expect(ctx context.Context, text string) error {
 	}
 }
 
-// output collects what a process writes and tells whoever waits for it.
+// output collects what a process writes and notifies waiting goroutines.
 type output struct {
 	mu      sync.Mutex
 	buf     bytes.Buffer

@@ -14,18 +14,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Roughness is how a path mistreats packets: the share of them, from 0 to 1, each independent of the others.
+// Roughness says how a path mistreats packets: the shares of them, from 0 to 1, independently for each packet.
 type Roughness struct {
 	Loss, Duplication, Reordering float64
-	Seed                          uint64 // the same packets in the same order are mistreated alike
+	Seed                          uint64 // the same packets in the same order get the same treatment
 }
 
-// Rough is a path that loses, duplicates and reorders what a host forwards. The kernel of the tests' machine may
-// have no netem, so the packets make a detour:
+// Rough is a path that loses, duplicates and reorders the packets a host forwards. The kernel of the test machine
+// may have no netem, so the packets take a detour:
 //
 //	eth0 ─▶ rule "iif eth0" ─▶ rough0 ─▶ read, mistreat, write ─▶ rough0 ─▶ main table ─▶ eth1
 //
-// and likewise the other way. The host needs two links, and is a router.
+// The other direction is the same. The host is a router with two links.
 type Rough struct {
 	file *os.File
 	how  Roughness
@@ -37,12 +37,12 @@ type Rough struct {
 const (
 	roughDevice = "rough0"
 	roughTable  = 100
-	// heldBack is how many packets overtake one that is reordered, unless they take too long.
+	// heldBack is how many packets overtake a reordered one, unless they take too long.
 	heldBack = 3
 	heldFor  = 5 * time.Millisecond
 )
 
-// Rough sets one up. Call it once for a host, after its links were made.
+// Rough sets up a rough path. Call it once for a host, after its links were created.
 func (h *Host) Rough(how Roughness) *Rough {
 	h.net.helper()
 	r := &Rough{how: how}
@@ -90,7 +90,7 @@ func (r *Rough) close() error {
 	return err
 }
 
-// carry ends with the device.
+// carry ends when the device is closed.
 func (r *Rough) carry() {
 	random := rand.New(rand.NewPCG(r.how.Seed, 0))
 	var held []byte
@@ -134,11 +134,11 @@ func (r *Rough) carry() {
 	}
 }
 
-// write gives a packet back to the kernel. One that it does not take is one more that is lost.
+// write returns a packet to the kernel. A packet that the kernel does not take is lost as well.
 func (r *Rough) write(packet []byte) {
 	r.passed.Add(1)
 	_, _ = r.file.Write(packet)
 }
 
-// Counts returns how many packets have been let go on, and how many were lost, duplicated or reordered.
+// Counts returns how many packets were passed on, and how many were lost, duplicated or reordered.
 func (r *Rough) Counts() (passed, mistreated uint64) { return r.passed.Load(), r.mistreated.Load() }

@@ -20,9 +20,9 @@ type Server struct {
 	closed bool
 }
 
-// Serve listens on a TCP address ("203.0.113.2:7", ":7" for both families) and calls serve on a goroutine
-// of its own for every connection, which is closed when serve returns, or with the network. [Echo], [Sink]
-// and [Source] are there to be given as serve.
+// Serve listens on a TCP address ("203.0.113.2:7", ":7" for both families). It calls serve for every connection,
+// each on its own goroutine. A connection is closed when serve returns, or with the network. [Echo], [Sink] and
+// [Source] can be passed as serve.
 func (h *Host) Serve(addr string, serve func(net.Conn)) *Server {
 	h.net.helper()
 	l, err := h.Listen("tcp", addr)
@@ -83,13 +83,13 @@ func (s *Server) Seen() []netip.AddrPort {
 	return slices.Clone(s.seen)
 }
 
-// remote returns where c comes from; IPv4 as IPv4 even on a socket for both families.
+// remote returns where c comes from. IPv4 addresses are plain IPv4 even on a socket for both families.
 func remote(c net.Conn) netip.AddrPort {
 	a := c.RemoteAddr().(*net.TCPAddr).AddrPort()
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
-// Echo sends back what it receives, until the end of input, which it answers with its own.
+// Echo sends back what it receives until the end of input, which it answers by ending its own output.
 func Echo(c net.Conn) { io.Copy(c, c) }
 
 // Sink reads until the end of input.

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// snapshotSysctls are the settings that pinproxy changes, or must not.
+// snapshotSysctls are the settings that pinproxy changes, or must not change.
 var snapshotSysctls = []string{
 	"net/ipv4/ip_forward",
 	"net/ipv4/ip_local_port_range",
@@ -25,9 +25,9 @@ var snapshotSysctls = []string{
 	"net/ipv6/conf/all/disable_ipv6",
 }
 
-// Snapshot returns the host's links, addresses, policy rules, the routes of all tables and the sysctls that
-// matter here, one a line, in a fixed order and without what changes by itself (counters, lifetimes, indices). Two
-// snapshots of an unchanged host are equal. An attribute Snapshot has no word for appears as a number.
+// Snapshot returns the host's links, addresses, policy rules, the routes of all tables, and the relevant sysctls.
+// There is one item per line, in a fixed order, without what changes by itself (counters, lifetimes, indices). Two
+// snapshots of an unchanged host are equal. An attribute that Snapshot has no word for appears as a number.
 func (h *Host) Snapshot() string {
 	h.net.helper()
 	var lines []string
@@ -42,7 +42,7 @@ func (h *Host) Snapshot() string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// snapshot reads the state of the host, where the thread must be.
+// snapshot reads the state of the host. The thread must be in the host's namespace.
 func (h *Host) snapshot() (lines []string, err error) {
 	links, err := h.nl.LinkList()
 	if err != nil {
@@ -66,7 +66,7 @@ func (h *Host) snapshot() (lines []string, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
-		lines = append(lines, rules...) // the kernel's order is theirs
+		lines = append(lines, rules...) // the kernel's order matters for rules
 		lines = append(lines, sorted(routes)...)
 	}
 	for _, key := range snapshotSysctls {
@@ -107,8 +107,9 @@ func addrLines(addrs []netlink.Addr, names map[uint32]string) (lines []string) {
 	return lines
 }
 
-// dump asks for all objects of a family, through a socket of this thread's namespace, and writes each as a line;
-// objects for which line returns "" are left out. Package netlink's own lists lose some attributes (a rule's action).
+// dump requests all objects of a family, through a socket of this thread's namespace, and formats each as a line.
+// Objects for which line returns "" are left out. Package netlink's own lists lose some attributes (a rule's
+// action).
 func dump(family uint8, get, want int, line func(*nl.RtMsg, map[uint16][]byte, map[uint32]string) string, names map[uint32]string) ([]string, error) {
 	req := nl.NewNetlinkRequest(get, unix.NLM_F_DUMP)
 	req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: family}})
@@ -134,13 +135,14 @@ func dump(family uint8, get, want int, line func(*nl.RtMsg, map[uint16][]byte, m
 	return lines, nil
 }
 
-// words writes one line: each attribute taken from the map, whatever is left at the end as numbers.
+// words formats one line. Formatted attributes are removed from the map; those left at the end are written as
+// numbers.
 type words struct {
 	strings.Builder
 	attrs map[uint16][]byte
 }
 
-// take writes " word text" if the attribute is there.
+// take writes " word text" if the attribute is present.
 func (w *words) take(attr uint16, word string, text func([]byte) string) {
 	if b, ok := w.attrs[attr]; ok {
 		delete(w.attrs, attr)
@@ -148,7 +150,7 @@ func (w *words) take(attr uint16, word string, text func([]byte) string) {
 	}
 }
 
-// skip leaves the attribute out if it has this value.
+// skip omits the attribute if it has this value.
 func (w *words) skip(attr uint16, value uint32) {
 	if b, ok := w.attrs[attr]; ok && number(b) == fmt.Sprint(value) {
 		delete(w.attrs, attr)
@@ -193,7 +195,7 @@ func address(b []byte) string {
 	return a.String()
 }
 
-// prefix returns a writer of an address with the length from the message's head.
+// prefix returns a formatter for an address, with the length from the message header.
 func prefix(bits uint8) func([]byte) string {
 	return func(b []byte) string { return fmt.Sprintf("%s/%d", address(b), bits) }
 }
@@ -205,7 +207,8 @@ func familyName(family uint8) string {
 	return "-4"
 }
 
-// Masks of a rule's ports, since Linux 6.15 (include/uapi/linux/fib_rules.h); golang.org/x/sys has no names for them.
+// Masks of a rule's ports, since Linux 6.15 (include/uapi/linux/fib_rules.h). golang.org/x/sys has no names for
+// them.
 const (
 	fraSportMask = 28
 	fraDportMask = 29
@@ -250,7 +253,7 @@ func ruleLine(msg *nl.RtMsg, attrs map[uint16][]byte, _ map[uint32]string) strin
 	default:
 		fmt.Fprintf(w, " action-%d", msg.Type)
 	}
-	// What the kernel sends by itself, to say there is none.
+	// Values that the kernel sends of its own accord to say that there is none.
 	w.skip(nl.FRA_TABLE, 0)
 	w.skip(nl.FRA_SUPPRESS_PREFIXLEN, 0xffffffff)
 	w.skip(nl.FRA_SUPPRESS_IFGROUP, 0xffffffff)

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sockets are made in the host's namespace and are usable from any goroutine afterwards. Addresses are
-// literal: the namespace changes one thread, and package net looks names up on others.
+// Sockets are created in the host's namespace and can then be used from any goroutine. Addresses are literal: the
+// namespace applies to one thread, but package net resolves names on other threads.
 
 // Listen is net.Listen in the host's namespace. The listener is closed with the network at the latest.
 func (h *Host) Listen(network, addr string) (net.Listener, error) {
@@ -29,8 +29,7 @@ func (h *Host) Listen(network, addr string) (net.Listener, error) {
 	return l, nil
 }
 
-// ListenPacket is net.ListenPacket in the host's namespace. The socket is closed with the network at the
-// latest.
+// ListenPacket is net.ListenPacket in the host's namespace. The socket is closed with the network at the latest.
 func (h *Host) ListenPacket(network, addr string) (net.PacketConn, error) {
 	var c net.PacketConn
 	err := h.Do(func() (err error) {
@@ -44,13 +43,13 @@ func (h *Host) ListenPacket(network, addr string) (net.PacketConn, error) {
 	return c, nil
 }
 
-// Dial connects from the host. The connection is the caller's to close.
+// Dial connects from the host. The caller closes the connection.
 func (h *Host) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	return h.dial(ctx, &net.Dialer{}, network, addr)
 }
 
-// DialFrom is Dial from a local address and port, ":63999" for any address, with SO_REUSEADDR as every
-// user of a shared port needs it.
+// DialFrom is Dial from a local address and port (":63999" for any address). It sets SO_REUSEADDR, which every user
+// of a shared port needs.
 func (h *Host) DialFrom(ctx context.Context, network, local, addr string) (net.Conn, error) {
 	from, err := localAddr(network, local)
 	if err != nil {
@@ -74,7 +73,7 @@ func (h *Host) dial(ctx context.Context, d *net.Dialer, network, addr string) (n
 	return c, nil
 }
 
-// Resolver returns Go's own resolver, asking from the host.
+// Resolver returns Go's own resolver, which sends its queries from the host.
 func (h *Host) Resolver() *net.Resolver {
 	return &net.Resolver{PreferGo: true, Dial: h.Dial}
 }

@@ -14,8 +14,8 @@ const (
 	Server6 = "2001:db8:2::2"
 )
 
-// Topology is the usual network; the package comment draws it. The router's eth0 is towards the client,
-// its eth1 towards the server; client and server have one eth0 each.
+// Topology is the usual network; the package comment has a drawing. The router's eth0 is towards the client, its
+// eth1 towards the server. Client and server have one eth0 each.
 type Topology struct {
 	Client, Router, Server *Host
 }
@@ -34,8 +34,8 @@ func (n *Net) Topology() *Topology {
 	return t
 }
 
-// ServerOwns gives the server all addresses of the prefixes ("192.0.2.0/24", "2001:db8:cafe::/48",
-// single addresses as /32 and /128), and the router routes to them.
+// ServerOwns gives the server all addresses of the prefixes ("192.0.2.0/24", "2001:db8:cafe::/48", single addresses
+// as /32 and /128), and adds routes to them on the router.
 func (t *Topology) ServerOwns(prefixes ...string) {
 	t.Server.net.helper()
 	t.Server.Own(prefixes...)

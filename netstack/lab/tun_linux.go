@@ -12,8 +12,8 @@ import (
 
 const tunDevice = "/dev/net/tun"
 
-// ShareTUN has everybody be allowed to open /dev/net/tun in this process's mount namespace until the network is
-// closed, as on ordinary machines, if there is one. Where that needs a device of its own it needs root.
+// ShareTUN lets all users open /dev/net/tun, if it exists, in this process's mount namespace until the network is
+// closed, as on ordinary machines. If that takes a separate device node, it needs root.
 func (n *Net) ShareTUN() {
 	n.helper()
 	n.check("share "+tunDevice, n.shareTUN())

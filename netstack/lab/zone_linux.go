@@ -10,15 +10,15 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// Zone returns an answer function for [Host.DNS] from static records, one a line: name, TTL in seconds, type
-// (A, AAAA, CNAME), value.
+// Zone returns an answer function for [Host.DNS] from static records, one per line: name, TTL in seconds, type (A,
+// AAAA, CNAME), value.
 //
 //	www.bank.example 30 CNAME a.bank.example
 //	a.bank.example   30 A     203.0.113.2
 //	a.bank.example   30 AAAA  2001:db8:2::2
 //
-// CNAMEs are followed. A name that is not there gets NXDOMAIN, one without records of the type no records.
-// Zone panics at a line it can't read.
+// CNAMEs are followed. An unknown name gets NXDOMAIN; a name without records of the type gets no records. Zone
+// panics on a line that it can't parse.
 func Zone(text string) func(Query) Answer {
 	records := make(map[string][]dnsmessage.Resource)
 	for line := range strings.Lines(text) {
@@ -34,7 +34,7 @@ func Zone(text string) func(Query) Answer {
 	return func(q Query) Answer {
 		var a Answer
 		name := q.Name
-		for range 16 { // bounds a chain that is a ring
+		for range 16 { // bounds a circular chain
 			found, ok := records[name]
 			if !ok {
 				if len(a.Records) == 0 {
@@ -63,7 +63,7 @@ func Zone(text string) func(Query) Answer {
 	}
 }
 
-// Addrs answers q with those of addrs that are of the type it asks for.
+// Addrs answers q with those of addrs that have the requested type.
 func Addrs(q Query, ttl time.Duration, addrs ...string) Answer {
 	var a Answer
 	for _, addr := range addrs {
