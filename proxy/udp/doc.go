@@ -71,8 +71,8 @@
 // # Limits
 //
 // Multicast and broadcast are not carried, because their answers come from addresses that cannot be known in
-// advance. For the same reason, an answer from another address or port than the request was sent to is dropped (RFC
-// 4787 calls this address and port-dependent filtering), and nobody can reach an application that has not sent
+// advance. For the same reason, an answer from another address or port than the request was sent to is dropped
+// (RFC 4787 calls this address and port-dependent filtering), and nobody can reach an application that has not sent
 // first. TOS, ECN and IP options are not carried in either direction, nor is the TTL of answers. A flow keeps its
 // local address when the host gets another one. It ends with the first error the kernel reports for that address, or
 // when it goes unused.
