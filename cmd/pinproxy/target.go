@@ -31,7 +31,10 @@ func (t target) name() string {
 // parseTarget reads HOST:PORT. HOST is written as in a rule, but without "*" and prefixes.
 func parseTarget(text string) (target, error) {
 	fail := func(format string, args ...any) (target, error) {
-		return target{}, &usageError{fmt.Sprintf("HOST:PORT %q: ", text) + fmt.Sprintf(format, args...), "pinproxy check www.bank.example:443"}
+		return target{}, &usageError{fmt.Sprintf("HOST:PORT %q: ", text) + fmt.Sprintf(format, args...), "pinproxy check " + meantTarget(text)}
+	}
+	if scheme, _, ok := strings.Cut(text, "://"); ok {
+		return fail("it begins with a host, not with %q", scheme+"://")
 	}
 	h, p, err := net.SplitHostPort(text)
 	if err != nil {
@@ -65,4 +68,19 @@ func parseTarget(text string) (target, error) {
 	}
 	t.host = r.Host().Name()
 	return t, nil
+}
+
+// meantTarget guesses the target that was meant, from the rule that would have been meant. If that can't be told, it
+// returns an example.
+func meantTarget(text string) string {
+	const pin = "=1"
+	_, err := rules.Parse(text + pin)
+	if syntax, ok := errors.AsType[*rules.SyntaxError](err); ok {
+		if meant, ok := strings.CutSuffix(syntax.Hint, pin); ok {
+			if t, err := parseTarget(meant); err == nil {
+				return quote(t.String())
+			}
+		}
+	}
+	return "www.bank.example:443"
 }

@@ -244,6 +244,7 @@ func TestParseTarget(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
+		"https://old.example/":  `it begins with a host, not with "https://"`,
 		"www.bank.example":      "the port is missing",
 		"2001:db8::2:443":       "an IPv6 address stands in brackets",
 		"www.bank.example:0":    "is not a port",
