@@ -240,7 +240,7 @@ func (o *options) positional(args, ruleTexts []string) error {
 			"pinproxy --rule " + quote(ruleTexts[len(ruleTexts)-1]+" "+strings.Join(args, " ")),
 		}
 	}
-	return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), commandHint(args[0])}
+	return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), commandHint(args[0], len(ruleTexts) > 0)}
 }
 
 // belong refuses flags that have no meaning for the command.

@@ -40,10 +40,13 @@ func flagError(fs *pflag.FlagSet, err error) *usageError {
 	return &usageError{strings.TrimPrefix(err.Error(), "pflag: "), "pinproxy --help"}
 }
 
-// commandHint returns the hint for a word that is not a command.
-func commandHint(word string) string {
+// commandHint returns the hint for a word that is not a command of pinproxy. Beside a rule it is a program's name.
+func commandHint(word string, ruled bool) string {
 	switch name := typo.Nearest(word, []string{"check", "status", "cleanup", "help", "version"}); name {
 	case "":
+		if ruled {
+			return fmt.Sprintf("pinproxy --rule RULE -- %s …", word)
+		}
 		return "pinproxy --help"
 	case "check":
 		return "pinproxy check HOST:PORT"
