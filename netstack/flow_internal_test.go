@@ -178,6 +178,28 @@ func TestSilentInTheHandshake(t *testing.T) {
 
 const synAck = header.TCPFlagSyn | header.TCPFlagAck
 
+// A listener that can't be had is an error, not a wait without end.
+func TestNoListener(t *testing.T) {
+	s, err := New(link.New("channel", channel.New(1, 1500, ""), nil), Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.gv.Destroy()
+	failed := make(chan error, 1)
+	go func() {
+		_, err := s.listenerOf(listenerKey{proto: header.IPv4ProtocolNumber, receive: tcp.DefaultReceiveBufferSize}) // without a NIC
+		failed <- err
+	}()
+	select {
+	case err := <-failed:
+		if err == nil {
+			t.Error("there is one without a NIC")
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("no answer")
+	}
+}
+
 // An application that resets during the handshake is noticed at once. So is one that closes its socket, which sends
 // nothing, and then tries again from the same port.
 func TestGivenUpInTheHandshake(t *testing.T) {

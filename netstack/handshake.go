@@ -60,8 +60,6 @@ func (s *Stack) listen(key listenerKey) (*listener, tcpip.Error) {
 		return nil, terr
 	}
 	l.Endpoint = ep.(*tcp.Endpoint)
-	l.ready.Init(l, waiter.ReadableEvents)
-	l.queue.EventRegister(&l.ready)
 	l.SocketOptions().SetReuseAddress(true)
 	l.SocketOptions().SetV6Only(true)
 	l.SocketOptions().SetReceiveBufferSize(int64(key.receive), false)
@@ -81,6 +79,8 @@ func (s *Stack) listen(key listenerKey) (*listener, tcpip.Error) {
 		l.Close()
 		return nil, terr
 	}
+	l.ready.Init(l, waiter.ReadableEvents)
+	l.queue.EventRegister(&l.ready)
 	s.gv.UnregisterTransportEndpoint([]tcpip.NetworkProtocolNumber{key.proto}, tcp.ProtocolNumber, l.TransportEndpointInfo.ID, l.Endpoint, shared, 0)
 	return l, nil
 }
