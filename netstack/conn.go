@@ -47,6 +47,8 @@ type conn struct {
 
 	readDeadline, writeDeadline deadline
 
+	probed    atomic.Bool
+	finished  atomic.Bool // we have ended our direction
 	reset     atomic.Bool
 	closeOnce sync.Once
 	closed    atomic.Bool
@@ -59,7 +61,7 @@ func newConn(f *Flow, ep tcpip.Endpoint, queue *waiter.Queue) *conn {
 	c.writable, c.sendReady = waiter.NewChannelEntry(waiter.WritableEvents)
 	c.hangUp = waiter.NewFunctionEntry(waiter.EventHUp|waiter.EventErr, func(waiter.EventMask) { c.settle() })
 	if f.remote {
-		keepAlive(ep)
+		keepAlive(ep, keepAliveIdle, keepAliveInterval)
 	}
 	if n := f.stack.sendBuffer.Load(); n > 0 {
 		ep.SocketOptions().SetSendBufferSize(n, true) // also stops it from growing by itself
@@ -82,7 +84,23 @@ func (c *conn) settle() {
 }
 
 // Broken reports whether the connection was reset or has timed out, also to somebody who does not read.
-func (c *conn) Broken() bool { return tcp.EndpointState(c.ep.State()) == tcp.StateError }
+func (c *conn) Broken() bool {
+	switch tcp.EndpointState(c.ep.State()) {
+	case tcp.StateError:
+		return true
+	case tcp.StateClose: // by a reset behind the application's FIN, or in order
+		return !c.finished.Load()
+	}
+	return false
+}
+
+// Probe makes gVisor ask the application's kernel every second whether it still knows the connection, which it forgets
+// without a word some time after the application has closed it. If it does not, Broken reports true.
+func (c *conn) Probe() {
+	if c.probed.CompareAndSwap(false, true) && !c.flow.remote { // another host is probed already, with more patience
+		keepAlive(c.ep, tcpip.KeepaliveIdleOption(time.Second), tcpip.KeepaliveIntervalOption(time.Second))
+	}
+}
 
 // WaitRead blocks until Read would not block: there are bytes, the end of the stream, or an error. A caller needs no
 // buffer while nothing moves.
@@ -200,6 +218,7 @@ func (c *conn) Write(b []byte) (int, error) {
 
 // CloseWrite sends a FIN after what was written. Reading goes on.
 func (c *conn) CloseWrite() error {
+	c.finished.Store(true)
 	if terr := c.ep.Shutdown(tcpip.ShutdownWrite); terr != nil {
 		return c.fail("close write", errnoOf(terr))
 	}

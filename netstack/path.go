@@ -71,9 +71,8 @@ func updated(sum, old, now uint16, odd bool) uint16 {
 	return ^uint16(s)
 }
 
-// keepAlive makes gVisor probe an application on another host.
-func keepAlive(ep tcpip.Endpoint) {
-	idle, interval := keepAliveIdle, keepAliveInterval
+// keepAlive makes gVisor probe an application, as one on another host from the beginning.
+func keepAlive(ep tcpip.Endpoint, idle tcpip.KeepaliveIdleOption, interval tcpip.KeepaliveIntervalOption) {
 	_ = ep.SetSockOpt(&idle)
 	_ = ep.SetSockOpt(&interval)
 	_ = ep.SetSockOptInt(tcpip.KeepaliveCountOption, keepAliveCount)

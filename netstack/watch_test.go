@@ -20,6 +20,7 @@ type watched interface {
 	Watch(w interface{ Wake() }) bool
 	Unwatch()
 	Broken() bool
+	Probe()
 }
 
 // bell is a watcher that can be woken.
@@ -102,6 +103,38 @@ func TestWatch(t *testing.T) {
 	}
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("Read = %v, want a reset", err)
+	}
+}
+
+// An application that has closed and been forgotten is found out by probing, whereas one that listens yet is not broken.
+func TestProbe(t *testing.T) {
+	conns := make(chan watched, 2)
+	client, _ := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
+		if c, err := f.Accept(); err == nil {
+			conns <- c.(watched)
+			<-t.Context().Done()
+			_ = c.Close()
+		}
+	})
+	forgotten := mustDial(t, client, server4)
+	c := <-conns
+	listening := mustDial(t, client, server4)
+	other := <-conns
+	forgotten.Forget()
+	_ = listening.CloseWrite()
+	for _, conn := range []watched{c, other} {
+		if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("Read = %v, want the stream's end", err)
+		}
+		if conn.Broken() {
+			t.Error("broken by the stream's end")
+		}
+	}
+	other.Probe()
+	c.Probe()
+	eventually(t, "it is broken", c.Broken)
+	if other.Broken() {
+		t.Error("probing has broken a connection that is still known")
 	}
 }
 

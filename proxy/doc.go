@@ -73,6 +73,9 @@
 //	its address has left the host   none; after 10 s both are reset, if another flow is waiting
 //	                                for its port
 //
+//	its application has closed,     reset, if another flow is waiting for its port
+//	and its kernel has forgotten it
+//
 //	we end a flow (reclaim, stop)   both: FIN, what was read is delivered; an end that sends more
 //	                                after that, or has not ended a second later, is reset
 //

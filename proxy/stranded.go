@@ -35,6 +35,26 @@ func (s Sockets) Owns(addr netip.Addr) bool {
 	return !errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
+// An application that has closed its connection is forgotten by its kernel a minute later (tcp_fin_timeout), without a
+// word, although the upstream has not closed it. Ours would wait for the upstream: for ever, where that is at fault. So
+// while another flow waits for its port it is asked, too.
+type prober interface {
+	breakable
+	Probe() // has it find out, in a while, whether it is broken
+}
+
+// deserted reports whether the application has closed and is not known any more, as far as has been found out.
+func (l *live) deserted() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	app, ok := l.app.(prober)
+	if !ok || l.up.state != over {
+		return false
+	}
+	app.Probe()
+	return app.Broken()
+}
+
 // rescue looks at the flows in the way of a waiting flow, from time to time until it is stopped.
 type rescue struct {
 	owns    func(netip.Addr) bool
@@ -70,8 +90,12 @@ func (r *rescue) stop() {
 
 func (r *rescue) look() {
 	for _, h := range r.holders {
-		if l, ok := h.Holder.(*live); ok && l.stranded(r.owns, time.Now()) {
+		switch l, ok := h.Holder.(*live); {
+		case !ok:
+		case l.stranded(r.owns, time.Now()):
 			l.abort("its source address left the host, and a flow waited for its port")
+		case l.deserted():
+			l.abort("its application is gone, and a flow waited for its port")
 		}
 	}
 	r.mu.Lock()

@@ -1,10 +1,12 @@
 package proxy
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -50,4 +52,31 @@ func TestOwns(t *testing.T) {
 	if (Sockets{}).Owns(netip.MustParseAddr("192.0.2.99")) {
 		t.Error("192.0.2.99 is the host's")
 	}
+}
+
+// forgetful is an application's end whose kernel has forgotten it, which it finds out when it is probed.
+type forgetful struct {
+	Conn
+	probed atomic.Bool
+}
+
+func (c *forgetful) Probe()       { c.probed.Store(true) }
+func (c *forgetful) Broken() bool { return c.probed.Load() }
+
+// An application that has closed and is forgotten does not keep its port where the upstream never closes, if another
+// flow waits for it.
+func TestDeserted(t *testing.T) {
+	leaks(t)
+	s := listen(t, "127.0.0.1:0")
+	h := newHarness(t, Config{}, fmt.Sprintf("*:*=%d busy=wait", freePort(t)))
+	f := h.openWith(t, s.addr, func() (Conn, Conn, error) {
+		app, ours, err := loopback()
+		return app, &forgetful{Conn: ours}, err
+	})
+	f.answered(t, "accept")
+	up := s.next(t)
+	_ = f.app.CloseWrite()
+	wantEnd(t, up, nil)
+	connected(t, h, s)
+	endsAs(t, h, f, "its application is gone, and a flow waited for its port")
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
@@ -72,6 +73,13 @@ type Conn struct {
 
 // Abort sends a reset, as a socket with SO_LINGER 0 does on close.
 func (c *Conn) Abort() { c.ep.Abort() }
+
+// Forget closes it, and forgets it as a kernel does that has waited long enough for the other end's FIN.
+func (c *Conn) Forget() {
+	timeout := tcpip.TCPLingerTimeoutOption(time.Millisecond)
+	_ = c.ep.SetSockOpt(&timeout)
+	c.ep.Close()
+}
 
 // Registered reports whether the client's kernel still knows the connection, so that its 4-tuple can't be used
 // again.
