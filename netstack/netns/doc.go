@@ -64,9 +64,10 @@
 //	                   is in that group: CMD has it already. Otherwise passed on
 //	HUP                likewise if the terminal is gone; otherwise passed on
 //	TERM, USR1, USR2,  passed on: no terminal sends them
-//	 ALRM, real-time
+//	 ALRM
 //	CONT               passed on if CMD is stopped and there is no terminal
 //	TSTP, TTIN, TTOU   ignored: the parent stops when CMD does
+//	real-time          not received: listening to all of them would slow down the start
 //
 // As a result, if a signal is sent to the whole group by hand (`kill %1` of a shell, systemd's
 // KillMode=control-group), CMD gets TERM twice, and `kill -INT` of the parent alone does nothing while the terminal

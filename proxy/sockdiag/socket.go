@@ -38,8 +38,8 @@ func (s State) String() string {
 	return fmt.Sprintf("state %d", s)
 }
 
-// Over reports whether no program has the connection any more. The kernel then keeps it for a minute at most, for
-// segments that may still arrive.
+// Over reports whether our end has been closed. If no program has the socket any more, which Socket.Orphan tells, the
+// kernel keeps it for a minute at most, for segments that may still arrive.
 func (s State) Over() bool {
 	switch s {
 	case FinWait1, FinWait2, TimeWait, LastAck, Closing:
