@@ -105,7 +105,12 @@ type service struct {
 }
 
 // New prepares a stack on l. The caller keeps ownership of the link and closes it after Serve has returned.
-func New(l *link.Link, c Config) (*Stack, error) {
+func New(l *link.Link, c Config) (*Stack, error) { return newStack(l, c, stack.Options{}) }
+
+// newStack is New with gVisor's clock and random numbers taken from options.
+func newStack(l *link.Link, c Config, options stack.Options) (*Stack, error) {
+	options.NetworkProtocols = []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol}
+	options.TransportProtocols = []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6}
 	if c.MaxParked == 0 {
 		c.MaxParked = DefaultMaxParked
 	}
@@ -120,10 +125,7 @@ func New(l *link.Link, c Config) (*Stack, error) {
 		parked:    make(map[*Flow]struct{}),
 		answering: make(map[*Flow]struct{}),
 		shaking:   make(map[*tcp.Endpoint]*Flow),
-		gv: stack.New(stack.Options{
-			NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
-			TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
-		}),
+		gv:        stack.New(options),
 	}
 	s.turns = newTurns(s)
 	s.replies.send = s.send
