@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// BenchmarkSplice is the throughput of one flow, loopback socket to loopback
-// socket, sender and receiver included.
+// BenchmarkSplice measures the throughput of one flow, loopback socket to loopback socket, sender and receiver
+// included.
 func BenchmarkSplice(b *testing.B) {
 	const chunk = 1 << 20
 	for _, way := range []string{"up", "down"} {
@@ -43,8 +43,8 @@ func BenchmarkSplice(b *testing.B) {
 	}
 }
 
-// BenchmarkFlow is a flow from its SYN to its end over the kernel's loopback:
-// decide, lease, dial, one byte down, close. The application's end is in memory.
+// BenchmarkFlow measures a flow from its SYN to its end over the kernel's loopback: decide, lease, dial, one byte
+// down, close. The application's end is in memory.
 func BenchmarkFlow(b *testing.B) {
 	s := listen(b, "127.0.0.1:0")
 	first := freePorts(b, 1000)

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// waiting waits until so many flows wait for a lease.
+// waiting waits until this many flows wait for a lease.
 func (h *harness) waiting(t *testing.T, want int) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("%d flows wait", want), func() bool {
@@ -24,7 +24,7 @@ func (h *harness) waiting(t *testing.T, want int) {
 	})
 }
 
-// The first to come is the first to be served.
+// First come, first served.
 func TestWaitIsFIFO(t *testing.T) {
 	leaks(t)
 	s, pin := listen(t, "127.0.0.1:0"), freePort(t)
@@ -57,13 +57,13 @@ func TestWaitIsFIFO(t *testing.T) {
 	}
 }
 
-// almost30s says whether it is what is left of 30 s a moment later.
+// almost30s reports whether left is what is left of 30 s a moment later.
 func almost30s(left string) bool {
 	d, err := time.ParseDuration(left)
 	return err == nil && d <= 30*time.Second && d > 20*time.Second
 }
 
-// Who waits behind an idle flow is told of busy=reclaim, and gives up in time.
+// A flow that waits behind an idle one gets a hint about busy=reclaim in the log, and gives up in time.
 func TestWaitEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		upstreams := make(memDialer, 1)
@@ -98,7 +98,7 @@ func TestFail(t *testing.T) {
 	failed(t, h, slog.LevelWarn, "every source port is busy")
 }
 
-// Only busy=any leaves from another port, after what stands before it, and says so.
+// Only busy=any leaves from another port, after the ways before it have been tried, and says so.
 func TestWaitThenAny(t *testing.T) {
 	leaks(t)
 	s, pin := listen(t, "127.0.0.1:0"), freePort(t)
@@ -123,7 +123,7 @@ func TestWaitThenAny(t *testing.T) {
 	}
 }
 
-// An idle flow is ended in order for the one that waits: both its ends see FIN.
+// An idle flow is ended in order for the one that waits: both of its ends see a FIN.
 func TestReclaim(t *testing.T) {
 	leaks(t)
 	s, pin := listen(t, "127.0.0.1:0"), freePort(t)
@@ -154,8 +154,7 @@ func TestReclaim(t *testing.T) {
 	}
 }
 
-// Ends that don't answer our FIN are given a second, then the kernel must not keep
-// the port for them.
+// Ends that don't answer our FIN get a second. After that the kernel must not keep the port for them.
 func TestReclaimFromTheDeaf(t *testing.T) {
 	leaks(t)
 	s, pin := listen(t, "127.0.0.1:0"), freePort(t)
@@ -190,7 +189,7 @@ func TestSlowIsNotIdle(t *testing.T) {
 		<-f.done
 		f.answered(t, "permission denied")
 		failed(t, h, slog.LevelWarn, "every source port is busy after 1m0s")
-		if waited := time.Since(start); waited != time.Minute { // both ways are one wait
+		if waited := time.Since(start); waited != time.Minute { // the two ways are one wait
 			t.Errorf("waited %v, want 1m", waited)
 		}
 
@@ -220,7 +219,7 @@ func (h *harness) only(t testing.TB) *live {
 	return nil
 }
 
-// The same port serves another address of the name; the ways are tried in order.
+// The same port serves another address of the name. The ways are tried in order.
 func TestOtherAddress(t *testing.T) {
 	leaks(t)
 	a := listen(t, "127.0.0.1:0")
@@ -263,7 +262,7 @@ func TestOtherAddress(t *testing.T) {
 	}
 }
 
-// After other addresses in vain the way goes on with the flow's own.
+// After the other addresses have failed, the next way continues with the flow's own address.
 func TestOtherAddressThenAny(t *testing.T) {
 	leaks(t)
 	s, pin := listen(t, "127.0.0.1:0"), freePort(t)
@@ -307,7 +306,7 @@ func TestPortOfAListener(t *testing.T) {
 	s.nextFrom(t, pin)
 }
 
-// So does a port whose 4-tuple the kernel has, for another program.
+// So does a port whose 4-tuple the kernel holds for another program.
 func TestTakenTuple(t *testing.T) {
 	leaks(t)
 	s, pin := listen(t, "127.0.0.1:0"), freePort(t)
@@ -322,8 +321,8 @@ func TestTakenTuple(t *testing.T) {
 	f.ended(t)
 	failed(t, h, slog.LevelWarn, "connect: cannot assign requested address")
 
-	// 127.0.0.1 as an IPv4-mapped address would be another rule; so the waiting
-	// one goes the same way through a proxy of its own.
+	// 127.0.0.1 as an IPv4-mapped address would be another rule. So the waiting flow goes the same way through a
+	// proxy of its own.
 	h = newHarness(t, Config{}, fmt.Sprintf("*:%d=%d busy=wait:5s", s.addr.Port(), pin))
 	f = h.open(t, s.addr)
 	eventually(t, "the flow waits for the port", func() bool { return len(h.log.with("flow waits for the kernel to free its source port")) == 1 })
@@ -332,7 +331,7 @@ func TestTakenTuple(t *testing.T) {
 	s.nextFrom(t, pin)
 }
 
-// In a range the next port serves.
+// In a range the next port is used.
 func TestRangeWithATakenPort(t *testing.T) {
 	for taken := range 3 {
 		t.Run(fmt.Sprint(taken), func(t *testing.T) {
@@ -366,8 +365,7 @@ func TestRangeWithATakenPort(t *testing.T) {
 	}
 }
 
-// A pin so wide that its first port has rested when the last is refused comes to
-// an end all the same.
+// Even a pin so wide that its first port has rested by the time the last is refused comes to an end.
 func TestEveryPortRefused(t *testing.T) {
 	for _, c := range []struct {
 		busy  string

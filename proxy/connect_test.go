@@ -28,7 +28,7 @@ func closedPort(t *testing.T, address string) netip.AddrPort {
 	return addrPort(l.Addr())
 }
 
-// failed checks the one line about a flow that was never spliced.
+// failed checks the one log line about a flow that was never spliced.
 func failed(t *testing.T, h *harness, level slog.Level, cause string) {
 	t.Helper()
 	lines := h.log.with("flow failed")
@@ -74,7 +74,7 @@ func TestDialFails(t *testing.T) {
 	}
 }
 
-// An upstream that answers and resets at once: the dial may end with that.
+// An upstream that answers and resets at once. The dial may end with that reset.
 func TestResetWhileConnecting(t *testing.T) {
 	leaks(t)
 	h := newHarness(t, Config{Dialer: failing("connect", syscall.ECONNRESET)}, "*:*=1000")
@@ -109,7 +109,7 @@ func TestKernelRefuses(t *testing.T) {
 	}
 }
 
-// An upstream that is silent: so are we, and the lease is free after the timeout.
+// If the upstream is silent, so are we, and the lease is free after the timeout.
 func TestDialTimeout(t *testing.T) {
 	for _, c := range []struct{ configured, want time.Duration }{
 		{0, 30 * time.Second},
@@ -129,13 +129,13 @@ func TestDialTimeout(t *testing.T) {
 			if held, _ := h.leases.Counts(); held != 0 {
 				t.Error("the lease outlasts the dial")
 			}
-			<-f.done // and then the destination was asked from another port
+			<-f.done // and then the destination was probed from another port
 			failed(t, h, slog.LevelWarn, fmt.Sprintf("no answer from %s to source port 1000 within %v, nor to another port: ", dst4, c.want))
 		})
 	}
 }
 
-// A listener whose queue is full lets SYNs vanish: the kernel's silence.
+// A listener with a full queue drops SYNs: this is the kernel's silence.
 func TestSilentUpstream(t *testing.T) {
 	leaks(t)
 	dst := fullListener(t)
@@ -146,7 +146,7 @@ func TestSilentUpstream(t *testing.T) {
 	failed(t, h, slog.LevelWarn, fmt.Sprintf("->%s: i/o timeout", dst))
 }
 
-// fullListener returns the address of a listener that takes no connection more.
+// fullListener returns the address of a listener that accepts no more connections.
 func fullListener(t *testing.T) netip.AddrPort {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
@@ -176,7 +176,7 @@ func fullListener(t *testing.T) netip.AddrPort {
 	return dst
 }
 
-// A socket that is not where it was told to be never carries a byte.
+// A socket that does not have the address it was told to have never carries a byte.
 func TestVerify(t *testing.T) {
 	leaks(t)
 	s := listen(t, "127.0.0.1:0")
@@ -193,7 +193,7 @@ func TestVerify(t *testing.T) {
 		wantEnd(t, s.next(t), syscall.ECONNRESET)
 	}
 
-	// The right port, of another address.
+	// The right port on another address.
 	h := newHarness(t, Config{Dialer: dialFunc(func(ctx context.Context, pin, dst netip.AddrPort) (Conn, error) {
 		return Sockets{}.Dial(ctx, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.3"), pin.Port()), dst)
 	})}, fmt.Sprintf("*:*=127.0.0.2:%d", pin))
@@ -204,9 +204,9 @@ func TestVerify(t *testing.T) {
 	wantEnd(t, s.next(t), syscall.ECONNRESET)
 }
 
-// A connection to its own source would be one with itself.
+// A connection to its own source would be a connection with itself.
 func TestSelfConnection(t *testing.T) {
-	for _, address := range []string{"", "127.0.0.1:"} { // verified after, and seen before the dial
+	for _, address := range []string{"", "127.0.0.1:"} { // detected after the dial, and before it
 		t.Run("pin "+address, func(t *testing.T) {
 			leaks(t)
 			port := freePort(t)
@@ -229,7 +229,7 @@ func TestNoRule(t *testing.T) {
 	failed(t, h, slog.LevelWarn, "no rule is for this destination")
 }
 
-// Direct lets flows through that no rule is for, those it says.
+// Direct lets those flows without a rule through that it approves.
 func TestDirect(t *testing.T) {
 	leaks(t)
 	s, other := listen(t, "127.0.0.1:0"), listen(t, "127.0.0.1:0")
@@ -303,7 +303,7 @@ func TestGivesUpDuringDial(t *testing.T) {
 	failed(t, h, slog.LevelInfo, "the application gave up")
 }
 
-// So with the kernel's dialer, which must leave no socket behind.
+// The same with the kernel's dialer, which must leave no socket behind.
 func TestGivesUpDuringKernelDial(t *testing.T) {
 	leaks(t)
 	dst := fullListener(t)
@@ -342,7 +342,7 @@ func TestGivesUpWaitingForALease(t *testing.T) {
 	})
 }
 
-// The application is gone when the upstream has answered: that is reset.
+// The application is gone when the upstream has answered. The upstream is reset.
 func TestAcceptFails(t *testing.T) {
 	leaks(t)
 	s, pin := listen(t, "127.0.0.1:0"), freePort(t)

@@ -16,8 +16,8 @@ import (
 
 func TestMain(m *testing.M) { lab.Main(m) }
 
-// The server speaks no timestamps, as behind an old firewall, and we close first:
-// without help the second connection of a 4-tuple could be made after 60 s.
+// The server uses no timestamps, as behind an old firewall, and we close first. Without help the second connection on
+// a 4-tuple could be made only after 60 s.
 func TestTimeWaitIsNoObstacle(t *testing.T) {
 	top := lab.ForTest(t).Topology()
 	top.Server.Sysctl("net.ipv4.tcp_timestamps", "0")
@@ -36,7 +36,7 @@ func TestTimeWaitIsNoObstacle(t *testing.T) {
 			}
 			_ = c.CloseWrite()
 			_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
-			if _, err := io.Copy(io.Discard, c); err != nil { // until the server has closed, too
+			if _, err := io.Copy(io.Discard, c); err != nil { // until the server has closed as well
 				t.Fatal(err)
 			}
 			_ = c.Close()
@@ -53,7 +53,7 @@ func TestTimeWaitIsNoObstacle(t *testing.T) {
 	}
 }
 
-// What is not a TIME_WAIT is somebody's connection.
+// Anything other than a TIME_WAIT is somebody's connection.
 func TestLivingConnectionIsLeftAlone(t *testing.T) {
 	top := lab.ForTest(t).Topology()
 	dst := netip.MustParseAddrPort(lab.Server4 + ":7")
@@ -84,8 +84,8 @@ func TestLivingConnectionIsLeftAlone(t *testing.T) {
 	_ = open.(*net.TCPConn).SetLinger(0)
 }
 
-// A port that the kernel gave another program's connection is shared with it, towards
-// another destination; one that it may not choose is not: bind's refusal stands.
+// A port that the kernel gave another program's connection is shared with it, towards another destination. A port
+// that the kernel may not choose is not shared: bind's refusal stands.
 func TestPortOfAnOrdinaryConnectionIsShared(t *testing.T) {
 	top := lab.ForTest(t).Topology()
 	top.Client.Sysctl("net.ipv4.ip_local_port_range", "40000 40000")
@@ -140,7 +140,8 @@ func TestPortOfAnOrdinaryConnectionIsShared(t *testing.T) {
 	}
 }
 
-// Over IPv6 a router that forbids looks like this host's own firewall, and is not taken for it.
+// Over IPv6 a router that forbids the connection looks like this host's own firewall, but must not be mistaken for
+// it.
 func TestForbiddenOnTheWay(t *testing.T) {
 	top := lab.ForTest(t).Topology()
 	top.Router.Firewall(lab.Filter{Reject: true})

@@ -7,8 +7,7 @@ import (
 	"testing"
 )
 
-// loopDialer hands each dial back as a flow, as a host without the rule for our
-// mark would.
+// loopDialer hands each dial back as a flow, as a host would without the rule for our mark.
 type loopDialer struct {
 	t *testing.T
 	h *harness

@@ -18,7 +18,7 @@ func inMemory(t *testing.T, texts ...string) (*harness, memDialer) {
 	return newHarness(t, Config{Dialer: upstreams}, texts...), upstreams
 }
 
-// drain runs Drain and returns a channel that tells how long it took.
+// drain runs Drain and returns a channel that reports how long it took.
 func (h *harness) drain(ctx context.Context, grace time.Duration) <-chan time.Duration {
 	took := make(chan time.Duration, 1)
 	go func() {
@@ -29,14 +29,14 @@ func (h *harness) drain(ctx context.Context, grace time.Duration) <-chan time.Du
 	return took
 }
 
-// hangUp answers the other side's FIN, and says how the stream ended.
+// hangUp answers the other side's FIN, and returns how the stream ended.
 func hangUp(c Conn) error {
 	_, err := io.Copy(io.Discard, struct{ io.Reader }{c})
 	_ = c.Close()
 	return err
 }
 
-// Idle flows end at once and in order, new ones are dropped.
+// Idle flows end at once and in order. New ones are dropped.
 func TestDrainIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, upstreams := inMemory(t, "*:*=1000")
@@ -65,7 +65,7 @@ func TestDrainIdle(t *testing.T) {
 	})
 }
 
-// A flow that is busy may finish.
+// A busy flow may finish.
 func TestDrainBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, upstreams := inMemory(t, "*:*=1000")
@@ -120,7 +120,7 @@ func TestDrainEndless(t *testing.T) {
 	})
 }
 
-// So is a flow with an end that takes nothing, which is not idle.
+// So is a flow with an end that takes nothing: it is not idle.
 func TestDrainStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, upstreams := inMemory(t, "*:*=1000")
@@ -135,7 +135,7 @@ func TestDrainStuck(t *testing.T) {
 	})
 }
 
-// Who sends more after our FIN learns that it was lost.
+// An end that sends more after our FIN learns that it was lost.
 func TestDrainLosesBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, upstreams := inMemory(t, "*:*=1000")
@@ -157,7 +157,7 @@ func TestDrainLosesBytes(t *testing.T) {
 	})
 }
 
-// Flows that wait, for a lease or for the upstream, have until grace is over.
+// Flows that wait for a lease or for the upstream have until grace is over.
 func TestDrainUnanswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHarness(t, Config{Dialer: dialFunc(func(ctx context.Context, _, _ netip.AddrPort) (Conn, error) {
@@ -177,7 +177,7 @@ func TestDrainUnanswered(t *testing.T) {
 	})
 }
 
-// An application that is slow to take our answer is waited for, and cut.
+// We wait for an application that is slow to take our answer, and then cut it off.
 func TestDrainWhileAnswering(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, upstreams := inMemory(t, "*:*=1000")
@@ -197,7 +197,7 @@ func TestDrainWhileAnswering(t *testing.T) {
 	})
 }
 
-// When ctx ends everything is reset at once.
+// When ctx ends, everything is reset at once.
 func TestDrainCanceled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, upstreams := inMemory(t, "*:*=1000")
@@ -252,7 +252,7 @@ func TestDrainMany(t *testing.T) {
 			t.Errorf("%v, want the stream's end", err)
 		}
 	}
-	if d := receive(t, took, "everything is drained"); d > patience/2 { // they are hundreds, on a machine that may be busy
+	if d := receive(t, took, "everything is drained"); d > patience/2 { // there are hundreds, on a machine that may be busy
 		t.Errorf("drained after %v, want about %v", d, drainIdle)
 	}
 	if st := h.Stats(); st != (Stats{Ended: many}) {

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// The last failures can be asked for, with their causes, and are counted.
+// The last failures can be listed, with their causes, and are counted.
 func TestFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHarness(t, Config{Dialer: failing("bind", syscall.EADDRNOTAVAIL)}, "198.51.100.7:443=192.0.2.10:1000")
@@ -30,7 +30,7 @@ func TestFailures(t *testing.T) {
 	})
 }
 
-// Who gave up is remembered with what it waited for.
+// A flow that gave up is remembered with what it waited for.
 func TestFailureOfTheImpatient(t *testing.T) {
 	h, s := pinnedServer(t)
 	held, _ := connected(t, h, s)
@@ -46,7 +46,7 @@ func TestFailureOfTheImpatient(t *testing.T) {
 	}
 }
 
-// info is what Flows says of f.
+// info returns what Flows says about f.
 func (f *testFlow) info(h *harness) FlowInfo {
 	for _, i := range h.Flows() {
 		if i.Src == f.src {
@@ -56,7 +56,7 @@ func (f *testFlow) info(h *harness) FlowInfo {
 	return FlowInfo{}
 }
 
-// Neither many destinations nor many rules make the memory grow, and what failed longest ago goes.
+// Neither many destinations nor many rules make the memory grow. The oldest failure goes.
 func TestFailuresAreBounded(t *testing.T) {
 	var f failures
 	begun := time.Now()

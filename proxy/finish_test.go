@@ -10,20 +10,20 @@ import (
 	"time"
 )
 
-// Silences that Finish takes for an end, after the application's FIN and without it.
+// The silences that Finish takes for an end, after the application's FIN and without it.
 const (
 	finishIdle = finishLooks * finishTick
 	lastIdle   = lastLooks * finishTick
 )
 
-// finish runs Finish and returns what it said, and how long it took.
+// finish runs Finish and returns its result, and how long it took.
 func (h *harness) finish(ctx context.Context, grace time.Duration) (ended bool, took time.Duration) {
 	start := time.Now()
 	ended = h.Finish(ctx, grace)
 	return ended, time.Since(start)
 }
 
-// The application has gone; the upstream has got everything, and goes on to keep its end open.
+// The application is gone. The upstream has received everything, and keeps its end open.
 func TestFinishDoesNotWaitForUpstream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, upstreams := inMemory(t, "*:*=1000")
@@ -45,7 +45,7 @@ func TestFinishDoesNotWaitForUpstream(t *testing.T) {
 	})
 }
 
-// A slow upstream takes the last bytes as slowly as it likes, until grace is over.
+// A slow upstream may take the last bytes as slowly as it likes until grace is over.
 func TestFinishWaitsForSlowUpstream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, upstreams := inMemory(t, "*:*=1000")
@@ -73,7 +73,7 @@ func TestFinishWaitsForSlowUpstream(t *testing.T) {
 	})
 }
 
-// Nobody waits for the answer to a dial any more.
+// Nobody waits any more for the answer to a dial.
 func TestFinishGivesUpDials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		silent := dialFunc(func(ctx context.Context, _, _ netip.AddrPort) (Conn, error) {
@@ -91,7 +91,7 @@ func TestFinishGivesUpDials(t *testing.T) {
 	})
 }
 
-// The application has gone, and its kernel makes a pause before it hands over the rest.
+// The application is gone, and its kernel pauses before it hands over the rest.
 func TestFinishWaitsForLastBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, upstreams := inMemory(t, "*:*=1000")
@@ -122,7 +122,7 @@ func TestFinishWaitsForLastBytes(t *testing.T) {
 	})
 }
 
-// Time in which nobody looks does not count: it may be that nobody could have carried anything either.
+// Time in which nobody looks does not count, because perhaps nobody could have carried anything either.
 func TestStillness(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLive(nil, &testFlow{}, nil)

@@ -20,7 +20,7 @@ import (
 	"pinproxy/rules"
 )
 
-// patience bounds every wait of these tests.
+// patience bounds every wait in these tests.
 const patience = 30 * time.Second
 
 func receive[T any](t testing.TB, c <-chan T, what string) T {
@@ -44,7 +44,7 @@ func eventually(t testing.TB, what string, cond func() bool) {
 	}
 }
 
-// leaks fails the test if it ends with more goroutines or descriptors than now.
+// leaks makes the test fail if it ends with more goroutines or descriptors than there are now.
 func leaks(t testing.TB) {
 	t.Helper()
 	if l, err := net.Listen("tcp", "127.0.0.1:0"); err != nil { // opens what the poller needs
@@ -60,7 +60,7 @@ func leaks(t testing.TB) {
 	})
 }
 
-// descriptors is how many are open, 0 where the system does not tell.
+// descriptors returns how many are open, or 0 if the system does not tell.
 func descriptors() int {
 	list, _ := os.ReadDir("/proc/self/fd")
 	return len(list)
@@ -84,8 +84,8 @@ func setOf(t testing.TB, texts ...string) *rules.Set {
 	return set
 }
 
-// byName is Names that knows one name, also of loopback addresses, which
-// rules.Names leaves to the kernel.
+// byName is a Names that knows one name. Unlike rules.Names, which leaves loopback addresses to the kernel, it knows
+// them too.
 type byName struct {
 	set   *rules.Set
 	name  string
@@ -136,7 +136,7 @@ func (r *recorder) Handle(_ context.Context, in slog.Record) error {
 	return nil
 }
 
-// with returns the records of that message.
+// with returns the records with that message.
 func (r *recorder) with(msg string) []record {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -150,8 +150,8 @@ type harness struct {
 	flows atomic.Int32
 }
 
-// newHarness returns a proxy of rules, or of c.Names. The end of the test checks
-// that it holds nothing any more.
+// newHarness returns a proxy with rules, or with c.Names. At its end the test checks that the proxy holds nothing any
+// more.
 func newHarness(t testing.TB, c Config, texts ...string) *harness {
 	t.Helper()
 	if c.Names == nil {
@@ -174,7 +174,7 @@ func newHarness(t testing.TB, c Config, texts ...string) *harness {
 	return h
 }
 
-// testFlow is a connection of an application.
+// testFlow is an application's connection.
 type testFlow struct {
 	number   uint64
 	src, dst netip.AddrPort
@@ -217,8 +217,7 @@ func (h *harness) handle(ctx context.Context, f *testFlow) {
 	f.goesOn.Wait()
 }
 
-// open handles a flow to dst. The end of the test ends it, and checks that it was
-// answered once.
+// open handles a flow to dst. At its end the test ends the flow, and checks that it was answered once.
 func (h *harness) open(t testing.TB, dst netip.AddrPort) *testFlow {
 	return h.openWith(t, dst, loopback)
 }
@@ -257,7 +256,7 @@ func (h *harness) openFrom(t testing.TB, src, dst netip.AddrPort, accept func() 
 	return f
 }
 
-// answered waits for the application's connect() to end like that.
+// answered waits for the application's connect() to end as wanted.
 func (f *testFlow) answered(t testing.TB, want string) {
 	t.Helper()
 	if got := receive(t, f.answers, "an answer, "+want); got != want {
@@ -271,7 +270,7 @@ func (f *testFlow) ended(t testing.TB) {
 	receive(t, f.done, "the flow ends")
 }
 
-// connected returns a flow that has just been spliced, and its upstream's end.
+// connected returns a flow that has just been spliced, and its upstream end.
 func connected(t testing.TB, h *harness, s *server) (*testFlow, *net.TCPConn) {
 	t.Helper()
 	f := h.open(t, s.addr)
@@ -279,7 +278,7 @@ func connected(t testing.TB, h *harness, s *server) (*testFlow, *net.TCPConn) {
 	return f, s.next(t)
 }
 
-// endsAs waits for the flow's end and checks what the log says of it.
+// endsAs waits for the flow's end and checks what the log says about it.
 func endsAs(t testing.TB, h *harness, f *testFlow, end string) {
 	t.Helper()
 	f.ended(t)
@@ -295,7 +294,7 @@ func pinnedServer(t testing.TB) (*harness, *server) {
 	return newHarness(t, Config{}, fmt.Sprintf("*:*=%d busy=fail", freePort(t))), s
 }
 
-// loopback returns the two ends of a connection of sockets.
+// loopback returns the two ends of a socket connection.
 func loopback() (app, ours Conn, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -332,7 +331,7 @@ func wantRead(t testing.TB, c net.Conn, s string) {
 	}
 }
 
-// wantEnd reads up to the stream's end, which must be like that: nil is a FIN.
+// wantEnd reads up to the stream's end, which must be as wanted: nil is a FIN.
 func wantEnd(t testing.TB, c net.Conn, want error) (got []byte) {
 	t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(patience))

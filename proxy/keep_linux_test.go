@@ -12,12 +12,12 @@ import (
 // plain is a Conn that can't tell when it can be read.
 type plain struct{ Conn }
 
-// An upstream connection is kept alive once nothing moves, whether its flow can sleep or not, and whatever is between the
-// two. The options are those that keepAlive names.
+// An upstream connection is kept alive once nothing moves, whether or not its flow can sleep, and whatever is between
+// the two. The options are those in keepAlive.
 func TestKeepAlive(t *testing.T) {
 	for _, c := range []struct {
 		name   string
-		wrap   bool // the upstream connection is looked into
+		wrap   bool // the upstream connection is inspected
 		accept func() (app, ours Conn, err error)
 	}{
 		{"both directions can sleep", false, loopback},
@@ -50,7 +50,8 @@ func TestKeepAlive(t *testing.T) {
 	}
 }
 
-// optionsOf are whether a socket is kept alive, after how many seconds, how often and how many times it is probed.
+// optionsOf returns whether a socket is kept alive, after how many seconds, how often and how many times it is
+// probed.
 func optionsOf(t *testing.T, raw syscall.RawConn) (got [4]int) {
 	t.Helper()
 	if err := raw.Control(func(fd uintptr) {

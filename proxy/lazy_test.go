@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// A lazy context says the same whether somebody waits for it or not.
+// A lazy context reports the same whether or not somebody waits for it.
 func TestLazy(t *testing.T) {
 	for _, waited := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// The one line of a flow that was spliced, to the letter.
+// The one log line of a spliced flow, to the letter.
 func TestLogEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		upstreams := make(memDialer, 1)
@@ -50,7 +50,7 @@ func TestLogEnded(t *testing.T) {
 	})
 }
 
-// The one line of a flow that was not.
+// The one log line of a flow that was not spliced.
 func TestLogFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHarness(t, Config{Dialer: failing("connect", syscall.ECONNREFUSED)}, "*:*=1000")
@@ -113,7 +113,7 @@ func TestIdleSince(t *testing.T) {
 	})
 }
 
-// Idle times are of a clock that nobody sets.
+// Idle times come from a clock that nobody sets.
 func TestIdleSinceIsMonotonic(t *testing.T) {
 	l := newLive(new(Proxy), &testFlow{}, func() {})
 	l.moved()

@@ -69,7 +69,7 @@ func (c *memConn) SetDeadline(t time.Time) error {
 	return c.SetWriteDeadline(t)
 }
 
-// memory is a Flow's accept whose ends are in memory.
+// memory is a Flow's accept function with both ends in memory.
 func memory() (app, ours Conn, err error) {
 	a, b := memPair(netip.AddrPort{}, netip.AddrPort{})
 	return a, b, nil

@@ -8,13 +8,13 @@ import (
 	"testing"
 )
 
-// server is an upstream that accepts.
+// server is an upstream that accepts connections.
 type server struct {
 	addr  netip.AddrPort
 	conns chan *net.TCPConn
 }
 
-// listen starts a server on a free port, or on the address's own.
+// listen starts a server on a free port, or on the port in the address.
 func listen(t testing.TB, address string) *server {
 	t.Helper()
 	l, err := net.Listen("tcp", address)
@@ -50,7 +50,7 @@ func (s *server) next(t testing.TB) *net.TCPConn {
 	return receive(t, s.conns, "a connection at the server")
 }
 
-// nextFrom is next, which must come from a port.
+// nextFrom is next, but the connection must come from port.
 func (s *server) nextFrom(t testing.TB, port uint16) *net.TCPConn {
 	t.Helper()
 	c := s.next(t)
@@ -60,8 +60,8 @@ func (s *server) nextFrom(t testing.TB, port uint16) *net.TCPConn {
 	return c
 }
 
-// lastPort is the source port that freePort looked at last. They are above
-// ip_local_port_range, so that no other connection of the tests has them.
+// lastPort is the source port that freePort tried last. They are above ip_local_port_range, so that no other
+// connection of the tests uses them.
 var lastPort = func() *atomic.Uint32 {
 	p := new(atomic.Uint32)
 	p.Store(uint32(os.Getpid() * 64))

@@ -26,14 +26,14 @@ func TestShare(t *testing.T) {
 	}
 }
 
-// idle is an end that could sleep, if it were asked.
+// idle is an end that could sleep if asked.
 type idle struct{ Conn }
 
 func (idle) Watch(waker) bool                { return false }
 func (idle) Unwatch()                        {}
 func (idle) SetReadDeadline(time.Time) error { return nil }
 
-// The share becomes smaller with the flow that makes them too many, and larger at a look, when there are few again.
+// The share shrinks with the flow that makes them too many. It grows at a look, when there are few again.
 func TestFlowsShareMemory(t *testing.T) {
 	var said []int
 	p := New(Config{Share: func(up, down int) {
@@ -51,7 +51,7 @@ func TestFlowsShareMemory(t *testing.T) {
 			flows = append(flows, l)
 		}
 	}
-	leave := func(n int) { // for sleep, or for ever
+	leave := func(n int) { // to sleep, or forever
 		for _, l := range flows[len(flows)-n:] {
 			p.rest.remove(l)
 		}
@@ -81,7 +81,7 @@ func TestFlowsShareMemory(t *testing.T) {
 	is()
 }
 
-// A flow is busy by what it moves, not by being there, and more than a few are many.
+// A flow is busy because of what it moves, not because it exists. More than a few are many.
 func TestManyAreBusy(t *testing.T) {
 	var said []bool
 	p := New(Config{Busy: func(many bool) { said = append(said, many) }})

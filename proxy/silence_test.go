@@ -14,7 +14,7 @@ import (
 	"pinproxy/rules"
 )
 
-// deafTo is a Dialer without an answer for pinned ports; others get what other says.
+// deafTo is a Dialer that gets no answer for pinned ports. For others it does what other does.
 func deafTo(pinned func(netip.AddrPort) bool, dials *atomic.Int32, other Dialer) Dialer {
 	return dialFunc(func(ctx context.Context, pin, dst netip.AddrPort) (Conn, error) {
 		if pinned(pin) {
@@ -26,8 +26,8 @@ func deafTo(pinned func(netip.AddrPort) bool, dials *atomic.Int32, other Dialer)
 	})
 }
 
-// A destination that is silent to the pin alone is told from one that is down: by one
-// connection from another port, once a minute at the most.
+// A destination that is silent only to the pin is told apart from one that is down. This takes one connection from
+// another port, at most once a minute.
 func TestSilenceIsExplained(t *testing.T) {
 	for _, c := range []struct {
 		name, rule string
@@ -71,7 +71,7 @@ func TestSilenceIsExplained(t *testing.T) {
 	}
 }
 
-// So is one that the application did not wait for, unless it gave up at once.
+// So is one that the application did not wait for, unless the application gave up at once.
 func TestSilenceIsExplainedToTheImpatient(t *testing.T) {
 	for _, c := range []struct {
 		after time.Duration
@@ -94,7 +94,7 @@ func TestSilenceIsExplainedToTheImpatient(t *testing.T) {
 	}
 }
 
-// Asking does not hold up the end.
+// Probing does not delay the end.
 func TestSilenceIsLeftUnexplainedAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var others atomic.Int32
@@ -117,8 +117,7 @@ func TestSilenceIsLeftUnexplainedAtTheEnd(t *testing.T) {
 	})
 }
 
-// A rule, or a source address, whose flows wait for an answer takes no more than its
-// share; the others get through.
+// A rule or source address whose flows wait for an answer takes no more than its share. Other flows get through.
 func TestCrowd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var others atomic.Int32

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// opened waits until the only flow is carried.
+// opened waits until the only flow is spliced.
 func (h *harness) opened(t testing.TB) *live {
 	t.Helper()
 	l := h.only(t)
@@ -23,7 +23,7 @@ func (h *harness) opened(t testing.TB) *live {
 	return l
 }
 
-// state of both directions.
+// state returns the states of both directions.
 func (l *live) state() (up, down state) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -36,7 +36,7 @@ func (l *live) tire() {
 	l.down.tire()
 }
 
-// sleeps waits until no direction has a goroutine, asking for it.
+// sleeps asks the flow to sleep and waits until no direction has a goroutine.
 func (l *live) sleeps(t testing.TB) {
 	t.Helper()
 	eventually(t, "the flow sleeps", func() bool {
@@ -46,7 +46,7 @@ func (l *live) sleeps(t testing.TB) {
 	})
 }
 
-// restless keeps asking a flow to sleep, until the test ends or stop is called.
+// restless keeps asking a flow to sleep until the test ends or stop is called.
 func (l *live) restless(t testing.TB) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -63,7 +63,7 @@ func (l *live) restless(t testing.TB) (stop func()) {
 	}
 }
 
-// A flow that is asleep carries what comes, in either direction, and sleeps again.
+// A sleeping flow carries what arrives in either direction, and sleeps again.
 func TestSleepAndWake(t *testing.T) {
 	leaks(t)
 	h, s := pinnedServer(t)
@@ -91,7 +91,7 @@ func TestSleepAndWake(t *testing.T) {
 	endsAs(t, h, f, "closed")
 }
 
-// A flow that wakes waits for its turn before it carries anything, and for that of each of its ends.
+// A flow that wakes waits for its turn before it carries anything, and again before each of its directions ends.
 func TestSleepWaitsForTurns(t *testing.T) {
 	leaks(t)
 	h, s := pinnedServer(t)
@@ -113,7 +113,7 @@ func TestSleepWaitsForTurns(t *testing.T) {
 	wantRead(t, up, "x")
 	turns := make(chan int)
 	over := make(chan struct{})
-	go func() { // gives all further ones
+	go func() { // gives all further turns
 		n := 0
 		defer func() { turns <- n }()
 		for {
@@ -136,7 +136,7 @@ func TestSleepWaitsForTurns(t *testing.T) {
 	}
 }
 
-// A flow that we end takes no turn for it: who stops pinproxy, or waits for the port, would wait for all others.
+// A flow that we end takes no turn: whoever stops pinproxy, or waits for the port, would have to wait for all others.
 func TestEndedByUsTakesNoTurn(t *testing.T) {
 	leaks(t)
 	h, s := pinnedServer(t)
@@ -150,7 +150,7 @@ func TestEndedByUsTakesNoTurn(t *testing.T) {
 	endsAs(t, h, f, "reclaimed")
 }
 
-// A byte that comes at the very moment of falling asleep is carried.
+// A byte that arrives at the very moment of falling asleep is carried.
 func TestSleepMissesNothing(t *testing.T) {
 	leaks(t)
 	h, s := pinnedServer(t)
@@ -176,15 +176,15 @@ func TestSleepMissesNothing(t *testing.T) {
 		wantRead(t, other, "x")
 		<-tired
 	}
-	// One end after the other: a socket that becomes a TIME_WAIT is in neither state for a moment (inet_twsk_hashdance_schedule),
-	// and a FIN that comes then is answered by a reset.
+	// One end after the other: a socket that becomes a TIME_WAIT is in neither state for a moment
+	// (inet_twsk_hashdance_schedule), and a FIN that arrives then is answered by a reset.
 	_ = f.app.Close()
 	wantEnd(t, up, nil)
 	_ = up.Close()
 	endsAs(t, h, f, "closed")
 }
 
-// Bytes go both ways, with pauses, while the flow is asked to sleep all the time.
+// Bytes go both ways, with pauses, while the flow is constantly asked to sleep.
 func TestSleepUnderTraffic(t *testing.T) {
 	leaks(t)
 	h, s := pinnedServer(t)
@@ -201,7 +201,7 @@ func TestSleepUnderTraffic(t *testing.T) {
 	endsAs(t, h, f, "closed")
 }
 
-// dawdling writes in pieces, and pauses now and then.
+// dawdling writes in pieces, with a pause now and then.
 type dawdling struct{ Conn }
 
 func (c dawdling) Write(b []byte) (int, error) {
@@ -218,7 +218,7 @@ func (c dawdling) Write(b []byte) (int, error) {
 	return done, nil
 }
 
-// While it sleeps, either end may end its direction, and the other goes on.
+// While the flow sleeps, either end may end its direction, and the other direction continues.
 func TestHalfCloseAsleep(t *testing.T) {
 	for _, first := range []string{"application", "upstream"} {
 		t.Run(first, func(t *testing.T) {
@@ -258,7 +258,7 @@ func TestResetAsleep(t *testing.T) {
 				if by == "upstream" {
 					one, other = up, f.app
 				}
-				if halfClosed { // what resets is still read from
+				if halfClosed { // the end that resets is still read from
 					_ = other.CloseWrite()
 					wantEnd(t, one, nil)
 				}
@@ -272,7 +272,7 @@ func TestResetAsleep(t *testing.T) {
 	}
 }
 
-// Flows that sleep are ended in order, as others are, and are not taken to be busy because of that.
+// Sleeping flows are ended in order like others, and are not considered busy because of that.
 func TestDrainAsleep(t *testing.T) {
 	leaks(t)
 	var took []time.Duration
@@ -286,7 +286,7 @@ func TestDrainAsleep(t *testing.T) {
 	t.Errorf("drained after %v, want less than %v", took, drainIdle)
 }
 
-// drainAsleep returns how long it takes until a flow that has been idle long enough, asleep, is drained.
+// drainAsleep returns how long it takes to drain a sleeping flow that has been idle long enough.
 func drainAsleep(t *testing.T) time.Duration {
 	t.Helper()
 	h, s := pinnedServer(t)
@@ -304,7 +304,7 @@ func drainAsleep(t *testing.T) time.Duration {
 	return d
 }
 
-// Or at once.
+// Or they are reset at once.
 func TestAbortAsleep(t *testing.T) {
 	leaks(t)
 	h, s := pinnedServer(t)
@@ -319,7 +319,7 @@ func TestAbortAsleep(t *testing.T) {
 	endsAs(t, h, f, "stopped")
 }
 
-// Asking to sleep and ending at the same time: it ends, and in order.
+// The flow is asked to sleep and ended at the same time: it ends, and in order.
 func TestEndWhileFallingAsleep(t *testing.T) {
 	leaks(t)
 	h, s := pinnedServer(t)
@@ -339,7 +339,7 @@ func TestEndWhileFallingAsleep(t *testing.T) {
 	}
 }
 
-// Asking to sleep and being reset at the same time: it is a reset, not a FIN.
+// The flow is asked to sleep and reset at the same time: there is a reset, not a FIN.
 func TestAbortWhileFallingAsleep(t *testing.T) {
 	leaks(t)
 	h, s := pinnedServer(t)
@@ -357,7 +357,7 @@ func TestAbortWhileFallingAsleep(t *testing.T) {
 	}
 }
 
-// A flow that sleeps is the one that is closed for another.
+// A sleeping flow is the one closed for another.
 func TestReclaimAsleep(t *testing.T) {
 	leaks(t)
 	s, pin := listen(t, "127.0.0.1:0"), freePort(t)
@@ -376,8 +376,7 @@ func TestReclaimAsleep(t *testing.T) {
 	next.ended(t)
 }
 
-// Flows fall asleep by themselves. A thousand that do have no goroutine, and memory is
-// returned once.
+// Flows fall asleep by themselves. A thousand sleeping flows have no goroutine, and memory is returned once.
 func TestThousandAsleep(t *testing.T) {
 	leaks(t)
 	const many = 1000
@@ -394,7 +393,7 @@ func TestThousandAsleep(t *testing.T) {
 		wantRead(t, up, text)
 		flows[i], ups[text] = f, up
 	}
-	// The test has one for each: that of harness.open.
+	// The test has one for each flow: that of harness.open.
 	eventually(t, "nobody is awake", func() bool { return runtime.NumGoroutine() <= before+many+3 })
 	if list := h.Flows(); len(list) != many || list[0].Up != 4 {
 		t.Errorf("%d flows, the first %+v", len(list), list[0])
@@ -416,7 +415,7 @@ func TestThousandAsleep(t *testing.T) {
 	}
 }
 
-// It is told when many flows are gone, or asleep; not while they come and go.
+// Quiet is called when many flows are gone or asleep, but not while they come and go.
 func TestQuiet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r rest
@@ -447,7 +446,7 @@ func TestQuiet(t *testing.T) {
 			{1400, 0, false},
 			{1400, 0, true},
 			{1400, 1400, false},
-			{1400, 1400, true}, // they are more than it was told of
+			{1400, 1400, true}, // there are more than at the last call
 			{100, 0, false},
 			{100, 0, true},
 		} {
@@ -458,7 +457,7 @@ func TestQuiet(t *testing.T) {
 	})
 }
 
-// Where the kernel can't watch a socket its goroutine waits on.
+// Where the kernel can't watch a socket, its goroutine goes on waiting.
 func TestSleepless(t *testing.T) {
 	leaks(t)
 	h, s := pinnedServer(t)
@@ -485,8 +484,8 @@ func TestSleepless(t *testing.T) {
 	endsAs(t, h, f, "closed")
 }
 
-// While there are many flows the kernel keeps little of what the upstream of a new one sends, and finds the size by itself
-// again when there are few: at the next look if it is awake, or else when it wakes up.
+// While there are many flows, the kernel keeps little of what the upstream of a new one sends. When there are few, it
+// finds the size by itself again: at the next look if the flow is awake, otherwise when it wakes.
 func TestManyAreBounded(t *testing.T) {
 	for _, sleeping := range []bool{false, true} {
 		t.Run(fmt.Sprintf("sleeping=%v", sleeping), func(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a socket says, and does, is what a *net.TCPConn does in its place.
+// A socket reports and does what a *net.TCPConn does in its place.
 func TestSocketIsLikeATCPConn(t *testing.T) {
 	past := time.Unix(1, 0)
 	raw := func(c kernelConn) syscall.RawConn {
@@ -160,7 +160,7 @@ func dialNet(ctx context.Context, pin, dst netip.AddrPort) (kernelConn, error) {
 	return c.(*net.TCPConn), nil
 }
 
-// outcome is the text of do's error, with words for the addresses.
+// outcome returns the text of do's error, with words for the addresses.
 func outcome(t *testing.T, dial connectFunc, do func(c kernelConn, peer *net.TCPConn) error) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -188,7 +188,8 @@ func outcome(t *testing.T, dial connectFunc, do func(c kernelConn, peer *net.TCP
 	return ""
 }
 
-// The kernel has been told all that it is to know of the connection from the beginning. TestKeepAlive has the rest.
+// From the beginning the kernel has been told all that it is to know about the connection. TestKeepAlive covers the
+// rest.
 func TestSocketOptions(t *testing.T) {
 	for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
 		l, err := net.Listen("tcp", addr)
@@ -239,7 +240,7 @@ func TestSocketOptions(t *testing.T) {
 	}
 }
 
-// Errnos stay in the error, with the call that they are of.
+// Errnos stay in the error, with the name of their call.
 func TestSocketDialFails(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -321,7 +322,7 @@ func TestSocketResetBehindFIN(t *testing.T) {
 	}
 }
 
-// A dial that is not answered at once waits, and for no longer than it is wanted.
+// A dial that is not answered at once waits, but only as long as it is wanted.
 func TestSocketDialWaits(t *testing.T) {
 	for _, test := range []struct {
 		name  string
@@ -379,7 +380,7 @@ func TestSocketDialWaits(t *testing.T) {
 	}
 }
 
-// crampedListener has room for one connection, which it has: further SYNs get no answer until that is accepted.
+// crampedListener has room for one connection, and has that one. Further SYNs get no answer until it is accepted.
 func crampedListener(t *testing.T) *net.TCPListener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -13,9 +13,8 @@ import (
 	"testing"
 )
 
-// Either end may be reset in the middle of a conversation: the other must never
-// take it for the stream's end. The kernel tells of a reset only once, to the one
-// who reads or to the one who writes.
+// Either end may be reset in the middle of a conversation. The other end must never take that for the end of the
+// stream. The kernel reports a reset only once, to a reader or to a writer.
 func TestResetIsNoEnd(t *testing.T) {
 	for _, by := range []string{"application", "upstream"} {
 		t.Run(by, func(t *testing.T) {
@@ -71,7 +70,7 @@ func (c finishing) CloseWrite() error {
 	return c.upstream.CloseWrite()
 }
 
-// waiter is a Conn that tells when a read would not block, as netstack's does.
+// waiter is a Conn that reports when a read would not block, as netstack's does.
 type waiter struct {
 	Conn
 	raw syscall.RawConn
@@ -84,7 +83,7 @@ func (w waiter) WaitRead() error {
 	})
 }
 
-// lent is a Conn that lends its bytes, as netstack's does, up to so many at a time and in many pieces.
+// lent is a Conn that lends its bytes, as netstack's does, up to a limit at a time and in many pieces.
 type lent struct {
 	*upstream
 	most int
@@ -113,7 +112,7 @@ func (l lent) Lend(take func([][]byte) int) (n int, err error) {
 	return n, err
 }
 
-// Both directions at once carry what was sent, whatever way ours is read.
+// Both directions at once carry what was sent, whichever way our end is read.
 func TestDuplex(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -151,7 +150,8 @@ func TestDuplex(t *testing.T) {
 	}
 }
 
-// Who moves many bytes at a time lets others on in between, whatever way it moves them, and who moves few does not.
+// A flow that moves many bytes at a time lets others run in between, whichever way it moves them. A flow that moves
+// few does not.
 func TestBulkYields(t *testing.T) {
 	for name, ours := range map[string]func(Conn) Conn{
 		"copied": func(c Conn) Conn { return c },
@@ -177,7 +177,7 @@ func TestBulkYields(t *testing.T) {
 		if !receive(t, carried(f.app, up, 1, size), "everything has arrived") {
 			t.Errorf("%s: what arrived is not what was sent", name)
 		}
-		if n := yields.Load(); n < size>>20/2 { // most is moved by larger pieces than 32 KiB, of less than 2 MiB
+		if n := yields.Load(); n < size>>20/2 { // most bytes move in pieces larger than 32 KiB and smaller than 2 MiB
 			t.Errorf("%s: a flow that moved %d bytes yielded %d times", name, size, n)
 		}
 		_ = up.CloseWrite()
@@ -185,8 +185,7 @@ func TestBulkYields(t *testing.T) {
 	}
 }
 
-// carried sends so many random bytes and the stream's end, and says whether that
-// is what arrived.
+// carried sends size random bytes and the end of the stream, and reports whether that is what arrived.
 func carried(from, to Conn, seed byte, size int64) <-chan bool {
 	same := make(chan bool, 1)
 	go func() {
@@ -198,7 +197,7 @@ func carried(from, to Conn, seed byte, size int64) <-chan bool {
 	return same
 }
 
-// send writes so many bytes and the stream's end, and returns their sum.
+// send writes size bytes and the end of the stream, and returns their hash.
 func send(c Conn, seed byte, size int64) []byte {
 	random, sum := rand.NewChaCha8([32]byte{seed}), sha256.New()
 	_, _ = io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(c, sum)}, io.LimitReader(random, size), make([]byte, 100_000))
@@ -206,7 +205,7 @@ func send(c Conn, seed byte, size int64) []byte {
 	return sum.Sum(nil)
 }
 
-// hash returns the sum of what arrives.
+// hash returns the hash of what arrives.
 func hash(c Conn) []byte {
 	sum := sha256.New()
 	_, _ = io.Copy(sum, struct{ io.Reader }{c})

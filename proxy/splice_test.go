@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// A direction that ends lets the other go on, whichever ends first.
+// When a direction ends, the other continues, whichever ends first.
 func TestHalfClose(t *testing.T) {
 	for _, first := range []string{"application", "upstream"} {
 		t.Run(first, func(t *testing.T) {
@@ -37,7 +37,7 @@ func TestHalfClose(t *testing.T) {
 	}
 }
 
-// A reset arrives behind the bytes that were sent before it.
+// A reset arrives after the bytes that were sent before it.
 func TestResetBehindData(t *testing.T) {
 	data := make([]byte, 700_000)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(data)
@@ -67,7 +67,7 @@ func TestResetBehindData(t *testing.T) {
 	}
 }
 
-// An end that has ended its own direction, and then breaks while it is written to.
+// One end has ended its own direction, and then breaks while being written to.
 func TestBreakAfterFIN(t *testing.T) {
 	for _, by := range []string{"application", "upstream"} {
 		t.Run(by, func(t *testing.T) {
@@ -97,8 +97,7 @@ func TestBreakAfterFIN(t *testing.T) {
 	}
 }
 
-// The other end then has seen the stream's end already, and must be told although
-// nothing is under way to it.
+// The other end has then already seen the end of the stream. It must be told although nothing is under way to it.
 func TestBreakAfterFINIsTold(t *testing.T) {
 	for _, by := range []string{"application", "upstream"} {
 		synctest.Test(t, func(t *testing.T) {
@@ -122,8 +121,8 @@ func TestBreakAfterFINIsTold(t *testing.T) {
 	}
 }
 
-// A flow that we end while one end takes nothing: what that end got is not the whole
-// stream, also if it has ended its own direction, and what the other sent is lost.
+// We end a flow while one end takes nothing. What that end received is not the whole stream, even if it has ended its
+// own direction, and what the other end sent is lost.
 func TestEndedShort(t *testing.T) {
 	for _, stuck := range []string{"application", "upstream"} {
 		for _, halfClosed := range []bool{false, true} {

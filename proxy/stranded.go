@@ -35,15 +35,16 @@ func (s Sockets) Owns(addr netip.Addr) bool {
 	return !errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
-// An application that has closed its connection is forgotten by its kernel a minute later (tcp_fin_timeout), without a
-// word, although the upstream has not closed it. Ours would wait for the upstream: for ever, where that is at fault. So
-// while another flow waits for its port it is asked, too.
+// When an application has closed its connection but the upstream has not, the application's kernel silently forgets
+// the connection a minute later (tcp_fin_timeout). Our end would wait for the upstream, forever if the upstream is at
+// fault. So while another flow waits for its port, the application's end is probed too.
 type prober interface {
 	breakable
-	Probe() // has it find out, in a while, whether it is broken
+	Probe() // makes it find out, in a while, whether it is broken
 }
 
-// deserted reports whether the application has closed and is not known any more, as far as has been found out.
+// deserted reports whether the application has closed and its kernel no longer knows the connection, as far as we
+// have found out.
 func (l *live) deserted() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -22,14 +22,14 @@ func TestStranded(t *testing.T) {
 		at   time.Duration
 		want bool
 	}{
-		{false, gone, 0, false}, // it still dials, and will be told
+		{false, gone, 0, false}, // it is still dialing, and will be told
 		{false, gone, time.Minute, false},
 		{true, there, time.Minute, false},
 		{true, gone, 61 * time.Second, false},
 		{true, gone, 70 * time.Second, false},
 		{true, there, 70 * time.Second, false}, // it came back
 		{true, gone, 72 * time.Second, false},
-		{true, gone, 81 * time.Second, false}, // meanwhile nobody waited, perhaps
+		{true, gone, 81 * time.Second, false}, // perhaps nobody was waiting meanwhile
 		{true, gone, 82 * time.Second, true},
 		{true, there, 83 * time.Second, false},
 	} {
@@ -54,7 +54,7 @@ func TestOwns(t *testing.T) {
 	}
 }
 
-// forgetful is an application's end whose kernel has forgotten it, which it finds out when it is probed.
+// forgetful is an end whose application's kernel has forgotten it. A probe finds that out.
 type forgetful struct {
 	Conn
 	probed atomic.Bool
@@ -63,7 +63,7 @@ type forgetful struct {
 func (c *forgetful) Probe()       { c.probed.Store(true) }
 func (c *forgetful) Broken() bool { return c.probed.Load() }
 
-// An application that has closed and is forgotten does not keep its port where the upstream never closes, if another
+// If the upstream never closes, an application that has closed and is forgotten does not keep its port while another
 // flow waits for it.
 func TestDeserted(t *testing.T) {
 	leaks(t)

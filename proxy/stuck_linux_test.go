@@ -20,7 +20,7 @@ func fillAndReset(t *testing.T, c Conn) {
 	_ = c.Close()
 }
 
-// The application's reset is passed on although the upstream takes nothing, so that nobody reads.
+// The application's reset is passed on even though the upstream takes nothing and so nobody reads.
 func TestApplicationResetsWhileUpstreamIsStuck(t *testing.T) {
 	leaks(t)
 	h, s := pinnedServer(t)
@@ -30,7 +30,8 @@ func TestApplicationResetsWhileUpstreamIsStuck(t *testing.T) {
 	wantEnd(t, up, syscall.ECONNRESET)
 }
 
-// An upstream that resets frees its port for others, although the application has still to take what it had sent.
+// An upstream that resets frees its port for others, even though the application still has to take what the upstream
+// sent.
 func TestUpstreamResetsWhileApplicationIsStuck(t *testing.T) {
 	leaks(t)
 	s := listen(t, "127.0.0.1:0")

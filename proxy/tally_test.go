@@ -16,7 +16,7 @@ import (
 	"pinproxy/rules"
 )
 
-// Flows are counted for their rule, in whatever state, and bytes while they move.
+// Flows are counted for their rule in every stage, and bytes while they move.
 func TestRuleStats(t *testing.T) {
 	h, s := pinnedServer(t)
 	rule := h.Flows()
@@ -62,7 +62,7 @@ func TestRuleStats(t *testing.T) {
 	}
 }
 
-// A rule that is read anew goes on counting, one that is gone begins at 0.
+// A rule that is read again keeps counting. A rule that is gone starts again at 0.
 func TestTalliesOutliveTheirRules(t *testing.T) {
 	var all tallies
 	parse := func(text string) *rules.Rule {
@@ -88,12 +88,12 @@ func TestTalliesOutliveTheirRules(t *testing.T) {
 	}
 	n := 0
 	all.byRule.Range(func(any, any) bool { n++; return true })
-	if n != 3 { // again, gone and nil, which were asked for just now
+	if n != 3 { // again, gone and nil, which have just been asked for
 		t.Errorf("%d rules are remembered", n)
 	}
 }
 
-// Every kind has a word of its own, and every failure there is has a kind.
+// Every kind has a word of its own, and every failure has a kind.
 func TestKinds(t *testing.T) {
 	call := func(name string, errno syscall.Errno) error {
 		return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError(name, errno)}
@@ -140,7 +140,7 @@ func TestKinds(t *testing.T) {
 	}
 }
 
-// Programs that fail without end are mentioned ten times, then every ten seconds with how often it was.
+// Programs that fail endlessly are logged ten times, then every ten seconds with the number of failures.
 func TestRepeatedFailuresAreThrottled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHarness(t, Config{Dialer: failing("connect", syscall.ECONNREFUSED)}, "198.51.100.7:443=1000")
@@ -175,7 +175,7 @@ func TestRepeatedFailuresAreThrottled(t *testing.T) {
 	})
 }
 
-// Other causes are logged all the same, and what is remembered is bounded.
+// Other causes are still logged, and what is remembered is bounded.
 func TestThrottleTellsCausesApart(t *testing.T) {
 	var all throttle
 	for i := range 2 * throttleCauses {

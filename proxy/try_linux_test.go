@@ -11,7 +11,7 @@ import (
 	"pinproxy/netstack/lab"
 )
 
-// A trial leaves from the pin and leaves nothing behind, so that the next can follow at once.
+// A trial leaves from the pin and leaves nothing behind, so that the next one can follow at once.
 func TestTry(t *testing.T) {
 	top := lab.ForTest(t).Topology()
 	top.Client.Sysctl("net.ipv4.tcp_timestamps", "0") // a TIME_WAIT would be in the way
@@ -32,7 +32,7 @@ func TestTry(t *testing.T) {
 	}
 }
 
-// What a trial meets has the words and the hint that a flow's line has.
+// What a trial meets is reported with the same words and hint as on a flow's log line.
 func TestTryFails(t *testing.T) {
 	top := lab.ForTest(t).Topology()
 	top.Server.Serve(":7", lab.Echo)

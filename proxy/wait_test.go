@@ -21,7 +21,7 @@ import (
 type kept struct {
 	Dialer
 	until time.Time
-	left  bool // whether it says for how long
+	left  bool // whether it says how long
 	dials atomic.Int32
 	looks atomic.Int32
 }
@@ -43,7 +43,8 @@ func (k *kept) Obstacle(netip.AddrPort, netip.AddrPort) Obstacle {
 	return o
 }
 
-// A TIME_WAIT that can't be cut short is outlasted, without spinning, by rules that do not say for how long to wait; the log counts down.
+// A rule that does not say how long to wait outlasts a TIME_WAIT that can't be cut short, without spinning. The log
+// counts down.
 func TestTimeWaitIsWaitedOut(t *testing.T) {
 	for _, c := range []struct {
 		busy   string
@@ -84,8 +85,8 @@ func TestTimeWaitIsWaitedOut(t *testing.T) {
 	}
 }
 
-// Where the kernel does not say how long, the port is tried often enough to be had within 100 ms, and the log
-// says so every ten seconds, not at every try.
+// Where the kernel does not say how long, the port is tried often enough to be taken within 100 ms of being free. The
+// log says so every ten seconds, not at every try.
 func TestTakenPortIsPolled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &kept{Dialer: make(memDialer, 1), until: time.Now().Add(25*time.Second + 7*time.Millisecond)}
@@ -105,7 +106,7 @@ func TestTakenPortIsPolled(t *testing.T) {
 	})
 }
 
-// What the kernel says of a pin, in words, with what to do about it.
+// What the kernel says about a pin, in words, with what to do about it.
 func TestExplain(t *testing.T) {
 	pin, from, dst := netip.MustParseAddrPort("0.0.0.0:22"), netip.MustParseAddrPort("192.0.2.10:1000"), dst4
 	for _, c := range []struct {
@@ -114,7 +115,7 @@ func TestExplain(t *testing.T) {
 		pin   netip.AddrPort
 		cause string
 		hint  string
-		ours  bool // about the pin, and not the upstream
+		ours  bool // about the pin, not the upstream
 	}{
 		{"bind", syscall.EACCES, pin, "source port 22 is privileged", "ip_unprivileged_port_start=22", true},
 		{"bind", syscall.EADDRNOTAVAIL, from, "source address 192.0.2.10 is not on this host", "ip address add 192.0.2.10", true},
