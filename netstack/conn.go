@@ -253,23 +253,29 @@ func (c *conn) Close() error {
 // drain waits until the application has acknowledged what was written. Otherwise the reset would overtake it, because
 // netstack throws its send queue away.
 func (c *conn) drain() {
-	switch tcp.EndpointState(c.ep.State()) {
-	case tcp.StateEstablished, tcp.StateCloseWait:
-	default:
-		return
-	}
 	// gVisor does not report how much is unacknowledged. But with a send buffer of one byte, the endpoint is writable
 	// only when nothing is. It signals writability at half a buffer, which is never, so polling is the only way.
 	c.ep.SocketOptions().SetSendBufferSize(1, true)
 	timeout := time.NewTimer(resetDrain)
 	defer timeout.Stop()
-	for pause := 50 * time.Microsecond; c.ep.Readiness(waiter.WritableEvents)&waiter.WritableEvents == 0; pause = min(2*pause, 10*time.Millisecond) {
+	for pause := 50 * time.Microsecond; c.unacknowledged(); pause = min(2*pause, 10*time.Millisecond) {
 		select {
 		case <-time.After(pause):
 		case <-timeout.C:
 			return
 		}
 	}
+}
+
+// unacknowledged reports whether the application has yet to acknowledge something. It is for drain.
+func (c *conn) unacknowledged() bool {
+	switch tcp.EndpointState(c.ep.State()) {
+	case tcp.StateEstablished, tcp.StateCloseWait:
+		return c.ep.Readiness(waiter.WritableEvents)&waiter.WritableEvents == 0
+	case tcp.StateFinWait1, tcp.StateClosing, tcp.StateLastAck: // our FIN, behind what was written
+		return true
+	}
+	return false
 }
 
 // LocalAddr is the flow's dst, because this end plays the upstream.

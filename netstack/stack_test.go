@@ -306,19 +306,32 @@ func TestHalfClose(t *testing.T) {
 
 func TestResetReachesTheApplicationBehindTheData(t *testing.T) {
 	const size = 700_000
-	client, _ := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
-		c, err := f.Accept()
-		if err != nil {
-			return
+	for _, test := range []struct{ ours, theirs bool }{{false, false}, {true, false}, {true, true}} { // which FINs come first
+		client, _ := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
+			c, err := f.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Read(make([]byte, 1)) // dial is over
+			if test.theirs {
+				_, _ = io.Copy(io.Discard, c)
+			}
+			_, _ = c.Write(make([]byte, size))
+			if test.ours {
+				_ = c.CloseWrite()
+			}
+			_ = c.SetLinger(0)
+			_ = c.Close()
+		})
+		conn := mustDial(t, client, server4)
+		_, _ = conn.Write([]byte("x"))
+		if test.theirs {
+			_ = conn.CloseWrite()
 		}
-		_, _ = c.Write(make([]byte, size))
-		_ = c.SetLinger(0)
-		_ = c.Close()
-	})
-	conn := mustDial(t, client, server4)
-	n, err := io.Copy(io.Discard, conn)
-	if n != size || !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("read %d bytes, then %v; want %d, then ECONNRESET", n, err, size)
+		n, err := io.Copy(io.Discard, conn)
+		if n != size || !test.ours && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%+v: read %d bytes, then %v; want %d, then ECONNRESET unless our FIN came before", test, n, err, size)
+		}
 	}
 }
 
