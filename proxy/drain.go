@@ -104,10 +104,7 @@ func (p *Proxy) drain(ctx context.Context, grace, every time.Duration, look func
 // number.
 func (p *Proxy) each(f func(*live)) int {
 	p.mu.Lock()
-	all := make([]*live, 0, len(p.live))
-	for l := range p.live {
-		all = append(all, l)
-	}
+	all := p.livesLocked()
 	p.mu.Unlock()
 	var wg sync.WaitGroup
 	for _, l := range all {

@@ -155,10 +155,12 @@ type Use struct {
 
 // Uses returns how many flows leave from each port now. Flows without a rule are left out.
 func (p *Proxy) Uses() map[Use]int {
-	uses := make(map[Use]int)
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	for l := range p.live {
+	flows := p.livesLocked()
+	p.mu.Unlock()
+	uses := make(map[Use]int)
+	for _, l := range flows {
+		p.cfg.GiveWay()
 		l.mu.Lock()
 		if l.decision.Rule != nil && l.local.IsValid() {
 			uses[Use{l.decision.Rule.String(), l.local.Port()}]++

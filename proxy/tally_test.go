@@ -62,6 +62,34 @@ func TestRuleStats(t *testing.T) {
 	}
 }
 
+// Whatever looks at all flows lets others run at each of them, and keeps no flow from beginning or ending.
+func TestLooksGiveWay(t *testing.T) {
+	h, s := pinnedServer(t)
+	f, c := connected(t, h, s)
+	gave := 0
+	h.cfg.GiveWay = func() {
+		if gave++; !h.mu.TryLock() {
+			t.Error("it holds the lock that every flow needs")
+			return
+		}
+		h.mu.Unlock()
+	}
+	for name, look := range map[string]func(){
+		"Flows":     func() { _ = h.Flows() },
+		"RuleStats": func() { _ = h.RuleStats(nil) },
+		"Totals":    func() { _ = h.Totals() },
+		"Uses":      func() { _ = h.Uses() },
+	} {
+		gave = 0
+		if look(); gave != 1 {
+			t.Errorf("%s lets others run %d times while there is one flow", name, gave)
+		}
+	}
+	_ = c.Close()
+	_ = f.app.Close()
+	f.ended(t)
+}
+
 // A rule that is read again keeps counting. A rule that is gone starts again at 0.
 func TestTalliesOutliveTheirRules(t *testing.T) {
 	var all tallies
