@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -104,10 +106,13 @@ func (h *handover) drop(o options) error {
 		id = sameUser()
 	}
 	// That a pinproxy is already running says more than that its device exists.
-	if r, ok, err := host.FindRunning(); err == nil && ok {
-		return &host.HeldError{PID: r.PID}
+	if err := alone(); err != nil {
+		return err
 	}
 	fd, err := link.OpenFD(link.Config{Name: o.tun, Offload: o.offload})
+	if errors.Is(err, link.ErrNameTaken) {
+		return cmp.Or(aloneAfter(starting), err)
+	}
 	if err != nil {
 		return err
 	}
@@ -129,6 +134,27 @@ func (h *handover) drop(o options) error {
 		id.writes = append(id.writes, writable{filepath.Dir(o.socket), makeSocket})
 	}
 	return dropError(id.exec(os.Args, env))
+}
+
+// starting is how long a pinproxy may take from having its device to having the lock.
+const starting = time.Second
+
+// alone returns an error if another pinproxy is running.
+func alone() error {
+	if r, ok, err := host.FindRunning(); err == nil && ok {
+		return &host.HeldError{PID: r.PID}
+	}
+	return nil
+}
+
+// aloneAfter returns an error as soon as another pinproxy is running, or nil after the given time.
+func aloneAfter(d time.Duration) error {
+	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if err := alone(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // dropError adds the hint for the most common failure.

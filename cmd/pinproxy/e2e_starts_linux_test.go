@@ -107,6 +107,37 @@ func TestStartAndStopInProcess(t *testing.T) {
 	}
 }
 
+// Of several that start at once one gets ahead, and the others say so. A device of the same name is not what they
+// complain of.
+func TestStartAtOnce(t *testing.T) {
+	needRoot(t)
+	w := newNetwork(t)
+	var all []*running
+	for range 3 {
+		all = append(all, w.startPinproxy("--rule", "203.0.113.2:7=63999"))
+	}
+	ready := 0
+	for _, p := range all {
+		poll(t, "it to be ready, or to have ended", func() bool {
+			select {
+			case <-p.Done():
+				return true
+			default:
+				return strings.Contains(p.Stderr(), `"msg":"ready"`)
+			}
+		})
+		switch said := p.Stderr(); {
+		case strings.Contains(said, `"msg":"ready"`):
+			ready++
+		case !strings.Contains(said, "another pinproxy is running in this network namespace: pid "):
+			t.Errorf("one of the others said: %s", said)
+		}
+	}
+	if ready != 1 {
+		t.Errorf("%d are ready, want 1", ready)
+	}
+}
+
 // As a new process each time, used in between.
 func TestStartAndStop(t *testing.T) {
 	w := newNetwork(t)
