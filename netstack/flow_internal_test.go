@@ -337,24 +337,68 @@ func TestShakenIsWhoseEndpointItIs(t *testing.T) {
 	}
 }
 
-// A SYN-ACK that the last connection from the same port repeats is not taken for the next one's.
+// An application may give up after gVisor has been shown its SYN, but before gVisor answers. The endpoint that gVisor
+// makes then is not taken for that of the next connection from the same port, and is not in its way.
 func TestSYNACKOfThePredecessor(t *testing.T) {
+	k := newShaky(t, stack.CapabilityRXChecksumOffload)
+	l, err := k.listenerOf(listenerKey{header.IPv4ProtocolNumber, int(k.receiveBuffer.Load())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.StopWork()
+	under := func(isn uint32) func() bool {
+		return func() bool {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			for f := range k.answering {
+				return f.isn == isn
+			}
+			return false
+		}
+	}
+	k.send(4711, header.TCPFlagSyn, 1000, 0)
+	await(t, "the first handshake is under way", under(1000))
+	k.send(4711, header.TCPFlagSyn, 2000, 0)
+	if err := <-k.accepted; !errors.Is(err, ErrGone) {
+		t.Errorf("Accept = %v, want %v", err, ErrGone)
+	}
+	await(t, "the second handshake is under way", under(2000))
+	l.ResumeWork()
+	h := k.heard(t, synAck)
+	if got := h.AckNumber(); got != 2001 {
+		t.Errorf("the SYN-ACK acknowledges %d, want 2001", got)
+	}
+	k.send(4711, header.TCPFlagAck, 2001, h.SequenceNumber()+1)
+	if err := <-k.accepted; err != nil {
+		t.Errorf("Accept = %v", err)
+	}
+}
+
+// await polls cond for five seconds.
+func await(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within 5 s: %s", what)
+		}
+	}
+}
+
+// A reset with which the application answers something of a predecessor's does not end the connection. Another SYN does.
+func TestResetOfThePredecessor(t *testing.T) {
 	k := newShaky(t, stack.CapabilityRXChecksumOffload)
 	k.send(4711, header.TCPFlagSyn, 1000, 0)
 	k.heard(t, synAck)
-	k.mu.Lock()
-	var f *Flow
-	for f = range k.answering {
+	k.send(4711, header.TCPFlagRst, 501, 0)
+	k.send(4711, header.TCPFlagSyn, 2000, 0)
+	select {
+	case err := <-k.accepted:
+		if !errors.Is(err, ErrGone) {
+			t.Errorf("Accept = %v, want %v", err, ErrGone)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("the handshake goes on although there was another SYN")
 	}
-	ep := f.shaking
-	f.shaking = nil // as if gVisor had not answered yet
-	k.mu.Unlock()
-	if k.takeSYNACK(f.id, nil, 501) {
-		t.Error("the SYN-ACK to an initial sequence number of 500 is taken for that to 1000")
-	}
-	k.mu.Lock()
-	f.shaking = ep
-	k.mu.Unlock()
 }
 
 // No goroutine waits for an application's ACK; only a limited number of idle ones wait for a flow.

@@ -197,7 +197,8 @@ func (s *Stack) admit(seg segment) bool {
 		return true
 	}
 	if seg.flags&header.TCPFlagSyn == 0 {
-		f.ended = f.phase != parked
+		// In the handshake it may be the RST with which the application answers something of a predecessor's.
+		f.ended = f.ended || f.phase == open || f.phase == answering && int32(seg.seq-f.isn) > 0
 		refused := f.phase == answering && seg.flags&header.TCPFlagRst != 0 && seg.seq == f.isn+1
 		s.mu.Unlock()
 		if refused && s.relinquish(f) {
@@ -238,10 +239,12 @@ func (s *Stack) admit(seg segment) bool {
 	return true
 }
 
-// unregister takes the endpoint of a 4-tuple out of the demultiplexer. The endpoint finishes what is queued, and its
-// own clean-up then finds nothing to unregister.
-func (s *Stack) unregister(id stack.TransportEndpointID) {
-	if ep := s.endpoint(id); ep != nil {
+// unregister takes the endpoint of a 4-tuple out of the demultiplexer and returns it, or nil. The endpoint finishes what
+// is queued, and its own clean-up then finds nothing to unregister.
+func (s *Stack) unregister(id stack.TransportEndpointID) *tcp.Endpoint {
+	ep, ok := s.endpoint(id).(*tcp.Endpoint)
+	if ok {
 		s.gv.UnregisterTransportEndpoint([]tcpip.NetworkProtocolNumber{protocolOf(id.RemoteAddress)}, tcp.ProtocolNumber, id, ep, shared, 0)
 	}
+	return ep
 }

@@ -79,9 +79,9 @@ func (s *Stack) listen(key listenerKey) (*listener, tcpip.Error) {
 		l.Close()
 		return nil, terr
 	}
+	s.gv.UnregisterTransportEndpoint([]tcpip.NetworkProtocolNumber{key.proto}, tcp.ProtocolNumber, l.TransportEndpointInfo.ID, l.Endpoint, shared, 0)
 	l.ready.Init(l, waiter.ReadableEvents)
 	l.queue.EventRegister(&l.ready)
-	s.gv.UnregisterTransportEndpoint([]tcpip.NetworkProtocolNumber{key.proto}, tcp.ProtocolNumber, l.TransportEndpointInfo.ID, l.Endpoint, shared, 0)
 	return l, nil
 }
 
@@ -208,17 +208,25 @@ func (s *Stack) expect(f *Flow) error {
 	return nil
 }
 
-// takeSYNACK keeps the first SYN-ACK of a flow, which acknowledges ack, for AcceptFunc and reports whether it did.
+// takeSYNACK keeps the first SYN-ACK of a flow, which acknowledges ack, for AcceptFunc. It reports whether the packet
+// goes no further.
 func (s *Stack) takeSYNACK(id stack.TransportEndpointID, pkt *stack.PacketBuffer, ack uint32) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f := s.flows[id]
-	if f == nil || f.phase != answering || f.shaking != nil || ack != f.isn+1 {
-		return false
+	if f != nil && (f.phase == open || f.shaking != nil) {
+		return false // gVisor repeats it
 	}
 	ep, ok := s.endpoint(id).(*tcp.Endpoint)
 	if !ok {
 		return false
+	}
+	if f == nil || f.phase != answering || ack != f.isn+1 {
+		// The application gave up before gVisor came to its SYN. The endpoint must go before that of the next SYN from
+		// the same port comes.
+		s.unregister(id)
+		s.workers.all.Go(ep.Abort) // it is locked now
+		return true
 	}
 	f.shaking = ep
 	s.shaking[ep] = f
@@ -265,8 +273,7 @@ func (s *Stack) relinquish(f *Flow) bool {
 	if !s.leave(f, answered) {
 		return false
 	}
-	s.unregister(f.id)
-	s.workers.do(task{flow: f, ep: f.shaking, err: ErrGone})
+	s.workers.do(task{flow: f, ep: s.unregister(f.id), err: ErrGone})
 	return true
 }
 
