@@ -66,22 +66,23 @@ type socketState struct {
 type obstacle struct{ cause, hint string }
 
 // obstacle finds what keeps the next connection from a port of the pin. The lease table comes before the kernel,
-// because a flow's port has a socket, too. But a flow may hold its lease while it waits for the kernel to free the port.
+// because a flow's port has a socket, too. But a flow that waits for the kernel to free a port holds it meanwhile, or lets
+// it rest between its attempts.
 func (s situation) obstacle(p portState) obstacle {
 	port := p.local.Port()
 	if o, found := s.otherFamily(); found {
 		return o
 	}
+	socket, inTheWay := p.inTheWay()
 	switch {
 	case s.isSelf(p):
 		return obstacle{
 			fmt.Sprintf("source and destination are the same address and port, %s: the connection would lead back to itself", s.dst),
 			"take another source port for this destination",
 		}
+	case (p.held != nil || p.resting > 0) && inTheWay && !socket.same && !socket.ours:
+		return p.takenBy(socket)
 	case p.held != nil:
-		if socket, found := p.inTheWay(); found && !socket.same && !socket.ours {
-			return p.takenBy(socket)
-		}
 		return obstacle{fmt.Sprintf("port %d is held by flow %d from %s", port, p.held.Flow, p.held.Src), proxy.BusyHint(s.rule, false)}
 	case p.resting > 0:
 		return obstacle{
@@ -93,7 +94,7 @@ func (s situation) obstacle(p portState) obstacle {
 	case errors.Is(p.bindErr, syscall.EADDRNOTAVAIL):
 		return explained(syscall.EADDRNOTAVAIL, p.local, s.dst)
 	}
-	if socket, found := p.inTheWay(); found {
+	if inTheWay {
 		return p.takenBy(socket)
 	}
 	switch {

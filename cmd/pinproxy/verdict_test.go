@@ -68,6 +68,12 @@ func TestVerdict(t *testing.T) {
 			s.ports[0].bindErr = errno("bind", syscall.EADDRINUSE)
 			s.ports[0].sockets = []socketState{socket(sockdiag.Listen, "0.0.0.0:63998", "0.0.0.0:0", 99)}
 		}, cause: "port 63998 is taken by nginx (pid 99), which listens on 0.0.0.0:63998", chosen: "it waits", hintHas: "pid 99"},
+		{name: "listener, and a flow that tries again soon", is: func(s *situation) {
+			s.ports = s.ports[:1]
+			s.ports[0].resting = time.Second
+			s.ports[0].bindErr = errno("bind", syscall.EADDRINUSE)
+			s.ports[0].sockets = []socketState{socket(sockdiag.Listen, "0.0.0.0:63998", "0.0.0.0:0", 99)}
+		}, cause: "port 63998 is taken by nginx (pid 99), which listens on 0.0.0.0:63998", chosen: "it waits", hintHas: "pid 99"},
 		{name: "all held", is: func(s *situation) {
 			for i := range s.ports {
 				s.ports[i].held = &heldJSON{Flow: 7, Src: "192.0.0.8:40000"}
