@@ -5,7 +5,11 @@ import (
 	"net"
 	"os"
 	"strings"
+	"time"
 )
+
+// notifyPatience is how long the service manager may leave its socket full: it must not keep us from ending.
+const notifyPatience = 2 * time.Second
 
 // reloading says that the rules are being reread. With Type=notify-reload, systemd takes the READY=1 that follows as
 // the end of the reload. It needs the time to tell which signal the message is about.
@@ -28,5 +32,6 @@ func notify(state string) {
 		return
 	}
 	defer c.Close()
+	_ = c.SetWriteDeadline(time.Now().Add(notifyPatience))
 	_, _ = c.Write([]byte(state))
 }
