@@ -1,10 +1,32 @@
 package netstack
 
-import "time"
+import (
+	"runtime"
+	"testing"
+	"time"
+)
 
 // StopAtOnce leaves handshakes hardly any time when a stack stops. It returns a function that undoes this.
 func StopAtOnce() (undo func()) {
 	before := stopTimeout
 	stopTimeout = time.Millisecond
 	return func() { stopTimeout = before }
+}
+
+// Eventually polls cond for twenty seconds, and reports whether it came true.
+func Eventually(t *testing.T, what string, cond func() bool) bool {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	timeout := time.After(20 * time.Second)
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-timeout:
+			buf := make([]byte, 1<<20)
+			t.Errorf("not within 20 s: %s\n%s", what, buf[:runtime.Stack(buf, true)])
+			return false
+		}
+	}
+	return true
 }

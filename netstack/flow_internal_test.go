@@ -227,6 +227,19 @@ func TestGivenUpInTheHandshake(t *testing.T) {
 	}
 }
 
+// opens finishes the handshake of the SYN with this sequence number.
+func (k *shaky) opens(t *testing.T, port uint16, isn uint32) {
+	t.Helper()
+	h := k.heard(t, synAck)
+	if got := h.AckNumber(); got != isn+1 {
+		t.Errorf("the SYN-ACK acknowledges %d, want %d", got, isn+1)
+	}
+	k.send(port, header.TCPFlagAck, isn+1, h.SequenceNumber()+1)
+	if err := <-k.accepted; err != nil {
+		t.Errorf("Accept = %v", err)
+	}
+}
+
 // An application may also try again before gVisor has been shown the first SYN.
 func TestGivenUpBeforeTheHandshake(t *testing.T) {
 	k := newShaky(t, stack.CapabilityRXChecksumOffload)
@@ -241,14 +254,7 @@ func TestGivenUpBeforeTheHandshake(t *testing.T) {
 		return 0
 	}
 	k.send(4711, header.TCPFlagSyn, 1000, 0)
-	h := k.heard(t, synAck)
-	if got := h.AckNumber(); got != 2001 {
-		t.Errorf("the SYN-ACK acknowledges %d, want 2001", got)
-	}
-	k.send(4711, header.TCPFlagAck, 2001, h.SequenceNumber()+1)
-	if err := <-k.accepted; err != nil {
-		t.Errorf("Accept = %v", err)
-	}
+	k.opens(t, 4711, 2000)
 }
 
 // eager is a device whose application has reacted to a packet before the write of it returns.
@@ -357,31 +363,18 @@ func TestSYNACKOfThePredecessor(t *testing.T) {
 		}
 	}
 	k.send(4711, header.TCPFlagSyn, 1000, 0)
-	await(t, "the first handshake is under way", under(1000))
+	if !Eventually(t, "the first handshake is under way", under(1000)) {
+		return
+	}
 	k.send(4711, header.TCPFlagSyn, 2000, 0)
 	if err := <-k.accepted; !errors.Is(err, ErrGone) {
 		t.Errorf("Accept = %v, want %v", err, ErrGone)
 	}
-	await(t, "the second handshake is under way", under(2000))
+	if !Eventually(t, "the second handshake is under way", under(2000)) {
+		return
+	}
 	l.ResumeWork()
-	h := k.heard(t, synAck)
-	if got := h.AckNumber(); got != 2001 {
-		t.Errorf("the SYN-ACK acknowledges %d, want 2001", got)
-	}
-	k.send(4711, header.TCPFlagAck, 2001, h.SequenceNumber()+1)
-	if err := <-k.accepted; err != nil {
-		t.Errorf("Accept = %v", err)
-	}
-}
-
-// await polls cond for five seconds.
-func await(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for end := time.Now().Add(5 * time.Second); !cond(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not within 5 s: %s", what)
-		}
-	}
+	k.opens(t, 4711, 2000)
 }
 
 // A reset with which the application answers something of a predecessor's does not end the connection. Another SYN does.

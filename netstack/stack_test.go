@@ -55,22 +55,7 @@ func start(t *testing.T, c netstack.Config, h netstack.Handler) (*netstacktest.C
 	return client, s
 }
 
-// eventually polls cond for twenty seconds.
-func eventually(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	timeout := time.After(20 * time.Second)
-	for !cond() {
-		select {
-		case <-tick.C:
-		case <-timeout:
-			buf := make([]byte, 1<<20)
-			t.Errorf("not within 20 s: %s\n%s", what, buf[:runtime.Stack(buf, true)])
-			return
-		}
-	}
-}
+var eventually = netstack.Eventually
 
 func dial(t *testing.T, c *netstacktest.Client, local, dst netip.AddrPort) (*netstacktest.Conn, error) {
 	t.Helper()
