@@ -52,9 +52,14 @@ func (u *upstream) CloseWrite() error {
 
 // Broken implements breakable. After our own FIN, a connection that ended in order looks the same.
 func (u *upstream) Broken() (broken bool) {
-	_ = u.raw.Control(func(fd uintptr) { broken = !u.finished.Load() && gone(fd) })
+	_ = u.raw.Control(func(fd uintptr) { broken = u.reset(func() bool { return gone(fd) }) })
 	return broken
 }
+
+// reset reports whether a connection that is gone was reset: only FINs both ways end one otherwise, and we have not
+// sent ours. gone is asked first. Our FIN may leave at any moment, and a connection that has ended by it must not pass
+// for one that ended before it.
+func (u *upstream) reset(gone func() bool) bool { return gone() && !u.finished.Load() }
 
 func (u *upstream) fail(call string, err error) error {
 	return &net.OpError{Op: call, Net: "tcp", Source: u.LocalAddr(), Addr: u.RemoteAddr(), Err: os.NewSyscallError(call, err)}
@@ -80,9 +85,8 @@ func (u *upstream) readChunk(size int) (*chunk, int, error) {
 			buf = nil
 			return false
 		}
-		// The kernel reports a reset once. If a writer has been told of it, a reader sees the end of the stream. But
-		// only FINs both ways end a connection like that, and we have not sent ours.
-		if n == 0 && err == nil && !u.finished.Load() && gone(fd) {
+		// The kernel reports a reset once. If a writer has been told of it, a reader sees the end of the stream.
+		if n == 0 && err == nil && u.reset(func() bool { return gone(fd) }) {
 			err = syscall.ECONNRESET
 		}
 		return true
