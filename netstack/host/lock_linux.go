@@ -18,7 +18,7 @@ const lockName = "@pinproxy"
 
 // Lock is the right of one process to change a network namespace.
 type Lock struct {
-	listener *net.UnixListener
+	listener net.Listener
 	served   sync.WaitGroup
 	control  atomic.Value // string: the argument of Announce
 }
@@ -58,13 +58,20 @@ func Hold(ctx context.Context) (*Lock, error) {
 // Announce sets the control socket path that is given to everyone who asks for the holder from now on.
 func (l *Lock) Announce(path string) { l.control.Store(path) }
 
+// acceptPause is how long serve waits after an error. Release may have to wait as long.
+const acceptPause = 50 * time.Millisecond
+
 // serve accepts and closes each connection, so that the queue never fills. The announced path fits into the
 // buffer of any socket, so writing it does not block.
 func (l *Lock) serve() {
 	for {
 		c, err := l.listener.Accept()
-		if err != nil {
-			return // after Release, or an unrecoverable error: the lock holds all the same
+		if errors.Is(err, net.ErrClosed) {
+			return // after Release
+		}
+		if err != nil { // no descriptor is free, as in a flood of connections: one will be
+			time.Sleep(acceptPause)
+			continue
 		}
 		if path, ok := l.control.Load().(string); ok {
 			_, _ = c.Write([]byte(path))

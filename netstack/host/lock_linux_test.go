@@ -3,8 +3,11 @@ package host
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -138,6 +141,43 @@ func TestLockWithoutAnswer(t *testing.T) {
 		if _, ok := errors.AsType[*HeldError](err); !ok {
 			t.Error(err)
 		}
+	}
+}
+
+// poor has no descriptor free for the first connections.
+type poor struct {
+	net.Listener
+	refuses int
+}
+
+func (p *poor) Accept() (net.Conn, error) {
+	if p.refuses--; p.refuses >= 0 {
+		return nil, os.NewSyscallError("accept4", unix.EMFILE)
+	}
+	return p.Listener.Accept()
+}
+
+// A holder that ran out of descriptors for a while says again where its control socket is.
+func TestLockAfterEMFILE(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &Lock{listener: &poor{listener, 2}}
+	l.Announce("/run/pinproxy.sock")
+	l.served.Go(l.serve)
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetReadDeadline(time.Now().Add(patience))
+	if b, err := io.ReadAll(c); string(b) != "/run/pinproxy.sock" || err != nil {
+		t.Errorf("read %q, %v", b, err)
+	}
+	if err := l.Release(); err != nil {
+		t.Error(err)
 	}
 }
 
