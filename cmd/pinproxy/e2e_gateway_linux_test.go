@@ -204,7 +204,7 @@ func TestGatewayThatMasquerades(t *testing.T) {
 
 // 64 MiB go each way at once, in segments that fit the path to the client. A link with WireGuard's MTU stands in for
 // WireGuard. A host beyond a tunnel, whose own link has 1500 bytes, would not get the kernel's report that a packet
-// is too big.
+// is too big. Nor would one whose address is masqueraded, so that we do not see the way to it.
 //
 //	branch ──1500── mid ──1420── client
 func TestGatewayCarriesBytesUnchanged(t *testing.T) {
@@ -219,12 +219,16 @@ func TestGatewayCarriesBytesUnchanged(t *testing.T) {
 		{"jumbo frames", 9000, nil},
 		{"no offload", 1500, []string{"--offload=off"}},
 		{"beyond a tunnel", 1420, nil},
+		{"beyond a tunnel, hidden", 1420, nil},
 	} {
 		for _, f := range families {
 			t.Run(test.name+" "+f.name, func(t *testing.T) {
 				l := newLAN(t, test.mtu)
-				if test.name == "beyond a tunnel" {
+				if strings.HasPrefix(test.name, "beyond a tunnel") {
 					l.inner = l.branch()
+				}
+				if strings.HasSuffix(test.name, "hidden") {
+					l.Client.Masquerade("pin0")
 				}
 				served := make(chan error, 1)
 				l.Server.Serve(at(f.server, 7), func(c net.Conn) { served <- exchange(c, 1, 2) })
@@ -333,6 +337,30 @@ func TestGatewayDoesNotLeadHostsToItself(t *testing.T) {
 			l.t.Errorf("the gateway itself was connected to from %v", seen)
 		}
 	})
+}
+
+// The same if the gateway hides its hosts behind its own address, as Docker and libvirt do.
+func TestGatewayThatMasqueradesDoesNotLeadHostsToItself(t *testing.T) {
+	t.Parallel()
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			l := newLAN(t, 1500)
+			l.Client.Masquerade("pin0")
+			l.Server.Serve(":443", lab.Echo)
+			own := l.Client.Serve(":443", lab.Echo)
+			p := l.pins("--rule", "lure.bank.example:443=63999 busy=other-address,fail")
+			open := map[string]string{"IPv4": "192.0.2.1", "IPv6": "2001:db8:cafe::1"}[f.name]
+			c := l.mustConnect(at(open, 443))
+			echo(t, c, "hello")
+			if _, err := l.connect(at(open, 443)); err == nil {
+				t.Error("a second connection was made from the only port of the pin")
+			}
+			p.await("flow failed", 1)
+			if seen := own.Seen(); len(seen) != 0 {
+				t.Errorf("the gateway itself was connected to from %v", seen)
+			}
+		})
+	}
 }
 
 // Devices come and go under the name that the rules use.

@@ -12,10 +12,13 @@ import (
 
 // guard tells hosts behind a gateway from this one, and keeps them away from what belongs to this host alone. It is
 // nil without a gateway.
-type guard struct{ where *host.Whereabouts }
+type guard struct {
+	where  *host.Whereabouts
+	strict bool // this host's own connections may have any address of it
+}
 
 // newGuard returns nil without gateways. The caller closes it.
-func newGuard(gateways []string) (*guard, error) {
+func newGuard(gateways []string, strict bool) (*guard, error) {
 	if len(gateways) == 0 {
 		return nil, nil
 	}
@@ -23,7 +26,7 @@ func newGuard(gateways []string) (*guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &guard{where}, nil
+	return &guard{where, strict}, nil
 }
 
 func (g *guard) close() error {
@@ -33,16 +36,22 @@ func (g *guard) close() error {
 	return g.where.Close()
 }
 
-// behind says whether src is the address of another host. Most sources are the device's, which this host's own
-// connections have. With --strict these may have any address of this host. If behind can't tell, it takes src for
-// another host's.
+// behind says whether a packet from src is another host's. This host's own have the device's address, or with --strict
+// any address of this host. Other hosts may hide behind the device's guest address, or behind one of this host's that
+// a NAT rule names. If behind can't tell, it takes src for another host's.
 func (g *guard) behind(src netip.Addr) bool {
-	if g == nil || src == host.Addr4 || src == host.Addr6 {
+	switch {
+	case g == nil, src == host.Addr4, src == host.Addr6:
 		return false
+	case !g.strict, hidden(src):
+		return true
 	}
 	own, err := g.where.Own(src)
 	return err != nil || !own
 }
+
+// hidden says whether src stands for hosts behind a gateway whose addresses are masqueraded.
+func hidden(src netip.Addr) bool { return src == host.Guest4 || src == host.Guest6 }
 
 var (
 	errLoopback = errors.New("it is loopback")
@@ -89,14 +98,20 @@ func (g *guard) paths() func(src netip.Addr) int {
 	return g.path
 }
 
+// leastMTU is what IPv6 requires of every link. Links for IPv4 all have it in practice.
+const leastMTU = 1280
+
 // path returns the largest packet size towards a host behind a gateway, or 0 for this host's own connections.
 func (g *guard) path(src netip.Addr) int {
 	if !g.behind(src) {
 		return 0
 	}
+	if hidden(src) {
+		return leastMTU // who it is, and so the way, is conntrack's secret
+	}
 	mtu, err := g.where.MTU(src)
 	if err != nil {
-		return 1280 // IPv6 requires this of every link, and links for IPv4 all have it in practice
+		return leastMTU
 	}
 	return mtu
 }

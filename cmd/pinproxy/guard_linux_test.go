@@ -14,7 +14,7 @@ func TestGuard(t *testing.T) {
 	top := n.Topology()
 	top.Client.Own("192.0.2.77/32")
 	var g *guard
-	if err := top.Client.Do(func() (err error) { g, err = newGuard([]string{"eth0"}); return err }); err != nil {
+	if err := top.Client.Do(func() (err error) { g, err = newGuard([]string{"eth0"}, false); return err }); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = g.close() }()
@@ -50,16 +50,25 @@ func TestGuard(t *testing.T) {
 		}
 	}
 	for src, want := range map[string]bool{
-		host.Addr4.String(): false,
-		host.Addr6.String(): false,
-		lab.Client4:         false,
-		lab.Client6:         false,
-		"198.51.100.77":     true,
-		"2001:db8:1::77":    true,
-		"10.1.2.3":          true,
+		host.Addr4.String():  false,
+		host.Addr6.String():  false,
+		host.Guest4.String(): true, // masqueraded
+		host.Guest6.String(): true,
+		lab.Client4:          true, // another host's packet with NAT; this host's own are so with --strict only
+		lab.Client6:          true,
+		"198.51.100.77":      true,
+		"2001:db8:1::77":     true,
+		"10.1.2.3":           true,
 	} {
 		if got := g.behind(netip.MustParseAddr(src)); got != want {
 			t.Errorf("behind(%s) = %v", src, got)
+		}
+		strict := &guard{g.where, true}
+		if src == lab.Client4 || src == lab.Client6 {
+			want = false
+		}
+		if got := strict.behind(netip.MustParseAddr(src)); got != want {
+			t.Errorf("with --strict behind(%s) = %v", src, got)
 		}
 	}
 	var none *guard

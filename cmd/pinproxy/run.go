@@ -128,7 +128,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	if err != nil {
 		return err
 	}
-	guard, err := newGuard(o.gateways)
+	guard, err := newGuard(o.gateways, o.strict)
 	if err != nil {
 		return err
 	}

@@ -30,6 +30,15 @@ var (
 	Addr6 = netip.AddrFrom16([16]byte{0xfd, 0x86, 0xe9, 0xca, 0xf6, 0x2c, 15: 8})
 )
 
+// Guest4 and Guest6 are further addresses of the device if there are gateways. The kernel gives them to hosts
+// behind a gateway whose packets are masqueraded when they enter the device, as Docker and libvirt have it. With
+// only the device's own address those hosts would look like this one. Guest4 is of IANA's 192.0.0.0/24 (RFC 6890)
+// and assigned to nothing.
+var (
+	Guest4 = netip.AddrFrom4([4]byte{192, 0, 0, 52})
+	Guest6 = netip.AddrFrom16([16]byte{0xfd, 0x86, 0xe9, 0xca, 0xf6, 0x2c, 15: 9})
+)
+
 // PortRange is an inclusive range of TCP ports. 1-65535 is every port.
 type PortRange = struct{ First, Last uint16 }
 
@@ -95,6 +104,17 @@ func (c Config) source(fam family) netip.Addr {
 		return c.Addr6
 	}
 	return c.Addr4
+}
+
+// guest returns the device's address for hosts behind a gateway, of a family. It is invalid if there is no gateway.
+func (c Config) guest(fam family) netip.Addr {
+	switch {
+	case len(c.Gateways) == 0:
+		return netip.Addr{}
+	case fam == v6:
+		return Guest6
+	}
+	return Guest4
 }
 
 // check reports what the kernel would refuse or misinterpret.

@@ -38,6 +38,10 @@
 // captured, neither at the start nor at the end, because the guards are added before the capture rules and
 // removed after them. A netstack would reset connections that it does not know.
 //
+// With gateways the device has two addresses. Hosts behind one may be masqueraded on their way into the device.
+// They then get the second, by which they are told from this host. 4003 and 4004 are for it what 4001 and 4002 are
+// for the first, and all that follows comes later.
+//
 // IPv6 is captured while the host has an IPv6 route of its own, beyond its links. Otherwise our address would
 // make getaddrinfo(3) believe in IPv6. The device never sends anything by itself: it has no link-local address,
 // hence no router solicitation, no multicast, and no ff00::/8 route. While nothing is captured its packet

@@ -74,7 +74,7 @@ func TestEvents(t *testing.T) {
 	foreign("their address comes and goes", 0, true, func() error {
 		return errors.Join(h.AddrAdd(eth0, address), h.AddrDel(eth0, address))
 	})
-	foreign("our address goes", dirtLink, true, func() error { return h.AddrDel(b.pin0(), addr{Link, Addr4}.netlink()) })
+	foreign("our address goes", dirtLink, true, func() error { return h.AddrDel(b.pin0(), addr{link: Link, addr: Addr4}.netlink()) })
 	foreign("our device goes down", dirtLink|dirtRoutes, true, func() error { return h.LinkSetDown(b.pin0()) })
 }
 

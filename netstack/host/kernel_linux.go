@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -277,11 +278,17 @@ func again[T any](list func() ([]T, error)) ([]T, error) {
 }
 
 func (s addr) netlink() *netlink.Addr {
-	flags := unix.IFA_F_NOPREFIXROUTE
+	a := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(s.addr, s.addr.BitLen())), Flags: unix.IFA_F_NOPREFIXROUTE}
 	if s.addr.Is6() {
-		flags |= unix.IFA_F_NODAD
+		a.Flags |= unix.IFA_F_NODAD
 	}
-	return &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(s.addr, s.addr.BitLen())), Flags: flags}
+	switch {
+	case s.last && s.addr.Is6():
+		a.ValidLft, a.PreferedLft = math.MaxUint32, 0 // valid for ever, preferred never
+	case s.last:
+		a.Scope = unix.RT_SCOPE_LINK
+	}
+	return a
 }
 
 func (s rule) netlink() *netlink.Rule {

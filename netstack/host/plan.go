@@ -23,7 +23,9 @@ const (
 // otherwise also match whatever did not originate on this host: the kernel inverts a rule as a whole
 // (fib_rule_match).
 const (
-	prefBehind      = 4003 // and up
+	prefGuest       = 4003
+	prefGuestGone   = 4004
+	prefBehind      = 4005 // and up
 	prefBehindSplit = 4350 // followed by the rules for port 65535
 	prefBehindEnds  = 4370
 	prefLinger      = 4399 // flows whose rule is gone; all share it, as each matches only its own packets
@@ -113,7 +115,13 @@ func planFamily(c Config, fam family, f Facts) []Step {
 	if fam == v6 && f.IPv6Off {
 		list = append(list, sysctl{disableIPv6(c.Link), "0"})
 	}
-	list = append(list, addr{c.Link, tun})
+	// Masquerading takes the address that the kernel would choose for a packet into the device (inet_select_addr,
+	// ipv6_dev_get_saddr). Our routes name theirs.
+	guest := c.guest(fam)
+	list = append(list, addr{c.Link, tun, guest.IsValid()})
+	if guest.IsValid() {
+		list = append(list, addr{c.Link, guest, false})
+	}
 	if fam == v6 {
 		list = append(list, noMulticast{c.Link})
 	}
@@ -138,8 +146,6 @@ func planFamily(c Config, fam family, f Facts) []Step {
 // planRules returns the rules of a family, and how many do not fit. Rules in stand keep their priority. New
 // rules get one that no rule in stand has.
 func planRules(c Config, fam family, stand []rule) (rules []rule, over int) {
-	tun := c.source(fam)
-	self := netip.PrefixFrom(tun, tun.BitLen())
 	guard, first := c.places()
 	place := func(list []rule, from, end int) {
 		more := 0
@@ -152,9 +158,18 @@ func planRules(c Config, fam family, stand []rule) (rules []rule, over int) {
 	place(planGuards(c, fam), guard, first)
 	rules = append(rules,
 		rule{fam: fam, pref: prefMark, mark: c.Mark, action: skip},
-		rule{fam: fam, pref: prefSelfGone, from: self, action: unreachable},
-		rule{fam: fam, pref: prefSelf, from: self, action: lookup, table: tableSelf},
 	)
+	self := func(a netip.Addr, pref, gone int) {
+		from := netip.PrefixFrom(a, a.BitLen())
+		rules = append(rules,
+			rule{fam: fam, pref: gone, from: from, action: unreachable},
+			rule{fam: fam, pref: pref, from: from, action: lookup, table: tableSelf},
+		)
+	}
+	self(c.source(fam), prefSelf, prefSelfGone)
+	if guest := c.guest(fam); guest.IsValid() {
+		self(guest, prefGuest, prefGuestGone)
+	}
 	place(captures, first, prefSplit)
 	if len(ends) > 0 {
 		rules = append(rules, rule{fam: fam, pref: prefSplit, lo: true, proto: protoTCP, dport: PortRange{1, everyPort.Last - 1}, action: skip})

@@ -166,7 +166,7 @@ func TestPlanErrors(t *testing.T) {
 		{Config{Gateways: []string{"pin0"}}, "gateway pin0: is the device into which connections are captured"},
 		{Config{Gateways: []string{"lo"}}, "gateway lo: no host is behind it, and this host's connections are captured as it is"},
 		{Config{Gateways: []string{"lan0", "lan0"}}, "gateway lan0: named twice"},
-		{Config{PortSets: [][]PortRange{many[:350]}, Gateways: []string{"lan0"}}, "3 ranges of ports too many for the host's rule list: join ranges, or use *"},
+		{Config{PortSets: [][]PortRange{many[:350]}, Gateways: []string{"lan0"}}, "5 ranges of ports too many for the host's rule list: join ranges, or use *"},
 		{Config{Link: "a/b"}, `device name "a/b": not a valid name`},
 		{Config{MTU: 1279}, "mtu 1279: not between 1280 and 65535"},
 		{Config{Addr4: Addr6}, "device addresses fd86:e9ca:f62c::8, fd86:e9ca:f62c::8: not one of IPv4 and one of IPv6"},

@@ -94,8 +94,8 @@ func TestRepair(t *testing.T) {
 			return errors.Join(b.Client.Netlink().LinkSetDown(pin0(b)), b.Client.Netlink().LinkSetUp(pin0(b)))
 		}, "add "},
 		{"addresses deleted", func(b *bench) error {
-			return errors.Join(b.Client.Netlink().AddrDel(pin0(b), addr{Link, Addr4}.netlink()),
-				b.Client.Netlink().AddrDel(pin0(b), addr{Link, Addr6}.netlink()))
+			return errors.Join(b.Client.Netlink().AddrDel(pin0(b), addr{link: Link, addr: Addr4}.netlink()),
+				b.Client.Netlink().AddrDel(pin0(b), addr{link: Link, addr: Addr6}.netlink()))
 		}, "ip addr add 192.0.0.8/32 dev pin0"},
 		{"all at once", func(b *bench) error {
 			return errors.Join(b.Client.Netlink().LinkSetDown(pin0(b)), flushRules(b))

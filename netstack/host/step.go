@@ -71,12 +71,18 @@ func (s linkUp) Undo() string   { return fmt.Sprintf("ip link set dev %s down", 
 type addr struct {
 	link string
 	addr netip.Addr
+	last bool // the kernel chooses it as a source only if a route says so, while the device has another one
 }
 
 func (s addr) String() string {
 	line := fmt.Sprintf("%s addr add %v/%d dev %s noprefixroute", familyOf(s.addr).ip(), s.addr, s.addr.BitLen(), s.link)
-	if s.addr.Is6() {
+	switch {
+	case s.addr.Is6() && s.last:
+		line += " nodad preferred_lft 0"
+	case s.addr.Is6():
 		line += " nodad"
+	case s.last:
+		line += " scope link"
 	}
 	return line
 }
