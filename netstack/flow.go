@@ -83,14 +83,15 @@ func (f *Flow) Src() netip.AddrPort { return f.src }
 // Dst is the address and port the application connects to.
 func (f *Flow) Dst() netip.AddrPort { return f.dst }
 
-// answer moves the flow out of the parked phase. It returns false if it had already left it.
-func (f *Flow) answer(to phase) bool {
+// answer moves the flow out of the parked phase. It returns false if it had already left it. The argument of AcceptFunc
+// comes with it, because the application may give up at once.
+func (f *Flow) answer(to phase, then func(Conn, error)) bool {
 	f.stack.mu.Lock()
 	defer f.stack.mu.Unlock()
 	if f.phase != parked {
 		return false
 	}
-	f.phase = to
+	f.phase, f.then = to, then
 	f.giveUp = nil // holds a context
 	delete(f.stack.parked, f)
 	return true
@@ -170,7 +171,7 @@ func (f *Flow) Done() { f.stack.handlers.Done() }
 // what is administratively prohibited (which the application sees as EHOSTUNREACH). Any other errno counts as
 // EHOSTUNREACH.
 func (f *Flow) Reject(errno syscall.Errno) {
-	if !f.answer(answered) {
+	if !f.answer(answered, nil) {
 		return
 	}
 	f.stack.forget(f) // first: once answered, the application may try again from the same port
@@ -186,7 +187,7 @@ func (f *Flow) Reject(errno syscall.Errno) {
 
 // Drop leaves the application without an answer. If it still wants to connect, its next SYN is a new flow.
 func (f *Flow) Drop() {
-	if !f.answer(answered) {
+	if !f.answer(answered, nil) {
 		return
 	}
 	f.stack.forget(f)

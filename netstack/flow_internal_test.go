@@ -257,6 +257,29 @@ func TestGivenUpBeforeTheHandshake(t *testing.T) {
 	k.opens(t, 4711, 2000)
 }
 
+// The application may try again at the very moment in which its flow is answered.
+func TestGivenUpAtOnce(t *testing.T) {
+	k := newShaky(t, stack.CapabilityRXChecksumOffload)
+	for i := range 500 {
+		port := uint16(1024 + i)
+		id := stack.TransportEndpointID{
+			LocalAddress: tcpip.AddrFrom4([4]byte{203, 0, 113, 5}), LocalPort: 443,
+			RemoteAddress: tcpip.AddrFrom4([4]byte{192, 0, 2, 1}), RemotePort: port,
+		}
+		k.send(port, header.TCPFlagSyn, 1000, 0)
+		f := k.known(id)
+		for parks := true; parks; {
+			k.mu.Lock()
+			parks = f.phase == parked
+			k.mu.Unlock()
+		}
+		k.send(port, header.TCPFlagSyn, 2000, 0)
+		if err := <-k.accepted; !errors.Is(err, ErrGone) {
+			t.Errorf("another SYN: Accept = %v, want %v", err, ErrGone)
+		}
+	}
+}
+
 // eager is a device whose application has reacted to a packet before the write of it returns.
 type eager struct {
 	*channel.Endpoint

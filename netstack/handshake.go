@@ -147,12 +147,12 @@ func (s *Stack) leave(f *Flow, to phase) bool {
 // own are reported on the caller's goroutine. The flow is not done before then has returned.
 func (f *Flow) AcceptFunc(then func(Conn, error)) {
 	f.Turn()
-	if !f.answer(answering) {
+	f.Detach()
+	if !f.answer(answering, then) {
 		then(nil, ErrGone)
+		f.Done()
 		return
 	}
-	f.Detach()
-	f.then = then
 	synAck := f.synAck
 	if err := f.shake(); err != nil {
 		if f.stack.leave(f, answered) {
