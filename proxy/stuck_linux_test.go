@@ -45,3 +45,15 @@ func TestUpstreamResetsWhileApplicationIsStuck(t *testing.T) {
 		t.Errorf("the application got %d bytes of %s", len(got), down)
 	}
 }
+
+// The same after our own FIN, when the kernel does not tell a reset from an end in order: either frees the port.
+func TestUpstreamResetsBehindOurFIN(t *testing.T) {
+	leaks(t)
+	s := listen(t, "127.0.0.1:0")
+	h := newHarness(t, Config{}, fmt.Sprintf("*:*=%d busy=wait:10s", freePort(t)))
+	f, up := connected(t, h, s)
+	_ = f.app.CloseWrite()
+	wantEnd(t, up, nil)
+	fillAndReset(t, up)
+	connected(t, h, s)
+}

@@ -50,9 +50,10 @@ func (u *upstream) CloseWrite() error {
 	return u.kernelConn.CloseWrite()
 }
 
-// Broken implements breakable. After our own FIN, a connection that ended in order looks the same.
+// Broken implements breakable. After our own FIN, it also reports true of a connection that has ended in order: the
+// two look the same.
 func (u *upstream) Broken() (broken bool) {
-	_ = u.raw.Control(func(fd uintptr) { broken = u.reset(func() bool { return gone(fd) }) })
+	_ = u.raw.Control(func(fd uintptr) { broken = gone(fd) })
 	return broken
 }
 
