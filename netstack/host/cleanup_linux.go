@@ -120,7 +120,7 @@ func cleanReserved(stateDir string) (done []string, err error) {
 		return nil, fmt.Errorf("clean up reserved ports: %w", err)
 	}
 	defer r.close()
-	removed, err := r.remove()
+	removed, err := r.remove(ports{})
 	if err != nil || removed.empty() {
 		return nil, err
 	}

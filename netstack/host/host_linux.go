@@ -231,7 +231,7 @@ func (h *Host) takeBack() error {
 		h.takeBackOthers(v4),
 	}
 	if h.reserved != nil {
-		_, err := h.reserved.remove()
+		_, err := h.reserved.remove(h.mine)
 		errs = append(errs, err)
 	}
 	h.close()

@@ -159,8 +159,9 @@ func (h *Host) replaceReserved(c Config) *reserving {
 			return r
 		}
 	}
-	r.then = want
-	r.change(h.mine.or(want))
+	if r.change(h.mine.or(want)) {
+		r.then = want
+	}
 	return r
 }
 
@@ -170,17 +171,23 @@ func (r *reserving) warn(err error) {
 	}
 }
 
-// change makes then our ports.
-func (r *reserving) change(then ports) {
+// change makes then our ports, and reports whether they are. What was reserved before stays so if it fails.
+func (r *reserving) change(then ports) bool {
 	h := r.host
 	if h.reserved == nil || then == h.mine {
-		return
+		return true
 	}
 	if err := h.reserved.change(h.mine, then); err != nil {
-		r.warn(fmt.Errorf("ports %v are not reserved: %w", then, err))
-		return
+		if more := then.without(h.mine); !more.empty() {
+			err = fmt.Errorf("ports %v are not reserved: %w", more, err)
+		} else {
+			err = fmt.Errorf("ports %v stay reserved: %w", h.mine.without(then), err)
+		}
+		r.warn(err)
+		return false
 	}
 	h.mine = then
+	return true
 }
 
 // finish releases what is no longer wanted, and returns what went wrong.

@@ -108,13 +108,12 @@ func (r *reserved) change(mine, then ports) error {
 	return writeState(r.path, state{r.boot, then.String()})
 }
 
-// remove releases the ports that the state file lists as ours, and returns them. Ports that were reserved
-// before, and those that others have added meanwhile, stay.
-func (r *reserved) remove() (removed ports, err error) {
-	ours, err := r.ours()
-	if err != nil {
-		return ports{}, err
-	}
+// remove releases mine, which the caller knows of, and the ports that the state file lists as ours, and returns
+// them. Somebody may have deleted the file. Ports that were reserved before, and those that others have added
+// meanwhile, stay.
+func (r *reserved) remove(mine ports) (removed ports, err error) {
+	ours, unread := r.ours()
+	ours = ours.or(mine)
 	now, err := r.ports()
 	if err != nil {
 		return ports{}, err
@@ -123,6 +122,9 @@ func (r *reserved) remove() (removed ports, err error) {
 		if err := r.set(now.without(ours)); err != nil {
 			return ports{}, err
 		}
+	}
+	if unread != nil {
+		return removed, unread
 	}
 	return removed, r.forget()
 }

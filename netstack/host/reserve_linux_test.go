@@ -65,7 +65,7 @@ func TestReserve(t *testing.T) {
 				h.Sysctl(reservedKey, test.meanwhile)
 			}
 			for range 2 {
-				if _, err := r.remove(); err != nil {
+				if _, err := r.remove(ports{}); err != nil {
 					t.Fatal(err)
 				}
 				if got := h.SysctlGet(reservedKey); got != test.after {
@@ -94,7 +94,7 @@ func TestReserveMany(t *testing.T) {
 	if got, err := r.ports(); err != nil || got != want {
 		t.Errorf("%d ports reserved, want %d: %v", got.len(), want.len(), err)
 	}
-	if removed, err := r.remove(); err != nil || removed != want {
+	if removed, err := r.remove(ports{}); err != nil || removed != want {
 		t.Errorf("%d ports removed: %v", removed.len(), err)
 	}
 	if got := h.SysctlGet(reservedKey); got != "" {
@@ -111,7 +111,7 @@ func TestStateOfEarlierBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := openReservedOf(t, h, path)
-	if removed, err := r.remove(); err != nil || !removed.empty() {
+	if removed, err := r.remove(ports{}); err != nil || !removed.empty() {
 		t.Errorf("removed %q, %v", removed, err)
 	}
 	if got := h.SysctlGet(reservedKey); got != "7,9" {
@@ -131,7 +131,7 @@ func TestStateIsKept(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if removed, err := openReservedOf(t, h, path).remove(); err != nil || removed.String() != "7,9" {
+	if removed, err := openReservedOf(t, h, path).remove(ports{}); err != nil || removed.String() != "7,9" {
 		t.Errorf("removed %q, %v", removed, err)
 	}
 }
@@ -199,6 +199,49 @@ func TestApplyCannotReserve(t *testing.T) {
 			b.capturedFromTUN(dialer{}, server4, 443)
 			if err := b.undo(t.Context()); err != nil {
 				t.Error(err)
+			}
+		})
+	}
+}
+
+// Somebody deletes the directory of the state file. What is reserved stays reserved and is released all the same,
+// and a warning names only the ports that this is about.
+func TestStateIsDeleted(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		then    []PortRange
+		warning string
+	}{
+		{"more", []PortRange{{63998, 63999}}, "ports 63998 are not reserved: write state: open "},
+		{"less", nil, "ports 63999 stay reserved: write state: open "},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := newBench(t)
+			b.Client.Sysctl(reservedKey, "8080")
+			c := web()
+			c.StateDir, c.Reserve = filepath.Join(t.TempDir(), "run"), []PortRange{{63999, 63999}}
+			if err := os.Mkdir(c.StateDir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			b.apply(c)
+			if err := os.RemoveAll(c.StateDir); err != nil {
+				t.Fatal(err)
+			}
+			c.Reserve = test.then
+			if err := b.replace(t.Context(), c, nil); err != nil {
+				t.Fatal(err)
+			}
+			if w := b.host.Warnings(); len(w) != 1 || !strings.HasPrefix(w[0].Error(), test.warning) {
+				t.Errorf("warnings %v", w)
+			}
+			if got := b.Client.SysctlGet(reservedKey); got != "8080,63999" {
+				t.Errorf("reserved %q", got)
+			}
+			if err := b.undo(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if got := b.Client.SysctlGet(reservedKey); got != "8080" {
+				t.Errorf("left %q", got)
 			}
 		})
 	}
