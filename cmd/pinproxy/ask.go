@@ -83,18 +83,26 @@ func (i *instance) ask(ctx context.Context, resource string, query url.Values, a
 	}
 	response, err := client.Do(r)
 	if err != nil {
-		return &askError{i.path, err}
+		return &askError{i.path, i.lostFrom(), err}
 	}
 	defer response.Body.Close()
 	body := io.LimitReader(response.Body, maxAnswer)
 	if response.StatusCode != http.StatusOK {
 		said, _ := io.ReadAll(io.LimitReader(body, 1<<10))
-		return &askError{i.path, fmt.Errorf("%s: %s", response.Status, strings.TrimSpace(string(said)))}
+		return &askError{i.path, 0, fmt.Errorf("%s: %s", response.Status, strings.TrimSpace(string(said)))}
 	}
 	if err := json.NewDecoder(body).Decode(answer); err != nil {
-		return &askError{i.path, fmt.Errorf("read the answer: %w", err)}
+		return &askError{i.path, 0, fmt.Errorf("read the answer: %w", err)}
 	}
 	return nil
+}
+
+// lostFrom returns the pid of the pinproxy that says where it listens, if this is where it is asked.
+func (i *instance) lostFrom() int {
+	if i.path != i.Socket {
+		return 0
+	}
+	return i.PID
 }
 
 // destination asks what would happen to a connection.
@@ -105,6 +113,7 @@ func (i *instance) destination(ctx context.Context, dst netip.AddrPort, name, ru
 // askError says that the control socket does not answer.
 type askError struct {
 	path string
+	pid  int // of the pinproxy that says it listens there, if one does
 	err  error
 }
 
@@ -116,6 +125,8 @@ func (e *askError) hint(command string) string {
 	switch {
 	case errors.Is(e.err, fs.ErrPermission):
 		return "the control socket is its user's and root's: sudo pinproxy " + command
+	case e.pid != 0 && (errors.Is(e.err, fs.ErrNotExist) || errors.Is(e.err, syscall.ECONNREFUSED)):
+		return fmt.Sprintf("if the socket was deleted, a restart of pid %d makes it again; if that is in a container, sudo nsenter -t %[1]d -m pinproxy %s", e.pid, command)
 	case errors.Is(e.err, fs.ErrNotExist), errors.Is(e.err, syscall.ECONNREFUSED):
 		return "say by --socket where the running pinproxy listens"
 	}

@@ -2,7 +2,9 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"time"
 
@@ -186,8 +188,10 @@ func (s situation) chosen(v verdict, facts host.Facts) string {
 		return fmt.Sprintf("By its rule: pinproxy takes the connection over and dials from port %d of %s%s.", v.port, s.from(), s.among())
 	case s.away():
 		return fmt.Sprintf("Not at all: connect fails, as this host has no route: %v.", cause(cmp.Or(s.wayErr, s.dialErr)))
-	case s.running && s.way.Ours && s.askErr != nil:
+	case s.running && s.way.Ours && errors.Is(s.askErr, fs.ErrPermission):
 		return "By a rule of the running pinproxy, which takes the connection; only its user and root may ask by which."
+	case s.running && s.way.Ours && s.askErr != nil:
+		return "By a rule of the running pinproxy, which takes the connection, but can't be asked by which."
 	case s.running && s.way.Ours && s.rule != nil && s.theirs == s.rule.String() && s.waits():
 		return fmt.Sprintf("By its rule, but no port is free now: %s.", s.otherwise())
 	case s.running && s.way.Ours && s.rule != nil && s.theirs == s.rule.String():

@@ -246,12 +246,30 @@ func TestControlSocketElsewhere(t *testing.T) {
 			t.Errorf("%q: %v", args, err)
 		}
 	}
-	if _, _, err := w.Client.Run(w.command("status", "--socket", "/nowhere")); exitStatus(err) != exitFailed || !strings.Contains(err.Error(), "ask /nowhere: no such file or directory") {
+	if _, _, err := w.Client.Run(w.command("status", "--socket", "/nowhere")); exitStatus(err) != exitFailed || !strings.Contains(err.Error(), "ask /nowhere: no such file or directory") || !strings.Contains(err.Error(), "say by --socket") {
 		t.Error(err)
 	}
 	p.stop()
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("the socket is still there", err)
+	}
+}
+
+// To say by --socket where it is does not help who has deleted it.
+func TestControlSocketIsDeleted(t *testing.T) {
+	w := newNetwork(t)
+	dir := publicDir(t)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "s")
+	p := w.pinproxy("--rule", "203.0.113.2:443=63999", "--socket", path)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("hint: if the socket was deleted, a restart of pid %d makes it again", p.Pid())
+	if _, _, err := w.Client.Run(w.command("status")); exitStatus(err) != exitFailed || !strings.Contains(err.Error(), want) {
+		t.Errorf("%v, want %q", err, want)
 	}
 }
 

@@ -165,7 +165,8 @@ func TestVerdict(t *testing.T) {
 		{name: "another of theirs", is: func(s *situation) { s.theirs = "*:443=1" }, port: 63998, cause: "goes by another rule, *:443=1", chosen: "By the running pinproxy's rule *:443=1"},
 		{name: "theirs has the same pin", is: func(s *situation) { s.theirs = "*:443=63998-63999" }, pinned: true, port: 63998, chosen: "port 63998"},
 		{name: "not captured", is: func(s *situation) { s.way.Ours = false }, port: 63998, cause: "does not capture it", chosen: "By the kernel"},
-		{name: "does not answer", is: func(s *situation) { s.askErr, s.theirs = &askError{"/run/x", syscall.EACCES}, "" }, port: 63998, cause: "can't be asked by which rule: ask /run/x: permission denied", chosen: "only its user and root", hintHas: "sudo pinproxy check"},
+		{name: "does not answer", is: func(s *situation) { s.askErr, s.theirs = &askError{"/run/x", 0, syscall.EACCES}, "" }, port: 63998, cause: "can't be asked by which rule: ask /run/x: permission denied", chosen: "only its user and root", hintHas: "sudo pinproxy check"},
+		{name: "its socket was deleted", is: func(s *situation) { s.askErr, s.theirs = &askError{"/run/x", 812, syscall.ENOENT}, "" }, port: 63998, cause: "ask /run/x: no such file or directory", chosen: "but can't be asked by which", hintHas: "a restart of pid 812 makes it again; if that is in a container, sudo nsenter -t 812 -m pinproxy check"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := bank(t)
