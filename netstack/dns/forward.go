@@ -20,7 +20,7 @@ const (
 	forwardWait   = 10 * time.Second // for all upstreams together
 	nextAfter     = time.Second      // silence of an upstream after which the next one is asked too
 	avoidSilent   = 30 * time.Second // how long a silent upstream is asked last
-	streamIdle    = 10 * time.Second // idle time after which a connection ends (RFC 7766, section 6.2.3)
+	streamIdle    = 10 * time.Second // how long a client may neither ask nor read (RFC 7766, section 6.2.3)
 	maxStreamAsks = 64               // concurrent queries of one connection
 )
 
@@ -98,7 +98,8 @@ func (f *Forwarder) Handle(q Query) {
 	}
 }
 
-// Stream answers the queries on a connection until the connection or ctx ends, and then closes it.
+// Stream answers the queries on a connection until the connection or ctx ends, and then closes it. It gives up a client
+// that is idle, or does not take an answer, for 10 s.
 func (f *Forwarder) Stream(ctx context.Context, c net.Conn) {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
@@ -124,7 +125,10 @@ func (f *Forwarder) Stream(ctx context.Context, c net.Conn) {
 			if msg := f.answer("tcp", query); msg != nil {
 				write.Lock()
 				defer write.Unlock()
-				_ = writeFrame(c, msg) // the reading side sees any error
+				// A client that does not read would keep its queries' places for ever.
+				if c.SetWriteDeadline(time.Now().Add(streamIdle)) != nil || writeFrame(c, msg) != nil {
+					c.Close() // the reading side sees it
+				}
 			}
 		})
 		if err != nil {

@@ -351,6 +351,37 @@ func TestForwardStreamEnds(t *testing.T) {
 	})
 }
 
+// A client that asks and does not read is given up, and takes no place from others.
+func TestForwardStreamIsNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &internet{resolvers: map[string]func([]byte) []byte{"192.0.2.1:53": says("203.0.113.1", 0)}}
+		f := n.forward(t, &observer{}, []Upstream{up("192.0.2.1:53")})
+		ours, theirs := net.Pipe()
+		ended := make(chan bool)
+		go func() {
+			f.Stream(t.Context(), theirs)
+			close(ended)
+		}()
+		if err := writeFrame(ours, query(1, "www.example.", dnsmessage.TypeA)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * streamIdle)
+		synctest.Wait()
+		f.mu.Lock()
+		if f.asking != 0 {
+			t.Errorf("%d queries are still in progress", f.asking)
+		}
+		f.mu.Unlock()
+		select {
+		case <-ended:
+		default:
+			t.Error("the connection has not ended")
+		}
+		ours.Close()
+		<-ended
+	})
+}
+
 // An upstream with TLS is asked over TLS only, and only if its certificate matches.
 func TestForwardTLS(t *testing.T) {
 	leaks(t)
