@@ -65,3 +65,22 @@ func TestBind(t *testing.T) {
 		}
 	}
 }
+
+// Where the host keeps IPv4 and IPv6 apart, an IPv4 program on the port is not in the way of a dial over IPv6.
+func TestBindWithFamiliesApart(t *testing.T) {
+	top := lab.ForTest(t).Topology()
+	for _, apart := range []string{"1", "0"} {
+		top.Client.Sysctl("net.ipv6.bindv6only", apart)
+		l, err := top.Client.Listen("tcp4", "0.0.0.0:64000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if derr := top.Client.Do(func() error { err = Bind(netip.MustParseAddrPort("[::]:64000")); return nil }); derr != nil {
+			t.Fatal(derr)
+		}
+		if free := err == nil; free != (apart == "1") {
+			t.Errorf("bindv6only=%s: %v", apart, err)
+		}
+		_ = l.Close()
+	}
+}
