@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -389,6 +390,42 @@ func TestEveryPortRefused(t *testing.T) {
 				t.Errorf("busy=%s ended after %v", c.busy, took)
 			}
 			failed(t, h, slog.LevelWarn, "bind: address already in use")
+		})
+	}
+}
+
+// A cooldown is for firewalls that remember a connection. It does not count if a dial has sent nothing: because the
+// kernel refused it, or had no way for it, for instance.
+func TestNoCooldownWithoutConnection(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		err   error
+		after string // what the next flow gets
+	}{
+		{"no descriptor", os.NewSyscallError("socket", syscall.EMFILE), "accept"},
+		{"no such source address", os.NewSyscallError("bind", syscall.EADDRNOTAVAIL), "accept"},
+		{"the port is taken", os.NewSyscallError("connect", syscall.EADDRNOTAVAIL), "accept"},
+		{"no route", &unsentError{os.NewSyscallError("connect", syscall.ENETUNREACH)}, "accept"},
+		{"a router says so", os.NewSyscallError("connect", syscall.ENETUNREACH), "permission denied"},
+		{"refused", os.NewSyscallError("connect", syscall.ECONNREFUSED), "permission denied"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				upstreams, fails := make(memDialer, 1), true
+				h := newHarness(t, Config{Dialer: dialFunc(func(ctx context.Context, pin, dst netip.AddrPort) (Conn, error) {
+					if fails {
+						return nil, &net.OpError{Op: "dial", Net: "tcp", Err: c.err}
+					}
+					return upstreams.Dial(ctx, pin, dst)
+				})}, "*:*=1000 cooldown=1h busy=fail")
+				f := h.openWith(t, dst4, memory)
+				<-f.done
+				<-f.answers
+				fails = false
+				time.Sleep(time.Second)
+				f = h.openWith(t, dst4, memory)
+				f.answered(t, c.after)
+			})
 		})
 	}
 }

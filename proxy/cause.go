@@ -132,6 +132,18 @@ func taken(err error) bool {
 	return errors.Is(err, syscall.EADDRNOTAVAIL) && !fromCall(err, "bind")
 }
 
+// unsentError says that connect failed before it sent anything.
+type unsentError struct{ err error }
+
+func (e *unsentError) Error() string { return e.err.Error() }
+func (e *unsentError) Unwrap() error { return e.err }
+
+// nothingSent reports whether a failed dial has left no trace on the way, which a cooldown would have to outlast.
+func nothingSent(err error) bool {
+	var u *unsentError
+	return errors.As(err, &u) || fromCall(err, "socket") || fromCall(err, "bind")
+}
+
 // fromCall reports whether an errno is from the system call name.
 func fromCall(err error, name string) bool {
 	var sys *os.SyscallError

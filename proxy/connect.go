@@ -131,13 +131,18 @@ func (l *live) pinned(ctx context.Context, dst netip.AddrPort, how lease.Request
 		if derr == nil {
 			return c, leased{held}, nil
 		}
-		if !taken(derr) {
+		switch {
+		case taken(derr):
+		case nothingSent(derr):
+			held.ReleaseUnused(0)
+			return nil, leased{}, derr
+		default:
 			held.Release(0)
 			return nil, leased{}, derr
 		}
 		rest := w.refused(derr, held.Local())
 		if w.over() {
-			held.Release(rest)
+			held.ReleaseUnused(rest)
 			return nil, leased{}, w.failed(lease.ErrBusy)
 		}
 		how.Wait = w.left()

@@ -95,8 +95,12 @@ func (s Sockets) begin(fd uintptr, pin netip.AddrPort, to sockaddrInet, prepare 
 			return false, err
 		}
 	}
-	if errno := connectNow(fd, to); !underWay(errno) {
+	switch errno := connectNow(fd, to); {
+	case underWay(errno):
+	case errno == 0, errno == unix.ECONNREFUSED:
 		return errno == 0, failure("connect", errno)
+	default: // nobody but this host has been asked
+		return false, &unsentError{failure("connect", errno)}
 	}
 	// Let other flows go first: what they dial is then answered together. Without this, with many connections at a
 	// time, the program makes a tenth fewer per second.

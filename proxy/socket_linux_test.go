@@ -408,3 +408,18 @@ func crampedListener(t *testing.T) *net.TCPListener {
 	t.Cleanup(func() { _ = c.Close(); _ = l.Close() })
 	return l.(*net.TCPListener)
 }
+
+// A dial tells whether it failed before anything was sent.
+func TestDialTellsWhetherItSent(t *testing.T) {
+	refusing := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), freePort(t))
+	nowhere := netip.MustParseAddrPort("192.0.2.1:9") // from 127.0.0.1
+	for _, c := range []struct {
+		dst  netip.AddrPort
+		sent bool
+	}{{refusing, true}, {nowhere, false}} {
+		_, err := Sockets{}.Dial(t.Context(), netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), freePort(t)), c.dst)
+		if err == nil || nothingSent(err) == c.sent {
+			t.Errorf("to %s: %v, sent nothing: %v", c.dst, err, nothingSent(err))
+		}
+	}
+}

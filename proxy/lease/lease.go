@@ -14,7 +14,8 @@ type Request struct {
 	Pin rules.Pin
 	Dst netip.AddrPort
 
-	// Cooldown is the minimum time between the release of this lease and the next use of its 4-tuple by any request.
+	// Cooldown is the minimum time between the release of this lease and the next use of its 4-tuple by any request. It
+	// does not count if the 4-tuple was not used (Exchange, ReleaseUnused).
 	Cooldown time.Duration
 
 	// Wait is how long to queue when every port is taken; 0 means not at all.
@@ -92,8 +93,8 @@ func (l *Lease) release(rest time.Duration, now stamp) {
 	t.deliver(tu, now)
 }
 
-// withdrawn is Release without a cooldown, for a 4-tuple that was not used.
-func (l *Lease) withdrawn(rest time.Duration) {
+// ReleaseUnused is Release without a cooldown, for a 4-tuple from which nothing was sent.
+func (l *Lease) ReleaseUnused(rest time.Duration) {
 	t := l.tuple.pair.table
 	now := t.lock()
 	defer t.unlock()

@@ -71,7 +71,7 @@ func (t *Table) Exchange(ctx context.Context, l *Lease, rest time.Duration, r Re
 		err = ctx.Err()
 	}
 	if err != nil {
-		l.withdrawn(rest)
+		l.ReleaseUnused(rest)
 		return nil, r.failed(err)
 	}
 	return t.acquire(ctx, key, &r, l, rest)
