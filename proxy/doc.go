@@ -71,10 +71,10 @@
 //	gives up while we dial          nothing; the dial ends and the port is free
 //
 //	its address has left the host   none; after 10 s both are reset, if another flow is waiting
-//	                                for its port
+//	                                for a port of the pin, or has just failed to get one
 //
-//	its application has closed,     reset, if another flow is waiting for its port
-//	and its kernel has forgotten it
+//	its application is gone,        reset, if another flow is waiting for a port of the pin, or
+//	and its kernel has forgotten it has just failed to get one
 //
 //	we end a flow (reclaim, stop)   both: FIN, what was read is delivered; an end that sends more
 //	                                after that, or has not ended a second later, is reset

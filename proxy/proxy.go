@@ -125,6 +125,7 @@ type Proxy struct {
 	failures failures
 	rest     rest
 	watch    watch
+	rescues  rescues
 
 	tallies  tallies
 	throttle throttle

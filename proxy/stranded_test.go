@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -79,4 +80,82 @@ func TestDeserted(t *testing.T) {
 	wantEnd(t, up, nil)
 	connected(t, h, s)
 	endsAs(t, h, f, "its application is gone, and a flow waited for its port")
+}
+
+// A flow whose application has gone does not keep its port from others: whether they wait or fail at once, whether the
+// upstream takes nothing, wherever in the pin the port is, and whoever had it when they began to wait.
+func TestDesertedIsFound(t *testing.T) {
+	closes := func(t *testing.T, f *testFlow) { _ = f.app.CloseWrite() }
+	for _, c := range []struct {
+		name, rule string
+		others     int // flows that have the ports before
+		goes       func(*testing.T, *testFlow)
+	}{
+		{"nobody may wait", "*:*=1000 busy=fail", 0, closes},
+		{"waits are short", "*:*=1000 busy=wait:100ms", 0, closes},
+		{"the upstream takes nothing", "*:*=1000 busy=wait", 0, func(t *testing.T, f *testFlow) { write(t, f.app, "nobody reads this") }},
+		{"a wide pin", "*:*=1000-1019 busy=wait", 19, closes},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHarness(t, Config{Dialer: make(memDialer, 100)}, c.rule)
+				for range c.others {
+					h.openWith(t, dst4, memory).answered(t, "accept")
+				}
+				gone := h.openWith(t, dst4, forgotten)
+				gone.answered(t, "accept")
+				c.goes(t, gone)
+				for range 10 {
+					time.Sleep(time.Second)
+					if <-h.openWith(t, dst4, memory).answers == "accept" {
+						return
+					}
+				}
+				t.Error("after ten tries the port is still busy")
+			})
+		})
+	}
+}
+
+func TestDesertedWhileOthersWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, Config{Dialer: make(memDialer, 100)}, "*:*=1000 busy=wait")
+		first := h.openWith(t, dst4, memory)
+		first.answered(t, "accept")
+		gone := h.openWith(t, dst4, forgotten)
+		synctest.Wait()
+		last := h.openWith(t, dst4, memory)
+		synctest.Wait()
+		_ = first.app.SetLinger(0)
+		_ = first.app.Close()
+		gone.answered(t, "accept")
+		_ = gone.app.CloseWrite()
+		last.answered(t, "accept")
+	})
+}
+
+// Whoever waits for one port does not end more flows than one.
+func TestOneIsEndedForOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		upstreams := make(memDialer, 6)
+		h := newHarness(t, Config{Dialer: upstreams}, "*:*=1000-1004 busy=wait")
+		for range 5 {
+			f := h.openWith(t, dst4, forgotten)
+			f.answered(t, "accept")
+			_ = f.app.CloseWrite()
+		}
+		h.openWith(t, dst4, memory).answered(t, "accept")
+		time.Sleep(time.Minute)
+		if n := len(h.log.with("flow")); n != 1 {
+			t.Errorf("%d flows have ended", n)
+		}
+		for range cap(upstreams) {
+			_ = (<-upstreams).Close()
+		}
+	})
+}
+
+func forgotten() (app, ours Conn, err error) {
+	app, ours, err = memory()
+	return app, &forgetful{Conn: ours}, err
 }

@@ -28,7 +28,7 @@ type wait struct {
 	waiting bool // for longer than a first look
 	reclaim bool
 	timer   *time.Timer // for the hint about idle flows, while the flow waits behind others
-	rescue  *rescue     // of the port, if one of them is stranded
+	rescue  *rescue     // of a port, if a flow that has one is stranded
 
 	// The kernel's refusals.
 	tries    int
@@ -75,7 +75,7 @@ func (w *wait) over() bool {
 // request's Queued.
 func (w *wait) queued(busy *lease.BusyError) {
 	if w.rescue == nil {
-		w.rescue = w.flow.rescue(busy.Held)
+		w.rescue = w.flow.proxy.rescue(rescueKey{w.rule, busy.Dst})
 	}
 	if w.tries > 0 { // it waits for the kernel, and has said so
 		return
@@ -170,6 +170,7 @@ func (w *wait) failed(err error) error {
 	if !errors.Is(err, lease.ErrBusy) {
 		return &pinError{err: err}
 	}
+	w.flow.proxy.rescueLater(rescueKey{w.rule, w.flow.upstream})
 	if busy := (*lease.BusyError)(nil); w.waiting && errors.As(err, &busy) {
 		busy.Waited = time.Since(w.begun) // in all, not since the kernel's last refusal
 	}
