@@ -429,3 +429,32 @@ func TestNoCooldownWithoutConnection(t *testing.T) {
 		})
 	}
 }
+
+// Who looks at a waiting flow is told who is in its way now, not who was when it began to wait.
+func TestFlowsTellWhoIsInTheWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, upstreams := inMemory(t, "*:*=1000 busy=wait:1m")
+		first := h.openWith(t, dst4, memory)
+		first.answered(t, "accept")
+		second := h.openWith(t, dst4, memory)
+		synctest.Wait()
+		third := h.openWith(t, dst4, memory)
+		for _, want := range []string{"1000 held for 7s by flow 1 from " + first.src.String(), "1000 held for 7s by flow 2 from " + second.src.String()} {
+			time.Sleep(7 * time.Second)
+			list := h.Flows()
+			if got := list[len(list)-1]; got.Stage != Waiting || !strings.HasSuffix(got.Cause, want) || got.Hint == "" {
+				t.Errorf("%+v, want cause %q", got, want)
+			}
+			_ = (<-upstreams).Close()
+			if len(list) == 3 {
+				_ = hangUp(first.app)
+				first.ended(t)
+				second.answered(t, "accept")
+			}
+		}
+		_ = hangUp(second.app)
+		third.answered(t, "accept")
+		_ = (<-upstreams).Close()
+		_ = hangUp(third.app)
+	})
+}

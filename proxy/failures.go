@@ -61,9 +61,9 @@ func (l *live) failure(err error) Failure {
 	}
 	if errors.Is(err, context.Canceled) && f.Hint == "" {
 		f.Cause = errGaveUp.Error()
-		if l.cause != nil {
-			f.Cause = fmt.Sprintf("%v; until then: %v", errGaveUp, l.cause)
-			f.Hint = l.hint()
+		if cause, hint := l.why(); cause != "" {
+			f.Cause = fmt.Sprintf("%v; until then: %s", errGaveUp, cause)
+			f.Hint = hint
 		}
 	}
 	return f

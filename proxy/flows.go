@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"pinproxy/proxy/lease"
 )
 
 // Stage says how far a flow has come.
@@ -77,16 +79,23 @@ func (l *live) info() FlowInfo {
 	if l.stage == Open {
 		f.Idle = l.idleFor()
 	}
-	if l.cause != nil {
-		f.Cause, f.Hint = l.cause.Error(), l.hint()
-	}
+	f.Cause, f.Hint = l.why()
 	return f
 }
 
-// hint says what would help the waiting flow. l.mu is held.
-func (l *live) hint() string {
-	if hint := hintOf(l.cause); hint != "" || l.decision.Rule == nil {
-		return hint
+// why says what the flow waits for, and what would help. l.mu is held.
+func (l *live) why() (cause, hint string) {
+	err := l.cause
+	if err == nil {
+		return "", ""
 	}
-	return busyHint(l.decision.Rule, l.cause)
+	if busy, ok := err.(*lease.BusyError); ok { // from when the wait began: others may have the ports by now
+		if now := l.proxy.leases.Busy(busy.Dst, busy.Pin); now != nil {
+			err = now
+		}
+	}
+	if hint = hintOf(err); hint == "" && l.decision.Rule != nil {
+		hint = busyHint(l.decision.Rule, err)
+	}
+	return err.Error(), hint
 }

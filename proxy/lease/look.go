@@ -69,6 +69,23 @@ func (t *Table) Look(dst netip.AddrPort, pin rules.Pin) View {
 	return v
 }
 
+// Busy returns what is in the way of a request for pin towards dst that waits: what Request.Queued was told, as it is
+// now. It returns nil if nothing is known of the pin there.
+func (t *Table) Busy(dst netip.AddrPort, pin rules.Pin) *BusyError {
+	now := t.lock()
+	defer t.unlock()
+	pr := t.pairs[keyOf(pin, netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port()))]
+	if pr == nil {
+		return nil
+	}
+	for _, p := range pr.pools {
+		if p.pin.Equal(pin) {
+			return p.busy(0, now)
+		}
+	}
+	return nil
+}
+
 // first returns the first ports of a queue, skipping those with a record.
 func first(f fresh, but map[uint16]*tuple) []uint16 {
 	var list []uint16
