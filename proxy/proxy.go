@@ -86,8 +86,8 @@ type Config struct {
 	// Wrap is given each upstream connection and returns what the flow reads and writes instead, for example a
 	// connection that inspects DNS answers. May be nil.
 	Wrap func(dst netip.AddrPort, c Conn) Conn
-	// Quiet is called when many flows have ended or fallen asleep, and it is worthwhile to return memory to the
-	// system. May be nil.
+	// Quiet is called when many flows have ended, fallen asleep or begun, and no longer do: it is worthwhile to return
+	// memory to the system. May be nil.
 	Quiet func()
 	// Share is called when there is a change in how many bytes netstack may keep, on the way up and down, of a flow
 	// accepted from now on. The numbers are small while very many flows are awake. When they no longer are, the

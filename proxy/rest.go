@@ -12,7 +12,8 @@ import (
 // next.
 const lookEvery = 500 * time.Millisecond
 
-// restStep is the least number of flows that must have gone or fallen asleep for it to pay to return memory.
+// restStep is the least number of flows that must have gone, fallen asleep or come, and then keep still, for it to pay
+// to return memory. Flows that come leave behind what their beginning took.
 const restStep = 256
 
 // While more than fewBusy flows each move busyBytes from one look to the next, there is work for all processors.
