@@ -87,6 +87,9 @@ func (l *live) busy(ctx context.Context, ways []rules.Busy, wait lease.Request, 
 			}
 			l.towards(l.flow.Dst())
 		case rules.Any:
+			if l.loops() {
+				return nil, leased{}, &pinError{err: errLoop}
+			}
 			l.say(slog.LevelWarn, "flow leaves unpinned, as busy=any allows", KindBusy,
 				append(l.who(nil), slog.String("rule", rule.String()), slog.String("cause", cause.Error())))
 			c, err := l.dial(ctx, netip.AddrPort{})

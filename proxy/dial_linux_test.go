@@ -151,3 +151,31 @@ func TestForbiddenOnTheWay(t *testing.T) {
 		t.Errorf("%v (%v)", err, hintOf(err))
 	}
 }
+
+// A connection of ours is told from others by its mark.
+func TestMarked(t *testing.T) {
+	top := lab.ForTest(t).Topology()
+	ours := Sockets{Mark: 0x70}
+	for _, addr := range []string{lab.Server4, lab.Server6} {
+		dst := netip.AddrPortFrom(netip.MustParseAddr(addr), 7)
+		top.Server.Serve(dst.String(), lab.Sink)
+		for _, c := range []struct {
+			by   Sockets
+			want bool
+		}{{ours, true}, {Sockets{Mark: 0x71}, false}, {Sockets{}, false}} {
+			if err := top.Client.Do(func() error {
+				conn, err := c.by.Dial(t.Context(), netip.AddrPort{}, dst)
+				if err != nil {
+					return err
+				}
+				defer conn.Close()
+				if got := ours.Marked(addrPort(conn.LocalAddr()), dst); got != c.want {
+					t.Errorf("%s, mark %#x: %v", dst, c.by.Mark, got)
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}

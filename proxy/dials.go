@@ -19,7 +19,7 @@ type dialKey struct {
 	dst  netip.AddrPort
 }
 
-// add records a dial from port until it is removed. Port 0 means any port and can't be recognized.
+// add records a dial from port until it is removed. Port 0 means any port, which can't be recognized here: see loops.
 func (d *dials) add(port uint16, dst netip.AddrPort) {
 	if port == 0 {
 		return
@@ -43,6 +43,19 @@ func (d *dials) remove(port uint16, dst netip.AddrPort) {
 	if d.now[key]--; d.now[key] == 0 {
 		delete(d.now, key)
 	}
+}
+
+// marking is a Dialer that recognizes its sockets by their mark.
+type marking interface {
+	// Marked reports whether it made the socket that connects from local to remote; false if that can't be told.
+	Marked(local, remote netip.AddrPort) bool
+}
+
+// loops reports whether the flow is a dial of our own from a port that the kernel chose. It asks the kernel, so it is
+// called only before such a dial.
+func (l *live) loops() bool {
+	d, ok := l.proxy.cfg.Dialer.(marking)
+	return ok && !l.proxy.cfg.Apart && !l.behind && d.Marked(l.flow.Src(), l.flow.Dst())
 }
 
 func (d *dials) has(port uint16, dst netip.AddrPort) bool {

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"testing"
+
+	"pinproxy/proxy/lease"
 )
 
 // loopDialer hands each dial back as a flow, as a host would without the rule for our mark.
@@ -14,11 +16,20 @@ type loopDialer struct {
 }
 
 func (d *loopDialer) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error) {
-	f := d.h.openFrom(d.t, netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), pin.Port()), dst, loopback)
+	port := pin.Port()
+	if port == 0 {
+		port = chosenPort
+	}
+	f := d.h.openFrom(d.t, netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port), dst, loopback)
 	f.answered(d.t, "permission denied")
 	f.ended(d.t)
 	return nil, context.DeadlineExceeded
 }
+
+// chosenPort is what the kernel chooses for a dial from any port.
+const chosenPort = 50000
+
+func (d *loopDialer) Marked(local, _ netip.AddrPort) bool { return local.Port() == chosenPort }
 
 func TestCapturedDialDoesNotLoop(t *testing.T) {
 	d := &loopDialer{t: t}
@@ -33,5 +44,25 @@ func TestCapturedDialDoesNotLoop(t *testing.T) {
 	}
 	if h.dials.has(1000, dst4) {
 		t.Error("a dial that has ended is still known")
+	}
+}
+
+// Nor does a dial from any port, as busy=any allows.
+func TestCapturedDialFromAnyPortDoesNotLoop(t *testing.T) {
+	d := &loopDialer{t: t}
+	h := newHarness(t, Config{Dialer: d, MaxPerRule: 8}, "*:*=1000 busy=any")
+	d.h = h
+	pin := h.cfg.Names.Decide(dst4).Rule.Pin()
+	held, err := h.leases.Acquire(t.Context(), lease.Request{Pin: pin, Dst: dst4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := h.open(t, dst4)
+	f.answered(t, "drop")
+	f.ended(t)
+	held.Release(0)
+	lines := h.log.with("flow failed")
+	if len(lines) != 2 || lines[0].Attrs["err"] != errLoop.Error() {
+		t.Errorf("log: %v, want the captured dial refused and nothing else", lines)
 	}
 }

@@ -37,6 +37,15 @@ func (s Sockets) makeRoom(pin, dst netip.AddrPort) (bool, error) {
 	return true, sockdiag.Destroy(socket)
 }
 
+// Marked reports whether the socket of a 4-tuple has our mark.
+func (s Sockets) Marked(local, remote netip.AddrPort) bool {
+	if s.Mark == 0 {
+		return false
+	}
+	socket, found, err := sockdiag.Find(local, remote)
+	return err == nil && found && socket.Mark == s.Mark
+}
+
 // source returns the address that the kernel would choose towards dst. It asks a UDP socket with the same mark, which
 // sends nothing.
 func (s Sockets) source(dst netip.AddrPort) (netip.Addr, error) {
