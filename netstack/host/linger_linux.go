@@ -34,7 +34,7 @@ func (h *Host) Linger(flows [][2]netip.AddrPort) error {
 		}
 		h.parts[fam] = slices.DeleteFunc(h.parts[fam], func(s Step) bool {
 			r, ok := s.(rule)
-			if !ok || r.pref != prefLinger {
+			if !ok || !r.lingers() {
 				return false
 			}
 			if want[r] {

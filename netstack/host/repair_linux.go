@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -288,14 +290,17 @@ func (h *Host) lookRules() (repaired []Step, err error) {
 		if !h.on(fam) {
 			continue
 		}
-		there, err := h.kernel.rules(fam)
+		list, err := h.kernel.rules(fam)
 		if err != nil {
 			return repaired, err
 		}
+		there := make(map[rule]bool, len(list))
+		for _, k := range list {
+			there[placeOf(k)] = true
+		}
 		for _, s := range h.parts[fam] {
 			r, ok := s.(rule)
-			if !ok || h.stopped && r.capturesOwn() ||
-				slices.ContainsFunc(there, func(k netlink.Rule) bool { return k.Priority == r.pref }) {
+			if !ok || h.stopped && r.capturesOwn() || there[r.place()] {
 				continue
 			}
 			if err := h.kernel.do(r); err != nil && !errors.Is(err, unix.EEXIST) {
@@ -305,6 +310,35 @@ func (h *Host) lookRules() (repaired []Step, err error) {
 		}
 	}
 	return repaired, nil
+}
+
+// place returns what tells the rule from all other rules of ours in its family: its priority, and if it shares
+// that, also its flow.
+func (s rule) place() rule {
+	place := rule{pref: s.pref}
+	if s.lingers() {
+		place.from, place.to, place.sport, place.dport = s.from, s.to, s.sport, s.dport
+	}
+	return place
+}
+
+// placeOf is the same for a rule as the kernel lists it.
+func placeOf(k netlink.Rule) rule {
+	prefix := func(n *net.IPNet) netip.Prefix {
+		if n == nil {
+			return netip.Prefix{}
+		}
+		a, _ := netip.AddrFromSlice(n.IP)
+		bits, _ := n.Mask.Size()
+		return netip.PrefixFrom(a, bits)
+	}
+	ports := func(r *netlink.RulePortRange) PortRange {
+		if r == nil {
+			return PortRange{}
+		}
+		return PortRange{r.Start, r.End}
+	}
+	return rule{pref: k.Priority, from: prefix(k.Src), to: prefix(k.Dst), sport: ports(k.Sport), dport: ports(k.Dport)}.place()
 }
 
 // lookReserved reserves our ports again.

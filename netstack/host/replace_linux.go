@@ -67,7 +67,7 @@ func (h *Host) rules() map[family][]rule {
 			rules[fam] = nil
 		}
 		for _, s := range h.parts[fam] {
-			if r, ok := s.(rule); ok && r.pref != prefLinger {
+			if r, ok := s.(rule); ok && !r.lingers() {
 				rules[fam] = append(rules[fam], r)
 			}
 		}
@@ -77,7 +77,7 @@ func (h *Host) rules() map[family][]rule {
 
 // withRules returns part with other rules.
 func withRules(part []Step, rules []rule) []Step {
-	part = slices.DeleteFunc(part, func(s Step) bool { r, ok := s.(rule); return ok && r.pref != prefLinger })
+	part = slices.DeleteFunc(part, func(s Step) bool { r, ok := s.(rule); return ok && !r.lingers() })
 	for _, r := range rules {
 		part = append(part, r)
 	}

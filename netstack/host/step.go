@@ -243,6 +243,9 @@ func (s rule) anywhere() rule {
 	return s
 }
 
+// lingers reports whether the rule is one of Linger's.
+func (s rule) lingers() bool { return s.pref == prefLinger }
+
 // captures reports whether the rule belongs to the capture block: it makes connections enter the device, or
 // limits a rule that does.
 func (s rule) captures() bool {
