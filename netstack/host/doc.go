@@ -76,7 +76,7 @@
 // numbers are Capture.Set's, so keeping those keeps the routes.
 //
 // A flow of this host continues without the rule that captured it, since 4001 knows its address. A flow of a
-// host behind a gateway does not. Linger gives it a rule of its own at 4399, from its source to its destination
+// host behind a gateway does not. Linger gives it a rule of its own at 4397 to 4399, from its source to its destination
 // with both ports, for as long as it lives.
 //
 // # Strict

@@ -62,3 +62,41 @@ func TestLingerIsRepaired(t *testing.T) {
 		t.Errorf("then repaired %v, %v", repaired, err)
 	}
 }
+
+// No rule can name port 65535. The end of such a flow must not take away another flow's rule.
+func TestLingerOnTheLastPort(t *testing.T) {
+	for _, wrap := range []struct {
+		name string
+		flow func(src, dst uint16) [2]netip.AddrPort
+	}{
+		{"source", func(a, b uint16) [2]netip.AddrPort {
+			return [2]netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("192.0.2.7"), a), netip.AddrPortFrom(server4, b)}
+		}},
+		{"destination", func(a, b uint16) [2]netip.AddrPort {
+			return [2]netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("192.0.2.7"), b), netip.AddrPortFrom(server4, a)}
+		}},
+	} {
+		t.Run(wrap.name, func(t *testing.T) {
+			b := newBench(t)
+			b.apply(web())
+			flows := [][2]netip.AddrPort{wrap.flow(1000, 443), wrap.flow(65535, 443), wrap.flow(443, 65535), wrap.flow(65535, 65535)}
+			for i := range flows {
+				if err := b.host.Linger(flows[:i+1]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i := len(flows); i > 0; i-- {
+				if err := b.host.Linger(flows[:i]); err != nil {
+					t.Fatal(err)
+				}
+				there := b.lingering()
+				if len(there) != i || !slices.ContainsFunc(there, func(r netlink.Rule) bool { return placeOf(r) == lingering(flows[0][0], flows[0][1]).place() }) {
+					t.Errorf("of %d flows, the first among them, there are %d rules: %v", i, len(there), there)
+				}
+			}
+			if err := b.host.Linger(nil); err != nil || b.lingers() > 0 {
+				t.Errorf("at the end: %v, %v", err, b.lingering())
+			}
+		})
+	}
+}

@@ -29,6 +29,7 @@ const (
 	prefBehindSplit = 4350 // followed by the rules for port 65535
 	prefBehindEnds  = 4370
 	prefLinger      = 4399 // flows whose rule is gone; all share it, as each matches only its own packets
+	prefLingerLast  = 4397 // those with one port, or both, that no rule can name; see lingering
 	prefAfter       = 4400 // replaces prefGuard
 	prefAfterOwn    = 4410 // replaces prefCapture
 	prefAfterStrict = 4650 // replaces prefStrict
@@ -178,7 +179,7 @@ func planRules(c Config, fam family, stand []rule) (rules []rule, over int) {
 	behind, splits, behindEnds := planGateways(c, fam)
 	place(behind, prefBehind, prefBehindSplit)
 	place(splits, prefBehindSplit, prefBehindEnds)
-	place(behindEnds, prefBehindEnds, prefLinger)
+	place(behindEnds, prefBehindEnds, prefLingerLast)
 	return rules, over
 }
 
@@ -208,18 +209,23 @@ func planGateways(c Config, fam family) (captures, splits, ends []rule) {
 	return captures, splits, ends
 }
 
-// lingering is the rule for one flow from src to dst, of a host behind a gateway. A rule can't name port 65535.
+// lingering is the rule for one flow from src to dst, of a host behind a gateway. A rule can't name port 65535. A
+// request to delete a rule without a port matches any port (rule_find), and so would delete another flow's rule if
+// that had the same priority.
 func lingering(src, dst netip.AddrPort) rule {
+	pref := prefLinger
 	only := func(port uint16) PortRange {
 		if port == everyPort.Last {
+			pref--
 			return PortRange{}
 		}
 		return PortRange{port, port}
 	}
+	sport, dport := only(src.Port()), only(dst.Port())
 	return rule{
-		fam: familyOf(src.Addr()), pref: prefLinger, proto: protoTCP, action: lookup, table: tableSelf,
-		from: netip.PrefixFrom(src.Addr(), src.Addr().BitLen()), sport: only(src.Port()),
-		to: netip.PrefixFrom(dst.Addr(), dst.Addr().BitLen()), dport: only(dst.Port()),
+		fam: familyOf(src.Addr()), pref: pref, proto: protoTCP, action: lookup, table: tableSelf,
+		from: netip.PrefixFrom(src.Addr(), src.Addr().BitLen()), sport: sport,
+		to: netip.PrefixFrom(dst.Addr(), dst.Addr().BitLen()), dport: dport,
 	}
 }
 

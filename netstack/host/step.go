@@ -244,7 +244,7 @@ func (s rule) anywhere() rule {
 }
 
 // lingers reports whether the rule is one of Linger's.
-func (s rule) lingers() bool { return s.pref == prefLinger }
+func (s rule) lingers() bool { return prefLingerLast <= s.pref && s.pref <= prefLinger }
 
 // captures reports whether the rule belongs to the capture block: it makes connections enter the device, or
 // limits a rule that does.
