@@ -109,6 +109,8 @@
 //	                              its usual path; if only a guard is gone and the capture rules are
 //	                              still there, its connections are captured and so reset
 //	device set down               set up, and everything on it put back
+//	IPv6 off on the device alone  set on, and everything put back
+//	IPv6 off on the whole host    no longer captured from then on, captured as soon as it is back
 //	device deleted                Run returns ErrLinkGone
 //	notifications lost (ENOBUFS)  everything is compared
 //	suspend; sysctl.conf reread   everything is compared at least once a minute

@@ -142,7 +142,7 @@ func (h *Host) look(d dirt) (repaired []Step, err error) {
 	return repaired, errors.Join(errs...)
 }
 
-// lookLink ensures that the device is up and has its addresses.
+// lookLink ensures that the device is up, has IPv6 if the host has, and has its addresses.
 func (h *Host) lookLink() (repaired []Step, err error) {
 	up, err := h.kernel.up()
 	if err != nil {
@@ -158,6 +158,21 @@ func (h *Host) lookLink() (repaired []Step, err error) {
 	if !up {
 		if err := put(linkUp{h.cfg.Link}); err != nil {
 			return nil, err
+		}
+	}
+	if h.on(v6) && h.kernel.ipv6Off() {
+		// The kernel has deleted the address, and the routes that name it.
+		has, err := hasIPv6(h.dump, h.kernel.link)
+		switch {
+		case err != nil:
+			return repaired, fmt.Errorf("look for IPv6: %w", err)
+		case has:
+			err = put(sysctl{disableIPv6(h.cfg.Link), "0"})
+		default: // switched off for the whole host: no flow is left that could come back
+			err = h.loseIPv6()
+		}
+		if err != nil {
+			return repaired, err
 		}
 	}
 	for _, fam := range []family{v4, v6} {
@@ -192,9 +207,7 @@ func (h *Host) lookIPv6(regular bool) error {
 	case has || !h.on(v6):
 		h.noIPv6 = false
 	case regular && h.noIPv6:
-		h.noIPv6 = false
-		h.cfg.Log.Info("the host has no IPv6 any more: not capturing it")
-		return h.dropIPv6()
+		return h.loseIPv6()
 	case regular:
 		h.noIPv6 = true
 	}
@@ -219,6 +232,12 @@ func (h *Host) addIPv6() error {
 		return errors.Join(err, h.dropIPv6())
 	}
 	return nil
+}
+
+func (h *Host) loseIPv6() error {
+	h.noIPv6 = false
+	h.cfg.Log.Info("the host has no IPv6 any more: not capturing it")
+	return h.dropIPv6()
 }
 
 func (h *Host) dropIPv6() error {

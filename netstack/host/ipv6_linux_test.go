@@ -1,0 +1,48 @@
+package host
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pinproxy/netstack/lab"
+)
+
+// With IPv6 switched off, the kernel deletes the device's address and routes, and does not let us add any.
+func TestIPv6SwitchedOff(t *testing.T) {
+	b := newBench(t)
+	before := b.snapshot()
+	b.apply(web())
+	whole := b.snapshot()
+	_, stop := b.run(time.Minute)
+	defer stop()
+	b.awaitLook()
+
+	// On the device alone, while the host has it.
+	b.Client.Sysctl("net.ipv6.conf.pin0.disable_ipv6", "1")
+	b.soon("repaired", func() bool { return slices.Equal(b.snapshot(), whole) })
+	b.same("after the repair", whole)
+
+	// On the whole host, and on again. What the host lost besides, its owner puts back.
+	rules, routes := b.inPlace()
+	b.Client.Sysctl("net.ipv6.conf.all.disable_ipv6", "1")
+	b.soon("no longer captured", func() bool { r, _ := b.inPlace(); return r < rules })
+	b.capturedFromTUN(dialer{}, server4, 443)
+	b.Client.Sysctl("net.ipv6.conf.all.disable_ipv6", "0")
+	b.Client.Addr("eth0", lab.Client6+"/64")
+	b.Client.Route("default", lab.Near6)
+	b.soon("captured again", func() bool { r, n := b.inPlace(); return r == rules && n == routes })
+	b.same("after IPv6 came back", whole)
+	for _, a := range servers {
+		b.capturedFromTUN(dialer{}, a, 443)
+	}
+	if strings.Contains(b.logs.String(), "cannot") {
+		t.Error(b.logs)
+	}
+	if err := b.undo(t.Context()); err != nil {
+		t.Error(err)
+	}
+	b.tun.file.Close()
+	b.same("after undo", before)
+}
