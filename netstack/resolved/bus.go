@@ -172,6 +172,12 @@ func (v values) text(name string) string { s, _ := v[name].Value().(string); ret
 func (v values) flag(name string) bool   { b, _ := v[name].Value().(bool); return b }
 func (v values) mask(name string) uint64 { m, _ := v[name].Value().(uint64); return m }
 
+// store decodes a property into what into points to, and reports whether it could.
+func (v values) store(name string, into any) bool {
+	p, has := v[name] // Store panics on the zero Variant
+	return has && p.Store(into) == nil
+}
+
 // domain is a domain of an interface, as D-Bus encodes it.
 type domain struct {
 	Name  string
@@ -180,14 +186,14 @@ type domain struct {
 
 // domains returns the domains of an interface.
 func (v values) domains() (list []domain) {
-	_ = v["Domains"].Store(&list)
+	v.store("Domains", &list)
 	return list
 }
 
 // addresses returns the server addresses of an interface. What is not an address becomes the zero value.
 func (v values) addresses() (list []netip.Addr) {
 	var entries []address
-	_ = v["DNS"].Store(&entries)
+	v.store("DNS", &entries)
 	for _, e := range entries {
 		a, _ := netip.AddrFromSlice(e.Bytes)
 		list = append(list, a)
@@ -216,13 +222,13 @@ func (v values) servers(name string) (list []linkServer) {
 		Port   uint16
 		Name   string
 	}
-	if v[name+"Ex"].Store(&extended) != nil {
+	if !v.store(name+"Ex", &extended) {
 		var plain []struct {
 			Link   int32
 			Family int32
 			Bytes  []byte
 		}
-		_ = v[name].Store(&plain)
+		v.store(name, &plain)
 		for _, p := range plain {
 			list = appendServer(list, int(p.Link), p.Bytes, 0, "")
 		}

@@ -40,7 +40,7 @@ func (b bus) read(ctx context.Context, link int, ours netip.Addr) (all []scope, 
 		Name  string
 		Route bool
 	}
-	_ = global["Domains"].Store(&domains)
+	global.store("Domains", &domains)
 	for _, d := range domains {
 		if sc := scopes[int(d.Link)]; sc != nil {
 			sc.domains = append(sc.domains, canonical(d.Name))

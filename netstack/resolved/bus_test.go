@@ -1,0 +1,109 @@
+package resolved
+
+import (
+	"bufio"
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/godbus/dbus/v5"
+	"github.com/google/go-cmp/cmp"
+
+	"pinproxy/netstack/dns"
+)
+
+// fakeBus is a D-Bus on which only resolved answers. answer returns what a call is answered with.
+func fakeBus(t *testing.T, answer func(path dbus.ObjectPath, method string, args []any) []any) bus {
+	t.Helper()
+	ours, theirs := net.Pipe()
+	go serveBus(theirs, answer)
+	conn, err := dbus.NewConn(ours)
+	if err == nil {
+		t.Cleanup(func() { _ = conn.Close() })
+		err = conn.Auth([]dbus.Auth{dbus.AuthExternal("0")})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bus{conn, ":1.1"}
+}
+
+func serveBus(c net.Conn, answer func(dbus.ObjectPath, string, []any) []any) {
+	defer c.Close()
+	r := bufio.NewReader(c)
+	for {
+		line, err := r.ReadString('\n')
+		switch {
+		case err != nil:
+			return
+		case strings.HasPrefix(line, "BEGIN"):
+		case strings.Contains(line, "EXTERNAL"):
+			_, _ = c.Write([]byte("OK 0123456789abcdef\r\n"))
+			continue
+		default:
+			_, _ = c.Write([]byte("REJECTED EXTERNAL\r\n"))
+			continue
+		}
+		break
+	}
+	for {
+		call, err := dbus.DecodeMessage(r)
+		if err != nil {
+			return
+		}
+		path, _ := call.Headers[dbus.FieldPath].Value().(dbus.ObjectPath)
+		method, _ := call.Headers[dbus.FieldMember].Value().(string)
+		body := answer(path, method, call.Body)
+		reply := dbus.Message{Type: dbus.TypeMethodReply, Body: body, Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldReplySerial: dbus.MakeVariant(call.Serial()),
+			dbus.FieldSender:      dbus.MakeVariant(":1.1"),
+			dbus.FieldSignature:   dbus.MakeVariant(dbus.SignatureOf(body...)),
+		}}
+		if reply.EncodeTo(c, binary.LittleEndian) != nil {
+			return
+		}
+	}
+}
+
+// old is what a resolved of version 245 reports: one interface with one server. Later versions also report DNSEx.
+// Properties that matter to nobody here are left out.
+func old(path dbus.ObjectPath, method string, _ []any) []any {
+	type entry struct {
+		Link   int32
+		Family int32
+		Bytes  []byte
+	}
+	switch {
+	case method == "GetLink":
+		return []any{dbus.ObjectPath(managerPath + "/link/_32")}
+	case path == managerPath:
+		return []any{map[string]dbus.Variant{
+			"DNS":    dbus.MakeVariant([]entry{{2, familyIPv4, []byte{198, 51, 100, 1}}}),
+			"DNSSEC": dbus.MakeVariant(modeNo),
+		}}
+	}
+	return []any{map[string]dbus.Variant{
+		"ScopesMask":   dbus.MakeVariant(uint64(scopeDNS)),
+		"DefaultRoute": dbus.MakeVariant(true),
+		"DNSSEC":       dbus.MakeVariant(modeNo),
+	}}
+}
+
+func TestOldResolved(t *testing.T) {
+	b := fakeBus(t, old)
+	all, fallback, err := b.read(t.Context(), 7, netip.MustParseAddr("192.0.0.53"))
+	if err != nil || fallback {
+		t.Fatal(fallback, err)
+	}
+	want := [][]dns.Upstream{{{Addr: netip.MustParseAddrPort("198.51.100.1:53"), Link: 2}}}
+	if diff := cmp.Diff(want, upstreams(all, "www.bank.example", nil), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	// Our own link, of which resolved knows nothing yet.
+	v, err := b.link(t.Context(), 7)
+	if err != nil || (settings{server: netip.MustParseAddr("192.0.0.53"), domains: []string{"bank.example"}}).stand(v) {
+		t.Errorf("the link's settings stand: %v, %v", v, err)
+	}
+}
