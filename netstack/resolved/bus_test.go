@@ -107,3 +107,21 @@ func TestOldResolved(t *testing.T) {
 		t.Errorf("the link's settings stand: %v, %v", v, err)
 	}
 }
+
+// Before version 240 there is no DefaultRoute, and every interface is one.
+func TestResolvedWithoutDefaultRoute(t *testing.T) {
+	b := fakeBus(t, func(path dbus.ObjectPath, method string, args []any) []any {
+		body := old(path, method, args)
+		if v, ok := body[0].(map[string]dbus.Variant); ok {
+			delete(v, "DefaultRoute")
+		}
+		return body
+	})
+	all, _, err := b.read(t.Context(), 7, netip.MustParseAddr("192.0.0.53"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := upstreams(all, "www.bank.example", nil); len(got) != 1 {
+		t.Errorf("asks %v", got)
+	}
+}

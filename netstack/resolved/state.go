@@ -52,7 +52,10 @@ func (b bus) read(ctx context.Context, link int, ours netip.Addr) (all []scope, 
 			if err != nil || v.mask("ScopesMask")&scopeDNS == 0 { // it is disappearing, or down
 				continue
 			}
-			sc.defaultRoute, sc.dnssec, sc.tls = v.flag("DefaultRoute"), v.text("DNSSEC"), v.text("DNSOverTLS")
+			// A resolved without this property (before version 240) asks every interface for names in no domain.
+			_, has := v["DefaultRoute"]
+			sc.defaultRoute = !has || v.flag("DefaultRoute")
+			sc.dnssec, sc.tls = v.text("DNSSEC"), v.text("DNSOverTLS")
 		}
 		all = append(all, *sc)
 	}
