@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/godbus/dbus/v5"
@@ -123,5 +125,37 @@ func TestResolvedWithoutDefaultRoute(t *testing.T) {
 	}
 	if got := upstreams(all, "www.bank.example", nil); len(got) != 1 {
 		t.Errorf("asks %v", got)
+	}
+}
+
+// However many queries come at once, resolved's servers are read once for all of them. A machine that pauses for as
+// long as a read may take makes it a few times.
+func TestQueriesShareARead(t *testing.T) {
+	const queries = 200
+	var reads atomic.Int32
+	var began sync.WaitGroup
+	began.Add(queries)
+	r := New(Config{Index: 7, Server: netip.MustParseAddr("192.0.0.53")})
+	r.bus = fakeBus(t, func(path dbus.ObjectPath, method string, args []any) []any {
+		if path == managerPath && method == "GetAll" {
+			reads.Add(1)
+			began.Wait()
+		}
+		return old(path, method, args)
+	})
+	known := scope{link: 2, servers: srv("198.51.100.1"), defaultRoute: true}
+	r.all = []scope{known} // read a while ago
+	var all sync.WaitGroup
+	for range queries {
+		all.Go(func() {
+			began.Done()
+			if got, err := r.Upstreams(t.Context(), "www.bank.example"); len(got) != 1 || err != nil {
+				t.Errorf("asks %v, %v", got, err)
+			}
+		})
+	}
+	all.Wait()
+	if n := reads.Load(); n < 1 || n > queries/10 {
+		t.Errorf("%d queries: %d reads", queries, n)
 	}
 }

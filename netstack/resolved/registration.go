@@ -57,6 +57,8 @@ type Registration struct {
 	backLast time.Time
 	trouble  string
 
+	reading chan struct{} // full while queries have resolved's servers read
+
 	mu      sync.Mutex
 	bus     bus // no conn: no D-Bus; no owner: no resolved
 	ok      bool
@@ -74,6 +76,7 @@ func New(c Config) *Registration {
 	return &Registration{
 		cfg: c, log: c.Log,
 		tried:   make(chan struct{}),
+		reading: make(chan struct{}, 1),
 		domains: fold(c.Domains, maxDomains),
 	}
 }
@@ -364,18 +367,38 @@ func (r *Registration) undo(ctx context.Context, f func(bus) error) error {
 
 // Upstreams is a [dns.Choose]: it returns the servers that resolved would ask for name without us.
 func (r *Registration) Upstreams(ctx context.Context, name string) ([][]dns.Upstream, error) {
-	r.mu.Lock()
-	b, all, old := r.bus, r.all, time.Since(r.readAt) > readEvery
-	r.mu.Unlock()
-	if old && b.owner != "" {
-		ctx, cancel := context.WithTimeout(ctx, readWait)
-		defer cancel()
-		if now, _, err := b.read(ctx, r.cfg.Index, r.cfg.Server); err == nil {
-			r.keep(now)
-			all = now
-		}
+	if !r.fresh() {
+		r.refresh(ctx)
 	}
+	r.mu.Lock()
+	all := r.all
+	r.mu.Unlock()
 	return upstreams(all, name, ownAddresses()), nil
+}
+
+// refresh reads resolved's servers, for one query at a time: others wait for the result.
+func (r *Registration) refresh(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, readWait)
+	defer cancel()
+	select {
+	case r.reading <- struct{}{}:
+		defer func() { <-r.reading }()
+	case <-ctx.Done():
+	}
+	b, _, _ := r.current()
+	if ctx.Err() != nil || r.fresh() || b.owner == "" {
+		return
+	}
+	if now, _, err := b.read(ctx, r.cfg.Index, r.cfg.Server); err == nil {
+		r.keep(now)
+	}
+}
+
+// fresh reports whether the servers were read a short while ago.
+func (r *Registration) fresh() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Since(r.readAt) <= readEvery
 }
 
 func (r *Registration) keep(all []scope) {
