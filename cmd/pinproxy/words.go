@@ -173,6 +173,7 @@ func hintFor(err error) string {
 	var web *httpError
 	var forbidden *netns.ForbiddenError
 	var low *lowPortError
+	var demand *host.DemandError
 	var exec *netns.ExecError
 	switch {
 	case errors.As(err, &ask):
@@ -183,6 +184,8 @@ func hintFor(err error) string {
 		return web.hint()
 	case errors.As(err, &notRunningError{}):
 		return "sudo pinproxy --rule 'google.co.uk:443=63999'"
+	case errors.As(err, &demand):
+		return demand.Hint
 	case errors.As(err, &forbidden):
 		return forbiddenHint(forbidden.By)
 	case errors.As(err, &low):

@@ -90,6 +90,7 @@ func lookGateways(h *netlink.Handle, r *rtnl, names []string) ([]Gateway, error)
 	for _, name := range names {
 		g := Gateway{Name: name}
 		switch link, err := h.LinkByName(name); {
+		case err == nil && link.Attrs().Name != name: // see checkNames
 		case err == nil:
 			g.Index = link.Attrs().Index
 			g.Forward4 = conf4[g.Index].forwarding > 0
@@ -107,6 +108,21 @@ func isNotFound(err error) bool {
 	return ok
 }
 
+// checkNames refuses a device's alternative names. A policy rule with such a name applies to a device that is there
+// when the rule is made. But when the device comes back, the kernel looks for it by its own name only
+// (fib_rules_event).
+func checkNames(h *netlink.Handle, names []string) error {
+	for _, name := range names {
+		if link, err := h.LinkByName(name); err == nil && link.Attrs().Name != name {
+			return &DemandError{
+				fmt.Sprintf("gateway %s: is another name of %s, and no name for a policy rule", name, link.Attrs().Name),
+				"pinproxy --gateway " + link.Attrs().Name + " …",
+			}
+		}
+	}
+	return nil
+}
+
 // LookGateways returns the state of the gateways in the network namespace of the calling thread.
 func LookGateways(names []string) ([]Gateway, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -114,6 +130,9 @@ func LookGateways(names []string) ([]Gateway, error) {
 		return nil, fmt.Errorf("open rtnetlink: %w", err)
 	}
 	defer h.Close()
+	if err := checkNames(h, names); err != nil {
+		return nil, err
+	}
 	r, err := openRTNL()
 	if err != nil {
 		return nil, err

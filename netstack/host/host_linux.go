@@ -73,6 +73,9 @@ func (h *Host) Apply(ctx context.Context) (undo func(context.Context) error, err
 	}
 	facts, err := look(h.dump, h.cfg.Link, h.kernel.link)
 	if err == nil {
+		err = checkNames(h.kernel.nl, h.cfg.Gateways)
+	}
+	if err == nil {
 		facts.Gateways, err = lookGateways(h.kernel.nl, h.dump, h.cfg.Gateways)
 	}
 	if err == nil {
