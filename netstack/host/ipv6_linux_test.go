@@ -46,3 +46,23 @@ func TestIPv6SwitchedOff(t *testing.T) {
 	b.tun.file.Close()
 	b.same("after undo", before)
 }
+
+// If a first attempt to capture IPv6 fails after the device has its address, a later one succeeds.
+func TestAddressIsThere(t *testing.T) {
+	b := newBench(t)
+	b.apply(web())
+	whole := b.snapshot()
+	b.host.mu.Lock()
+	err := b.host.dropIPv6()
+	b.host.mu.Unlock()
+	if err == nil {
+		err = b.Client.Netlink().AddrAdd(b.pin0(), addr{link: Link, addr: Addr6}.netlink())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.host.look(dirtIPv6); err != nil {
+		t.Error(err)
+	}
+	b.same("at the second attempt", whole)
+}

@@ -167,10 +167,15 @@ func (k *kernel) setLink(s linkSet) error {
 
 // addAddr returns when the address receives packets. For IPv6 this takes a moment, even without duplicate
 // address detection: the kernel adds the local route on a work queue (addrconf_dad_work), and until then
-// answers "no route" to whatever comes out of the device.
+// answers "no route" to whatever comes out of the device. The address may exist: whoever else gave the device its
+// address, or an earlier attempt that did not wait long enough.
 func (k *kernel) addAddr(s addr) error {
-	if err := k.nl.AddrAdd(k.ref(), s.netlink()); err != nil || s.addr.Is4() {
+	err := k.nl.AddrAdd(k.ref(), s.netlink())
+	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
+	}
+	if s.addr.Is4() {
+		return nil
 	}
 	local := netip.PrefixFrom(s.addr, s.addr.BitLen())
 	for wait := 100 * time.Microsecond; wait < time.Second; wait *= 2 {
