@@ -97,10 +97,13 @@ func (change) routes(list, other map[dest]bool, now standing) []dest {
 			found = append(found, d)
 		}
 	}
-	slices.SortFunc(found, func(a, b dest) int {
-		return cmp.Or(cmp.Compare(a.family(), b.family()), cmp.Compare(a.table, b.table), a.dst.Compare(b.dst))
-	})
+	slices.SortFunc(found, compareDests)
 	return found
+}
+
+// compareDests orders routes by family, table and destination.
+func compareDests(a, b dest) int {
+	return cmp.Or(cmp.Compare(a.family(), b.family()), cmp.Compare(a.table, b.table), a.dst.Compare(b.dst))
 }
 
 // text returns the lines a person would type, for a device and its addresses.

@@ -108,6 +108,7 @@
 //	ours is deleted               and less often, finally every 5 s. Meanwhile what it captured takes
 //	                              its usual path; if only a guard is gone and the capture rules are
 //	                              still there, its connections are captured and so reset
+//	… but cannot be put back      a warning; tried again likewise
 //	device set down               set up, and everything on it put back
 //	IPv6 off on the device alone  set on, and everything put back
 //	IPv6 off on the whole host    no longer captured from then on, captured as soon as it is back

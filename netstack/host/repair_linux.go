@@ -65,6 +65,7 @@ func (h *Host) captures(fam family) bool {
 // keep runs checks when there is a cause, and regularly.
 func (h *Host) keep(ctx context.Context) error {
 	var pace pacer
+	trouble := ""  // what the last check could not do
 	due := dirtAll // covers whatever happened since Apply
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -83,7 +84,8 @@ func (h *Host) keep(ctx context.Context) error {
 			due = dirtAll | dirtRegular
 			timer.Reset(0)
 		case <-timer.C:
-			repaired, err := h.look(due)
+			checked := due
+			repaired, err := h.look(checked)
 			due = 0
 			if len(repaired) > 0 || err != nil {
 				pace.repaired(time.Now())
@@ -95,7 +97,14 @@ func (h *Host) keep(ctx context.Context) error {
 			case errors.Is(err, ErrLinkGone), errors.Is(err, errUndone):
 				return err
 			case err != nil:
-				h.cfg.Log.Warn("cannot put back what somebody took away", "err", err)
+				if err.Error() != trouble {
+					h.cfg.Log.Warn("cannot put back what somebody took away", "err", err)
+				}
+				trouble = err.Error()
+				due = checked &^ dirtRegular // nothing may report that it is possible now
+				timer.Reset(pace.next(time.Now()))
+			default:
+				trouble = ""
 			}
 		}
 	}
@@ -293,6 +302,8 @@ func (h *Host) lookRoutes() (repaired []Step, err error) {
 			missing = append(missing, d)
 		}
 	}
+	slices.SortFunc(missing, compareDests) // an error ends adding: the same each time, and IPv6's after all of IPv4
+	slices.SortFunc(wrong, compareDests)
 	added, err := h.kernel.addRoutes(missing)
 	if err == nil {
 		err = h.kernel.replaceRoutes(wrong)

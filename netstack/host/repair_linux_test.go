@@ -159,6 +159,37 @@ func (b *bench) awaitLook() {
 	b.soon("first look", func() bool { now, _ := b.inPlace(); return now == n })
 }
 
+// What cannot be put back at first is tried again, without another cause, and logged once.
+func TestRepairIsTriedAgain(t *testing.T) {
+	b := newBench(t)
+	b.apply(web())
+	whole := b.snapshot()
+	_, stop := b.run(time.Hour)
+	defer stop()
+	b.awaitLook()
+	b.host.looking.Lock()
+	works := b.host.dump
+	b.host.dump = &rtnl{fd: -1}
+	// Of its own changes a Host hears nothing.
+	b.host.mu.Lock()
+	err := b.host.kernel.delRoutes([]dest{{tableSelf, v4.all()}, {tableSelf, v6.all()}})
+	b.host.mu.Unlock()
+	b.host.looking.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.host.lookSoon(dirtRoutes)
+	b.soon("logged", func() bool { return strings.Contains(b.logs.String(), "cannot put back") })
+	b.host.looking.Lock()
+	b.host.dump = works
+	b.host.looking.Unlock()
+	b.soon("repaired", func() bool { return slices.Equal(b.snapshot(), whole) })
+	b.same("after the repair", whole)
+	if n := strings.Count(b.logs.String(), "cannot put back"); n != 1 {
+		t.Errorf("%d warnings:\n%s", n, b.logs)
+	}
+}
+
 // Our own deletions are not repaired.
 func TestRemovedStaysRemoved(t *testing.T) {
 	b := newBench(t)
