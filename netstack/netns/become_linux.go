@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -250,6 +251,9 @@ func (o order) cover() (warnings []error, step string, err error) {
 		if err := write(own, f.Content); err != nil {
 			return nil, "write " + f.Path, err
 		}
+		if overlaid(own, f) {
+			continue
+		}
 		err := unix.Mount(own, f.Path, "", unix.MS_BIND, "")
 		if errors.Is(err, fs.ErrNotExist) && f.Make {
 			if err := overlay(filepath.Dir(own), filepath.Dir(f.Path)); err != nil {
@@ -265,6 +269,19 @@ func (o order) cover() (warnings []error, step string, err error) {
 		return nil, "unmount a tmpfs", err
 	}
 	return warnings, "", nil
+}
+
+// overlaid covers the directory that f links to, if that is one of f.Dirs. A mount over a file ends when somebody on
+// the host renames another file to its place (d_invalidate), and the command would see that one. A file in an overlay
+// stays.
+func overlaid(own string, f File) bool {
+	target, err := filepath.EvalSymlinks(f.Path)
+	if err != nil || !slices.Contains(f.Dirs, filepath.Dir(target)) {
+		return false
+	}
+	dir := filepath.Join(filepath.Dir(own), "dir")
+	file := filepath.Join(dir, filepath.Base(target))
+	return write(file, f.Content) == nil && overlay(dir, filepath.Dir(target)) == nil
 }
 
 // write creates a file in a new directory. The umask, which the command inherits, has no influence.

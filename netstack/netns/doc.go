@@ -53,6 +53,10 @@
 // of this happens in the child's mount namespace, whose mounts are slaves: what the host mounts appears there, but
 // nothing propagates back. Where there is no resolv.conf, a read-only overlay of its directory provides one.
 //
+// A mount over a file ends when another file is renamed to its place, which is how resolv.conf is usually replaced. The
+// command then sees the host's. So where resolv.conf is a link into a directory that nobody else writes to, such as
+// systemd-resolved's, an overlay covers that directory. For a file in /etc there is no such way: it would be read-only.
+//
 // # Signals and job control
 //
 // CMD is in the parent's process group, so the terminal's signals reach it as they would without pinproxy. A signal

@@ -26,6 +26,10 @@ const (
 	nscdSocket = "/var/run/nscd/socket"
 )
 
+// resolvConfDirs are where a resolv.conf that is a symbolic link usually leads, to a file that its owner replaces
+// whenever the network changes.
+var resolvConfDirs = []string{"/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf"}
+
 // rereadAfter is how often the host's resolv.conf is checked again while names are looked up: a laptop may change
 // networks during a long command. The C library does the same.
 const rereadAfter = time.Second
@@ -68,7 +72,7 @@ func (r *Resolvers) read(now time.Time) string {
 
 // Files returns the files that the command sees in place of the host's files.
 func (r *Resolvers) Files() []File {
-	files := []File{{Path: ResolvConf, Content: r.conf, Make: true}}
+	files := []File{{Path: ResolvConf, Content: r.conf, Make: true, Dirs: resolvConfDirs}}
 	if text, err := os.ReadFile(Nsswitch); err == nil {
 		if own := rewriteNsswitch(string(text)); own != string(text) {
 			files = append(files, File{Path: Nsswitch, Content: own})
