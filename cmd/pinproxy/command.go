@@ -36,7 +36,7 @@ const exactNamesWait = 2 * time.Second
 // defaultPath is the path that execvp(3) uses if PATH is not set.
 const defaultPath = "/bin:/usr/bin"
 
-// runCommand runs o.argv and returns its exit status.
+// runCommand runs o.argv and returns its exit status. An error says that o.argv has not run.
 func runCommand(o options, stderr io.Writer) (int, error) {
 	path, ok := os.LookupEnv("PATH")
 	if !ok {
@@ -165,12 +165,17 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 	if datagrams.Stats().Total > 0 {
 		lastDatagrams(child.Hurry())
 	}
-	if !c.pins.Finish(child.Hurry(), drainGrace) {
-		return status, child.Leave() // the kernel closes what is open when we exit
+	if c.pins.Finish(child.Hurry(), drainGrace) {
+		cancel()
+		_ = parts.Wait() // logged already
+		err = child.Close()
+	} else {
+		err = child.Leave() // the kernel closes what is open when we exit
 	}
-	cancel()
-	_ = parts.Wait() // logged already, and the status is the command's
-	return status, child.Close()
+	if err != nil { // the status is the command's all the same
+		log.Error("after the command's end: " + err.Error())
+	}
+	return status, nil
 }
 
 // lastDatagram is how long a datagram sent just before the command's end may be in transit inside pinproxy.

@@ -126,7 +126,7 @@ func TestRunForbidden(t *testing.T) {
 	} {
 		got := w.guarded(test.guard, test.flags, "--rule", "*:443=63999", "--", "echo", "here")
 		said := lines(got.said)
-		if got.status != exitFailed || got.out != "" || len(said) != 2 ||
+		if got.status != exitNotRun || got.out != "" || len(said) != 2 ||
 			!strings.HasPrefix(said[0], "pinproxy: error: ") || !strings.Contains(said[0], test.error) ||
 			!strings.HasPrefix(said[1], "pinproxy: hint: ") || !strings.Contains(said[1], test.hint) {
 			t.Errorf("%s: status %d, printed %q, said\n%s", test.guard, got.status, got.out, got.said)

@@ -136,6 +136,31 @@ func TestMalformedRules(t *testing.T) {
 	}
 }
 
+// 1 and 2 are a command's own, as grep's and diff's are: a failure of ours before it looks like no end of it.
+func TestFailureBeforeCommand(t *testing.T) {
+	for _, test := range []struct {
+		args   []string
+		status int
+	}{
+		{[]string{"--rule", "google.co.uk:443", "--", "true"}, exitNotRun},
+		{[]string{"--rule", "google.co.uk:443=63999", "--rule", "google.co.uk:443=63998", "--", "true"}, exitNotRun},
+		{[]string{"--rules", "/no/such/file", "--", "true"}, exitNotRun},
+		{[]string{"--nope", "--", "true"}, exitNotRun},
+		{[]string{"--", "true"}, exitNotRun},
+		{[]string{"--rule", "google.co.uk:443=63999", "--strict", "--", "true"}, exitNotRun},
+		{[]string{"--rule", "google.co.uk:443=63999", "--"}, exitNotRun},
+		{[]string{"--rule", "google.co.uk:443=63999", "--", "/no/such/program"}, exitUnknown},
+		{[]string{"cleanup", "--", "true"}, exitUsage},
+		{[]string{"--nope"}, exitUsage},
+	} {
+		var out, said bytes.Buffer
+		status := run(func() (stop, now context.Context) { return t.Context(), t.Context() }, test.args, &out, &said)
+		if status != test.status || out.Len() > 0 || !strings.HasPrefix(said.String(), "pinproxy: error: ") {
+			t.Errorf("%q: status %d, want %d; printed %q, said %q", test.args, status, test.status, &out, &said)
+		}
+	}
+}
+
 // Without privileges pinproxy says what it lacks and does nothing.
 func TestNotPermitted(t *testing.T) {
 	w := newNetwork(t)

@@ -57,7 +57,7 @@ type usageError struct {
 func (e *usageError) Error() string { return e.msg }
 
 // parseArgs reads the command line. Its errors are *usageError, *rules.SyntaxError or *rules.ConflictError. Each
-// means exit status 2. read returns the texts of rules files.
+// means exit status 2, or 125 with a command to run. read returns the texts of rules files.
 func parseArgs(args []string, read func(path string) (string, error)) (options, error) {
 	o := options{socketGroup: -1}
 	var socketGroup, httpAddr string

@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"syscall"
 
 	"pinproxy/netstack/netns"
@@ -61,7 +62,11 @@ func run(signals func() (stop, now context.Context), args []string, stdout, stde
 	}
 	o, err := parseArgs(args, h.text)
 	if err != nil {
-		return say.error(err)
+		status := say.error(err)
+		if o.command == "" && slices.Contains(args, "--") {
+			return exitNotRun
+		}
+		return status
 	}
 	if len(o.argv) > 0 {
 		status, err := runCommand(o, stderr)

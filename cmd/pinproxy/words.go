@@ -28,6 +28,7 @@ const (
 	exitOK      = 0
 	exitFailed  = 1
 	exitUsage   = 2
+	exitNotRun  = 125 // with a command: we have failed before it began; same as env(1)'s and timeout(1)'s
 	exitNoExec  = 126 // the command exists but can't be executed; same as a shell's
 	exitUnknown = 127 // the command does not exist
 )
@@ -87,7 +88,8 @@ The same for one program, as any user:
   $ pinproxy --rule 'partner.example:443=63999' -- curl https://partner.example/
 
 Exit status: 0 success, 1 failure, 2 bad usage. With CMD it is CMD's own: 128+n for
-a signal, 126 if it cannot be executed, 127 if it is not found. Manual: pinproxy(8).
+a signal, 126 if it cannot be executed, 127 if it is not found, 125 if pinproxy
+itself failed before. Manual: pinproxy(8).
 `
 
 // words speaks to the user.
@@ -101,21 +103,22 @@ func (s words) print(w io.Writer, text string) int {
 	return exitOK
 }
 
-// commandError says why a command was not run, and returns the exit status that a shell would give.
+// commandError says why a command was not run, and returns the exit status that env(1) would give: 1 and 2 are the
+// command's own.
 func (s words) commandError(err error) int {
 	var ended *netns.EndedError
 	var exec *netns.ExecError
 	if errors.As(err, &ended) && ended.Status > 128 {
 		return ended.Status // somebody ended it, and knows
 	}
-	status := s.error(err)
+	s.error(err)
 	switch {
 	case errors.Is(err, netns.ErrNotFound):
 		return exitUnknown
 	case errors.As(err, &exec):
 		return exitNoExec
 	}
-	return status
+	return exitNotRun
 }
 
 // error says what went wrong, and returns the exit status.
