@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	accounts "os/user"
 	"strconv"
 	"strings"
 
@@ -46,6 +48,18 @@ type device struct {
 	FD      int
 	Name    string
 	Offload bool
+}
+
+// knownUser refuses a name of --user that nobody has. A number needs no name.
+func knownUser(name string) error {
+	if _, err := strconv.ParseUint(name, 10, 31); name == "" || err == nil {
+		return nil
+	}
+	_, err := accounts.Lookup(name)
+	if errors.As(err, new(accounts.UnknownUserError)) {
+		return &usageError{fmt.Sprintf("--user %s: there is no such user", shown(name)), "sudo useradd --system " + quote(name)}
+	}
+	return nil // any other failure is for whoever becomes the user
 }
 
 // text returns the rules file at path as it was at the start.

@@ -187,11 +187,10 @@ func (h *handover) identity(o options) (identity, error) {
 		}
 	}
 	id, err := findUser(name)
-	var unknown accounts.UnknownUserError
 	can := effective()
 	why := ""
 	switch {
-	case errors.As(err, &unknown):
+	case errors.As(err, new(accounts.UnknownUserError)): // there may be no "nobody" either
 		why = "there is no such user"
 	case err != nil:
 		why = err.Error()
@@ -203,7 +202,7 @@ func (h *handover) identity(o options) (identity, error) {
 		return id, nil
 	}
 	if o.user != "" {
-		return same, &userError{fmt.Sprintf("become user %s: %s", name, why), "--user NAME takes a user of /etc/passwd, or a number"}
+		return same, &userError{fmt.Sprintf("become user %s: %s", name, why), "leave out --user, or start pinproxy as that user"}
 	}
 	h.Notes = append(h.Notes, fmt.Sprintf("become user %s: %s", name, why))
 	return same, nil

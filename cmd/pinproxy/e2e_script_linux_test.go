@@ -161,6 +161,18 @@ func TestFailureBeforeCommand(t *testing.T) {
 	}
 }
 
+// After a mistake on the command line a service manager must not try again: the unit has RestartPreventExitStatus=2.
+func TestNamesOfNobodyAreUsageErrors(t *testing.T) {
+	for _, flag := range []string{"--user", "--socket-group"} {
+		var out, said bytes.Buffer
+		args := []string{"--rule", "google.co.uk:443=63999", flag, "no-such-name", "--dry-run"}
+		status := run(func() (stop, now context.Context) { return t.Context(), t.Context() }, args, &out, &said)
+		if status != exitUsage || out.Len() > 0 {
+			t.Errorf("%s: status %d, printed %q, said %q", flag, status, &out, &said)
+		}
+	}
+}
+
 // Without privileges pinproxy says what it lacks and does nothing.
 func TestNotPermitted(t *testing.T) {
 	w := newNetwork(t)

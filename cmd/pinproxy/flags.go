@@ -127,6 +127,9 @@ func parseArgs(args []string, read func(path string) (string, error)) (options, 
 	if o.socketGroup, err = groupOf(socketGroup); err != nil {
 		return o, err
 	}
+	if err := knownUser(o.user); err != nil {
+		return o, err
+	}
 	if o.http, err = parseHTTP(httpAddr, fs.Changed("http")); err != nil {
 		return o, err
 	}
