@@ -26,7 +26,7 @@ func (r report) text() string {
 		a.text(&b, r)
 	}
 	fmt.Fprintf(&b, "\nHow is my source port chosen? %s\n", r.Chosen)
-	return b.String()
+	return printableLines(b.String())
 }
 
 func line(b *strings.Builder, what, format string, args ...any) {

@@ -64,7 +64,7 @@ func (s statusJSON) text(width int) string {
 	s.flowTable(&b, width)
 	s.failureTable(&b, width)
 	s.nameTable(&b, width)
-	return b.String()
+	return printableLines(b.String())
 }
 
 // count returns how many flows are open, and how many wait for a port or an answer.

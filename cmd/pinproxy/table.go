@@ -46,6 +46,15 @@ func printable(text string) string {
 	}, text)
 }
 
+// printableLines is printable for text of more than one line.
+func printableLines(text string) string {
+	lines := strings.Split(text, "\n")
+	for i := range lines {
+		lines[i] = printable(lines[i])
+	}
+	return strings.Join(lines, "\n")
+}
+
 // write appends the table. Width 0 means no limit.
 func (g *grid) write(b *strings.Builder, width int) {
 	widths := make([]int, len(g.columns))

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"strings"
 	"testing"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
@@ -84,6 +86,30 @@ func TestSize(t *testing.T) {
 	} {
 		if got := size(n); got != want {
 			t.Errorf("%v: %q, want %q", n, got, want)
+		}
+	}
+}
+
+// What a program calls itself, and what a rogue control socket says, does nothing to the terminal.
+func TestNothingReachesTheTerminal(t *testing.T) {
+	const evil = "\x1b]0;evil\a\x1b[31m\u009b31m"
+	held := portReport{Port: 63999, Cause: "port 63999 is taken by " + evil, Hint: evil, Sockets: []socketReport{{text: evil, Why: evil}}}
+	r := report{
+		Target: "203.0.113.2:443", Error: evil, Pinproxy: &pinproxyJSON{Link: evil}, Chosen: evil,
+		Addresses: []addressJSON{{
+			Address: "203.0.113.2", Cause: evil, Hint: evil, Name: evil, Rule: &ruleJSON{Rule: evil, Source: evil},
+			Pin: &pinReport{Ports: []portReport{held}}, Connect: &connectJSON{Cause: evil, Hint: evil + "other"},
+		}},
+	}
+	s := statusJSON{
+		aboutJSON: aboutJSON{Version: evil, Link: evil}, Rules: []ruleStateJSON{{ruleJSON: ruleJSON{Rule: evil, Source: evil}}},
+		Flows: []flowJSON{{Cause: evil, Hint: evil, Name: evil}}, Failures: []failureJSON{{Cause: evil, Hint: evil, Kind: evil}},
+	}
+	var said strings.Builder
+	words{&said}.error(&askError{path: "/run/x", err: errors.New(evil)})
+	for what, text := range map[string]string{"check": r.text(), "status": s.text(0), "an error": said.String()} {
+		if i := strings.IndexFunc(text, func(r rune) bool { return r != '\n' && unicode.IsControl(r) }); i >= 0 {
+			t.Errorf("%s prints %q", what, text[max(0, i-20):])
 		}
 	}
 }

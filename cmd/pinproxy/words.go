@@ -148,8 +148,8 @@ func (s words) error(err error) int {
 		}
 		return exitUsage
 	}
-	for line := range strings.Lines(err.Error()) { // joined errors
-		fmt.Fprintf(s.w, "pinproxy: error: %s\n", strings.TrimSuffix(line, "\n"))
+	for line := range strings.Lines(err.Error()) { // joined errors; a control socket may have said something
+		fmt.Fprintf(s.w, "pinproxy: error: %s\n", printable(strings.TrimSuffix(line, "\n")))
 	}
 	if hint := hintFor(err); hint != "" {
 		s.hint(hint)
