@@ -8,6 +8,7 @@ import (
 	accounts "os/user"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"pinproxy/netstack/resolved"
 )
@@ -81,7 +82,7 @@ func (h *handover) text(path string) (string, error) {
 // unreadable warns of rules files that can't be read again.
 func (h *handover) unreadable() (warnings []string) {
 	for path := range h.Rules {
-		f, err := os.Open(path)
+		f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO may have no writer any more
 		if err != nil {
 			warnings = append(warnings, fmt.Sprintf("rules file %s can't be read again, so SIGHUP will fail: %v", path, cause(err)))
 			continue

@@ -119,6 +119,33 @@ func TestUnreadableRulesFileIsWarnedOf(t *testing.T) {
 	p.expect("rules file " + path + " can't be read again, so SIGHUP will fail: permission denied")
 }
 
+// A FIFO holds up neither the start, nor the end when SIGHUP has us read it and nobody writes to it.
+func TestRulesFromAFIFO(t *testing.T) {
+	w := newNetwork(t)
+	path := filepath.Join(publicDir(t), "rules")
+	if err := unix.Mkfifo(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p := w.startPinproxy("--rules", path)
+	// write returns the writing end, once there is a reader.
+	write := func(text string) (f *os.File) {
+		p.poll("somebody to read the rules", func() (read bool) {
+			var err error
+			f, err = os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
+			return err == nil
+		})
+		if _, err := f.WriteString(text); err != nil {
+			t.Error(err)
+		}
+		return f
+	}
+	_ = write("203.0.113.2:7=63999\n").Close()
+	p.expect(`"msg":"ready"`)
+	_ = p.Signal(unix.SIGHUP)
+	defer write("").Close()
+	p.stop()
+}
+
 // A file that can be read only once is read only once.
 func TestRulesFromAPipe(t *testing.T) {
 	w := newNetwork(t)

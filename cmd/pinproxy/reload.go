@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"pinproxy/netstack/dns"
@@ -31,6 +32,7 @@ import (
 //
 //	what fails                       what follows
 //	a file can't be read, or is bad  the old rules stay
+//	reading it does not end          likewise, after 10 s
 //	the host refuses a change        what was changed is taken back, the old rules stay
 //	ports can't be reserved          a warning, as at the start
 //	a name can't be resolved         a warning, as at the start
@@ -38,6 +40,10 @@ import (
 
 // lingerEvery is how often we look at flows that linger: those of hosts behind a gateway whose rule has gone.
 const lingerEvery = time.Second
+
+// readWait is how long reading a rules file may take. It never ends for a FIFO that nobody writes to, for a terminal,
+// and for a file on a server that is gone.
+const readWait = 10 * time.Second
 
 // reloader rereads the rules.
 type reloader struct {
@@ -51,6 +57,7 @@ type reloader struct {
 	behind   func(netip.Addr) bool // whether this is the address of another host
 	leased   []host.PortRange      // the current host.Config.Leased
 	linger   bool                  // whether there are flows for host.Host.Linger
+	reading  atomic.Bool           // whether a file is being read
 }
 
 // run rereads the rules at every hangup, until ctx ends.
@@ -74,7 +81,7 @@ func (r *reloader) run(ctx context.Context, hangups <-chan struct{}) error {
 func (r *reloader) reload(ctx context.Context) {
 	notify(reloading())
 	former := r.learn.names.Set()
-	next, err := r.options.rules.load(former, readText)
+	next, err := r.options.rules.load(former, func(path string) (string, error) { return r.text(ctx, path) })
 	if err == nil {
 		err = r.replace(ctx, former, next)
 	}
@@ -97,6 +104,34 @@ func (r *reloader) reload(ctx context.Context) {
 		r.log.Info("rules reread", "rules", len(next.Rules()), "added", added, "removed", removed)
 		notify("READY=1\nSTATUS=")
 	})
+}
+
+// text returns the rules file at path, or an error if that takes too long. Nothing can interrupt a read, so this one
+// goes on then, alone, and must keep neither flows nor our own end waiting.
+func (r *reloader) text(ctx context.Context, path string) (string, error) {
+	if !r.reading.CompareAndSwap(false, true) {
+		return "", errors.New("reading it, or another one, has not come to an end since the last time")
+	}
+	type result struct {
+		text string
+		err  error
+	}
+	read := make(chan result, 1)
+	go func() {
+		text, err := readText(path)
+		r.reading.Store(false)
+		read <- result{text, err}
+	}()
+	late := time.NewTimer(readWait)
+	defer late.Stop()
+	select {
+	case got := <-read:
+		return got.text, got.err
+	case <-late.C:
+		return "", fmt.Errorf("it has not come to an end in %v", readWait)
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
 }
 
 // replace puts next in place.
