@@ -239,7 +239,10 @@ func TestControlSocketElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "s")
-	p := w.pinproxy("--rule", "203.0.113.2:443=63999", "--socket", path)
+	cmd := w.command("--log-format=json", "--rule", "203.0.113.2:443=63999", "--socket", "s")
+	cmd.Dir = dir
+	p := w.startCommand(cmd)
+	p.expect(`"msg":"ready"`)
 	for _, args := range [][]string{{"status"}, {"status", "--socket", path}, {"check", "203.0.113.2:443"}} {
 		cmd := program("pinproxy", args...) // without our RUNTIME_DIRECTORY
 		if _, _, err := w.Client.Run(cmd); err != nil {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -90,6 +91,9 @@ func parseArgs(args []string, read func(path string) (string, error)) (options, 
 	}
 	if o.help || o.version {
 		return o, nil
+	}
+	if path, err := filepath.Abs(o.socket); err == nil && o.socket != "" {
+		o.socket = path // check and status are told of it, and run elsewhere
 	}
 	words := fs.Args()
 	if dash := fs.ArgsLenAtDash(); dash >= 0 {
