@@ -340,6 +340,20 @@ func TestReloadChangesThePin(t *testing.T) {
 	})
 }
 
+// A flow has its port whatever has become of its rule's text, and status says so.
+func TestReloadChangesAnOption(t *testing.T) {
+	w := newNetwork(t)
+	w.Server.Serve(":7", lab.Echo)
+	file := newRulesFile(t, "203.0.113.2:7=63999")
+	p := w.pinproxy("--rules", file.path)
+	echo(t, w.mustConnect(at(lab.Server4, 7)), "hello")
+	file.reread(p, "203.0.113.2:7=63999 busy=fail")
+	s, ok := w.statusNow()
+	if !ok || len(s.Ports) != 1 || s.Ports[0].State != portFlow || s.Rules[0].Free != 0 {
+		t.Errorf("status says of the port %+v, of the rule %+v", s.Ports, s.Rules)
+	}
+}
+
 // Hosts behind a gateway have no address that tells their open connections from others. The connections go on all
 // the same, and their policy rules go with the last of them.
 func TestReloadBehindAGateway(t *testing.T) {

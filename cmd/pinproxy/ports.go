@@ -80,6 +80,10 @@ func (l *lookout) ports(s *statusJSON) {
 		all = append(all, r.Pin().Ports().Ranges()...)
 	}
 	union := rules.NewPortSet(all...)
+	inForce := make(map[string]bool, len(s.list))
+	for _, r := range s.list {
+		inForce[r.String()] = true
+	}
 	onPort := make(map[uint16][]holderJSON)
 	flows := make(map[[2]netip.AddrPort]bool, len(s.Flows))
 	ruleOf := make(map[uint64]string)
@@ -103,7 +107,8 @@ func (l *lookout) ports(s *statusJSON) {
 			l.c.yield()
 			p := portJSON{Rule: r.String(), Port: port, State: portFree, Holders: []holderJSON{}}
 			for _, h := range onPort[port] {
-				if h.Flow == 0 || ruleOf[h.Flow] == p.Rule {
+				// A flow whose rule has been changed, or is gone, keeps its port, which is not free for that.
+				if rule := ruleOf[h.Flow]; h.Flow == 0 || rule == p.Rule || !inForce[rule] {
 					p.Holders = append(p.Holders, h)
 				}
 			}
