@@ -86,6 +86,9 @@ func (c *checker) find(ctx context.Context) (err error) {
 	if c.instance, err = findInstance(ctx, c.options); err != nil {
 		return err
 	}
+	if i := c.instance; i != nil && i.about.Namespace != "" && i.about.Namespace != namespace() {
+		return &elsewhereError{i.about.PID, c.target.String()}
+	}
 	c.set = c.options.set
 	link := c.tun
 	if c.instance != nil && c.instance.err == nil {
@@ -105,6 +108,21 @@ func (c *checker) find(ctx context.Context) (err error) {
 		c.running = capabilitiesOf(strconv.Itoa(c.instance.PID))
 	}
 	return nil
+}
+
+// elsewhereError says that the pinproxy that was asked is in another network namespace than we are. What it knows of
+// its rules and ports, and what the kernel tells us of routes and sockets, do not belong together.
+type elsewhereError struct {
+	pid    int
+	target string
+}
+
+func (e *elsewhereError) Error() string {
+	return fmt.Sprintf("the pinproxy of --socket, pid %d, is in another network namespace, and check looks at this one", e.pid)
+}
+
+func (e *elsewhereError) hint() string {
+	return fmt.Sprintf("sudo nsenter --net=/proc/%d/ns/net pinproxy check %s", e.pid, e.target)
 }
 
 // rulesOf returns the running pinproxy's rules as a set of ours.

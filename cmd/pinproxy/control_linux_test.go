@@ -276,6 +276,28 @@ func TestControlSocketIsDeleted(t *testing.T) {
 	}
 }
 
+// check does not mix what a pinproxy of another network namespace knows with what the kernel says of this one. status
+// has it all from the other.
+func TestControlSocketOfAnotherNamespace(t *testing.T) {
+	w := newNetwork(t)
+	p := w.pinproxy("--rule", "203.0.113.2:443=63999")
+	sockets, err := filepath.Glob(filepath.Join(w.run, "pinproxy*.sock"))
+	if err != nil || len(sockets) != 1 {
+		t.Fatalf("%v, %v", sockets, err)
+	}
+	if out, _, err := w.Server.Run(w.command("status", "--socket", sockets[0])); err != nil || !strings.Contains(out, "203.0.113.2:443=63999") {
+		t.Errorf("status: %v\n%s", err, out)
+	}
+	out, _, err := w.Server.Run(w.command("check", "--socket", sockets[0], "198.51.100.2:443"))
+	want := fmt.Sprintf("pid %d, is in another network namespace", p.Pid())
+	if exitStatus(err) != exitFailed || out != "" || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "nsenter") {
+		t.Errorf("check: %v\n%s", err, out)
+	}
+	if out, _, err := w.Client.Run(w.command("check", "--socket", sockets[0], "203.0.113.2:443")); err != nil {
+		t.Errorf("check in its own: %v\n%s", err, out)
+	}
+}
+
 // A pinproxy that is stopped is still there, and what the kernel says of connections is still true.
 func TestCheckOfStoppedPinproxy(t *testing.T) {
 	w := newNetwork(t)

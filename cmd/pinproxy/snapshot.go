@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"io"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"pinproxy/netstack/host"
 	"pinproxy/proxy"
 	"pinproxy/rules"
 )
@@ -27,6 +29,8 @@ type aboutJSON struct {
 	Link    string     `json:"link"`
 	Strict  bool       `json:"strict"`
 	Rules   []ruleJSON `json:"rules"`
+
+	Namespace string `json:"namespace,omitempty"` // see namespace
 }
 
 type ruleJSON struct {
@@ -141,11 +145,21 @@ type restingJSON struct {
 }
 
 func (c *control) about() aboutJSON {
-	a := aboutJSON{Version: strings.TrimSpace(version()), PID: os.Getpid(), Started: c.began, Link: c.link, Strict: c.strict, Rules: []ruleJSON{}}
+	a := aboutJSON{Version: strings.TrimSpace(version()), PID: os.Getpid(), Started: c.began, Link: c.link, Strict: c.strict, Rules: []ruleJSON{}, Namespace: namespace()}
 	for _, r := range c.names.Set().Rules() {
 		a.Rules = append(a.Rules, ruleInJSON(r))
 	}
 	return a
+}
+
+// namespace tells the network namespaces of this host apart: it is "initial", or what the names of files in another one
+// have. It is "" if it can't be told.
+func namespace() string {
+	name, err := host.Namespace()
+	if err != nil {
+		return ""
+	}
+	return cmp.Or(name, "initial")
 }
 
 func ruleInJSON(r *rules.Rule) ruleJSON {

@@ -173,6 +173,7 @@ func hintFor(err error) string {
 	var running *runningError
 	var path *fs.PathError
 	var ask *askError
+	var elsewhere *elsewhereError
 	var web *httpError
 	var forbidden *netns.ForbiddenError
 	var low *lowPortError
@@ -181,6 +182,8 @@ func hintFor(err error) string {
 	switch {
 	case errors.As(err, &ask):
 		return ask.hint("status")
+	case errors.As(err, &elsewhere):
+		return elsewhere.hint()
 	case errors.As(err, &running):
 		return running.hint()
 	case errors.As(err, &web):
