@@ -98,6 +98,9 @@ func (r *reloader) reload(ctx context.Context) {
 	for _, w := range r.host.Warnings() {
 		warn(r.log, w)
 	}
+	for _, w := range pointless(next) {
+		r.log.Warn(w)
+	}
 	r.resolved.update(ctx, next)
 	r.resolver.Change(ctx, next.Names(), func() {
 		added, removed := difference(former, next)

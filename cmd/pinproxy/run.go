@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -213,6 +214,9 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	for _, w := range h.Warnings() {
 		warn(log, w)
 	}
+	for _, w := range pointless(o.set) {
+		log.Warn(w)
+	}
 	if l, path, remove := openControl(ctx, o, log); l != nil {
 		parts.Go(func() error {
 			if err := c.serve(ctx, l); err != nil {
@@ -265,6 +269,17 @@ func warn(log *slog.Logger, err error) {
 	log.Warn(err.Error())
 }
 
+// pointless returns a warning for each rule that no connection of a whole host follows: loopback is captured by nobody.
+// A command's rules may be for it, by --host-loopback.
+func pointless(set *rules.Set) (warnings []string) {
+	for _, r := range set.Rules() {
+		if name := r.Host().Name(); r.Host().Prefix().Addr().IsLoopback() || name == "localhost" || strings.HasSuffix(name, ".localhost") {
+			warnings = append(warnings, fmt.Sprintf("rule %s pins nothing: connections to loopback stay in the kernel", r))
+		}
+	}
+	return warnings
+}
+
 // ready says that connections are being captured.
 func ready(log *slog.Logger, dev *link.Link, set *rules.Set) {
 	log.Info("ready", "link", dev.Name(), "offload", dev.Offload(), "rules", len(set.Rules()))
@@ -293,6 +308,9 @@ func dryRun(ctx context.Context, o options, stdout io.Writer) error {
 			comments = append(comments, "hint: "+demand.Hint)
 		}
 	}
+	for _, w := range pointless(o.set) {
+		comments = append(comments, "warning: "+w)
+	}
 	if _, err := io.WriteString(stdout, steps.String()); err != nil {
 		return fmt.Errorf("print the plan: %w", err)
 	}
@@ -314,7 +332,9 @@ func resolve(ctx context.Context, set *rules.Set) (captures []host.Capture, comm
 			comments = append(comments, fmt.Sprintf("no route for %s: %s", name, err))
 		}
 		for _, a := range addrs {
-			a = a.Unmap()
+			if a = a.Unmap(); a.IsLoopback() {
+				continue // as when pinproxy runs
+			}
 			for _, s := range set.NameSets(name) {
 				captures = append(captures, host.Capture{Dst: netip.PrefixFrom(a, a.BitLen()), Set: s})
 			}
