@@ -157,7 +157,7 @@ func (s Sockets) foreign(list []sockdiag.Socket, pin, dst netip.AddrPort) Obstac
 		}
 		best = Obstacle{
 			Cause: fmt.Sprintf("port %d is taken by %s, which %s", pin.Port(), owners[i], socket),
-			Hint:  fmt.Sprintf("end that program, or let it use another port: it is pid %d", owners[i].PID),
+			Hint:  owners[i].Remedy(),
 		}
 	}
 	return best

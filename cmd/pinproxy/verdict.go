@@ -184,7 +184,7 @@ func (p portState) takenBy(s socketState) obstacle {
 	}
 	return obstacle{
 		fmt.Sprintf("port %d is taken by %s, which %s", port, s.owner, s),
-		fmt.Sprintf("end that program, or let it use another port: it is pid %d", s.owner.PID),
+		s.owner.Remedy(),
 	}
 }
 

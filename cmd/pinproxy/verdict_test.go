@@ -113,6 +113,12 @@ func TestVerdict(t *testing.T) {
 				socket(sockdiag.Listen, "0.0.0.0:63998", "0.0.0.0:0", 99),
 			}
 		}, cause: "port 63998 is taken by nginx (pid 99), which listens on 0.0.0.0:63998", chosen: "it waits", hintHas: "pid 99"},
+		{name: "a command's pinproxy", is: func(s *situation) {
+			s.ports = s.ports[:1]
+			other := socket(sockdiag.Established, local, dst, 99)
+			other.owner.Name = "pinproxy"
+			s.ports[0].sockets = []socketState{other}
+		}, cause: "port 63998 is taken by pinproxy (pid 99), which is connected", chosen: "it waits", hintHas: "a range of source ports in the rule"},
 		{name: "listener on another address", is: func(s *situation) {
 			s.ports[0].sockets = []socketState{socket(sockdiag.Listen, "127.0.0.1:63998", "0.0.0.0:0", 99)}
 		}, pinned: true, port: 63998, chosen: "port 63998"},

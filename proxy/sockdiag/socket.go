@@ -90,3 +90,11 @@ type Process struct {
 
 // String names the process: "nginx (pid 812)".
 func (p Process) String() string { return fmt.Sprintf("%s (pid %d)", p.Name, p.PID) }
+
+// Remedy says what helps whoever needs a port that the process has.
+func (p Process) Remedy() string {
+	if p.Name == "pinproxy" { // it runs a command: a network namespace has one for all of it
+		return fmt.Sprintf("a range of source ports in the rule has one for each pinproxy; or wait for the command of pid %d", p.PID)
+	}
+	return fmt.Sprintf("end that program, or let it use another port: it is pid %d", p.PID)
+}
