@@ -41,3 +41,13 @@ func TestNotifyIsNotHeldUp(t *testing.T) {
 		t.Fatal("it waits")
 	}
 }
+
+// A unit may have more than one directory, and then the variable has a list.
+func TestStateDir(t *testing.T) {
+	for list, want := range map[string]string{"": runDir, "/run/a": "/run/a", "/run/a:/run/b": "/run/a"} {
+		t.Setenv("RUNTIME_DIRECTORY", list)
+		if got := stateDir(); got != want {
+			t.Errorf("%q: %q, want %q", list, got, want)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,12 +37,10 @@ const (
 const runDir = "/run/pinproxy"
 
 // stateDir returns the directory of the state file and the control socket. It is systemd's RuntimeDirectory= if
-// there is one.
+// there is one, the first if there are more (systemd.exec(5), $RUNTIME_DIRECTORY).
 func stateDir() string {
-	if dir := os.Getenv("RUNTIME_DIRECTORY"); dir != "" {
-		return dir
-	}
-	return runDir
+	dir, _, _ := strings.Cut(os.Getenv("RUNTIME_DIRECTORY"), ":")
+	return cmp.Or(dir, runDir)
 }
 
 // hostConfig translates what the rules ask for into the host's terms.
