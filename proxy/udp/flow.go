@@ -153,10 +153,16 @@ func (f *flow) flush() {
 		f.relay.queued.Add(-int64(n))
 		f.mu.Unlock()
 
-		if err := f.socket.send(d); err != nil {
-			f.mu.Lock()
-			_ = f.failedLocked(d, err)
-			f.mu.Unlock()
+		for {
+			err := f.socket.send(d)
+			if err != nil {
+				f.mu.Lock()
+				err = f.failedLocked(d, err)
+				f.mu.Unlock()
+			}
+			if err != errBusy {
+				break
+			}
 		}
 		d.Release()
 	}
