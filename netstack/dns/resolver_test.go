@@ -345,6 +345,13 @@ func TestThrottle(t *testing.T) {
 		if strings.Count(got, "\n") != 4 || strings.Count(got, "repeated=59") != 2 {
 			t.Error(got)
 		}
+		for i := range 130 { // joined errors, as the observer's are, have an innermost cause too
+			th.warn("withhold", errors.Join(fmt.Errorf("keep address %d: %w", i, errNoRoute), errTimeout))
+			time.Sleep(time.Second)
+		}
+		if n := strings.Count(log.String(), "withhold"); n != 3 {
+			t.Errorf("%d lines in 130 s, want 3:\n%s", n, log.String())
+		}
 		for i := range 1000 {
 			th.warn("ask", fmt.Errorf("cause %d", i))
 		}

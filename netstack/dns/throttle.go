@@ -67,9 +67,13 @@ func (t *throttle) due(cause string) (skipped int, ok bool) {
 	return skipped, true
 }
 
+// innermost returns the innermost cause; of joined errors, that of the first.
 func innermost(err error) error {
 	for {
 		inner := errors.Unwrap(err)
+		if joined, ok := err.(interface{ Unwrap() []error }); ok && len(joined.Unwrap()) > 0 {
+			inner = joined.Unwrap()[0]
+		}
 		if inner == nil {
 			return err
 		}
