@@ -93,7 +93,8 @@
 //	                             after any Observe in progress
 //
 // A failure of the [Resolver] (no such name, timeout, an error from the server) is logged once until the cause changes.
-// The lookup is repeated after 1 s, doubling up to 60 s.
+// The lookup is repeated after 1 s, doubling up to 60 s. So is it if only the addresses of one family could be looked up:
+// they are used meanwhile.
 //
 // # Limits
 //

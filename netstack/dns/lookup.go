@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -22,7 +23,7 @@ var (
 
 // found is the result of resolving a name.
 type found struct {
-	addrs []netip.Addr  // not empty
+	addrs []netip.Addr
 	ttl   time.Duration // valid if wire
 	wire  bool          // false: from a file on this host, /etc/hosts
 }
@@ -31,16 +32,54 @@ type found struct {
 // resolv.conf and its reloads, EDNS, and TCP after truncation. A name with a dot is taken as fully qualified. A
 // name without a dot means whatever /etc/hosts or the search list make of it. The sockets come from dial. Their
 // answers are read for the TTL, which net.Resolver doesn't report.
+//
+// If only the addresses of one family are found, and it is not known that there are none of the other, the error says
+// why, beside what was found.
 func lookup(ctx context.Context, dial Dialer, name string) (found, error) {
+	if !strings.Contains(name, ".") {
+		// Both families at once: with the search list, each alone might be found in another domain.
+		return lookupFamily(ctx, dial, "ip", name)
+	}
+	// Together, net.Resolver would not report that one family failed, and its silence would use up the time of both.
+	name += "."
+	var v4, v6 found
+	var err4, err6 error
+	var wg sync.WaitGroup
+	wg.Go(func() { v4, err4 = lookupFamily(ctx, dial, "ip4", name) })
+	wg.Go(func() { v6, err6 = lookupFamily(ctx, dial, "ip6", name) })
+	wg.Wait()
+	switch {
+	case err4 == nil && err6 == nil:
+		both := found{addrs: slices.Concat(v4.addrs, v6.addrs), ttl: v4.ttl, wire: v4.wire}
+		if v6.wire && (!v4.wire || v6.ttl < v4.ttl) {
+			both.ttl, both.wire = v6.ttl, true
+		}
+		return both, nil
+	case err4 == nil && noAddress(err6):
+		return v4, nil
+	case err4 == nil:
+		return v4, fmt.Errorf("its IPv6 addresses: %w", err6)
+	case err6 == nil && noAddress(err4):
+		return v6, nil
+	case err6 == nil:
+		return v6, fmt.Errorf("its IPv4 addresses: %w", err4)
+	case err4 == errNoName:
+		return found{}, err6
+	}
+	return found{}, err4
+}
+
+// noAddress reports whether err means that there are no addresses, as opposed to that they are not known.
+func noAddress(err error) bool { return err == errNoName || err == errLocalOnly }
+
+// lookupFamily is lookup for the addresses of a network ("ip", "ip4" or "ip6").
+func lookupFamily(ctx context.Context, dial Dialer, network, name string) (found, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	w := &wire{ctx: ctx, dial: dial}
-	if strings.Contains(name, ".") {
-		name += "."
-	}
 	// A separate Resolver: two lookups of one name on the same Resolver would share sockets.
 	res := net.Resolver{PreferGo: true, Dial: w.Dial}
-	addrs, err := res.LookupNetIP(ctx, "ip", name)
+	addrs, err := res.LookupNetIP(ctx, network, name)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil {
@@ -60,7 +99,10 @@ func lookup(ctx context.Context, dial Dialer, name string) (found, error) {
 // errno is what the last socket reported.
 func cause(err error, errno syscall.Errno) error {
 	var d *net.DNSError
+	var other *net.AddrError
 	switch {
+	case errors.As(err, &other): // all addresses in /etc/hosts are of the other family
+		return errNoName
 	case !errors.As(err, &d):
 		return err
 	case d.IsNotFound:

@@ -142,7 +142,10 @@ func (r *Resolver) keep(ctx context.Context, name string, slots chan struct{}, t
 				r.log.Warn("resolve name", "name", name, "err", err)
 			}
 			retry = min(max(2*retry, retryFirst), retryLast)
-			wait = jitter(retry)
+			again := jitter(retry)
+			if wait == 0 || again < wait {
+				wait = again
+			}
 		} else {
 			if trouble != "" {
 				r.log.Info("name resolves again", "name", name)
@@ -159,7 +162,8 @@ func (r *Resolver) keep(ctx context.Context, name string, slots chan struct{}, t
 	}
 }
 
-// once resolves name and returns when to do it again.
+// once resolves name and returns when to do it again. If only a part is known, it also returns an error, which may be
+// a reason to do it sooner.
 func (r *Resolver) once(ctx context.Context, name string, slots chan struct{}) (time.Duration, error) {
 	select {
 	case slots <- struct{}{}:
@@ -170,7 +174,7 @@ func (r *Resolver) once(ctx context.Context, name string, slots chan struct{}) (
 	ctx, cancel := context.WithTimeout(ctx, lookupWait)
 	defer cancel()
 	got, err := r.lookup(ctx, name)
-	if err != nil {
+	if len(got.addrs) == 0 {
 		return 0, err
 	}
 	ttl := got.ttl
@@ -181,7 +185,7 @@ func (r *Resolver) once(ctx context.Context, name string, slots chan struct{}) (
 	if err := r.observe(name, got.addrs, max(ttl, wait)); err != nil {
 		return 0, fmt.Errorf("observe addresses: %w", err)
 	}
-	return wait, nil
+	return wait, err
 }
 
 // jitter spreads lookups that began together.

@@ -143,8 +143,10 @@ func TestResolverTrouble(t *testing.T) {
 			if len(at) == len(errs) {
 				cancel()
 			}
-			err := errs[len(at)-1]
-			return found{addrs: addrs("203.0.113.1"), ttl: time.Minute, wire: true}, err
+			if err := errs[len(at)-1]; err != nil {
+				return found{}, err
+			}
+			return found{addrs: addrs("203.0.113.1"), ttl: time.Minute, wire: true}, nil
 		})
 		r.Run(ctx, []string{"a"}, func() {})
 		for i := range 8 {
@@ -180,6 +182,41 @@ func TestResolverTrouble(t *testing.T) {
 		r.Run(ctx, []string{"a"}, nil)
 		if d := time.Since(start); d > 4*time.Second || strings.Count(log.String(), "\n") != 1 {
 			t.Errorf("%v\n%s", d, log.String())
+		}
+	})
+}
+
+// What is known of one family is used, and the other is asked for again soon.
+func TestResolverKnowsAPart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log safeBuffer
+		var at []time.Duration
+		start := time.Now()
+		ctx, cancel := context.WithCancel(t.Context())
+		obs := &observer{}
+		r := fakeResolver(obs, &log, func(context.Context, string) (found, error) {
+			at = append(at, time.Since(start))
+			got := found{addrs: addrs("203.0.113.1"), ttl: 10 * time.Second, wire: true}
+			if len(at) == 9 {
+				cancel()
+			}
+			if len(at) < 7 {
+				return got, errTimeout
+			}
+			return got, nil
+		})
+		r.Run(ctx, []string{"a"}, nil)
+		for i, want := range []time.Duration{1, 2, 4, 8, 10, 10, 10, 10} {
+			want *= time.Second
+			if d := at[i+1] - at[i]; d < want || d > want+want/10 {
+				t.Errorf("try %d after %v, want %v", i+1, d, want)
+			}
+		}
+		if n := len(obs.all()); n < 8 {
+			t.Errorf("observed %d times", n)
+		}
+		if got := log.String(); strings.Count(got, "timeout") != 1 || strings.Count(got, "resolves again") != 1 {
+			t.Error(got)
 		}
 	})
 }
@@ -262,8 +299,12 @@ func TestLookup(t *testing.T) {
 			a := answerTo(msg)
 			a[3] |= 2
 			return a
-		case h == "silent.pinproxy.example":
+		case h == "silent.pinproxy.example", h == "mute6.pinproxy.example" && typ == dnsmessage.TypeAAAA:
 			return nil
+		case h == "half4.pinproxy.example" && typ == dnsmessage.TypeAAAA, h == "half6.pinproxy.example" && typ == dnsmessage.TypeA:
+			a := answerTo(msg)
+			a[3] |= 2
+			return a
 		case h == "local.pinproxy.example" && typ == dnsmessage.TypeA:
 			return answerTo(msg, rec(owner, 60, "127.0.0.1"))
 		case h == "v4.pinproxy.example" && typ == dnsmessage.TypeAAAA:
@@ -291,6 +332,8 @@ func TestLookup(t *testing.T) {
 		{name: "ok.pinproxy.example", want: "203.0.113.1 2001:db8::1", ttl: 50 * time.Second},
 		{name: "v4.pinproxy.example", want: "203.0.113.1", ttl: 50 * time.Second},
 		{name: "big.pinproxy.example", want: "203.0.113.1 2001:db8::1", ttl: 50 * time.Second},
+		{name: "half4.pinproxy.example", want: "203.0.113.1", ttl: 50 * time.Second, err: errors.New("its IPv6 addresses: server misbehaving")},
+		{name: "half6.pinproxy.example", want: "2001:db8::1", ttl: 70 * time.Second, err: errors.New("its IPv4 addresses: server misbehaving")},
 		{name: "nx.pinproxy.example", err: errNoName},
 		{name: "local.pinproxy.example", err: errLocalOnly},
 		{name: "broken.pinproxy.example", err: errors.New("server misbehaving")},
@@ -300,11 +343,8 @@ func TestLookup(t *testing.T) {
 			t.Errorf("%s: %v, want %v", tt.name, err, tt.err)
 			continue
 		}
-		if err != nil {
-			continue
-		}
 		slices.SortFunc(got.addrs, netip.Addr.Compare)
-		if !slices.Equal(got.addrs, addrs(tt.want)) || got.ttl != tt.ttl || !got.wire {
+		if !slices.Equal(got.addrs, addrs(tt.want)) || got.ttl != tt.ttl || got.wire != (tt.want != "") {
 			t.Errorf("%s: %+v", tt.name, got)
 		}
 	}
@@ -316,6 +356,13 @@ func TestLookup(t *testing.T) {
 		t.Log("not tested: /etc/hosts has no localhost")
 	} else if got, err := lookup(t.Context(), dial, "localhost"); err != errLocalOnly {
 		t.Errorf("localhost: %+v %v", got, err)
+	}
+
+	// The silence about one family does not cost the other.
+	half, end := context.WithTimeout(t.Context(), 2*time.Second)
+	defer end()
+	if got, err := lookup(half, dial, "mute6.pinproxy.example"); !slices.Equal(got.addrs, addrs("203.0.113.1")) || !errors.Is(err, errTimeout) {
+		t.Errorf("no answer about IPv6: %+v, %v", got, err)
 	}
 
 	// Canceling ends a lookup that waits for a silent server.
