@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,8 +15,10 @@ import (
 )
 
 const (
-	// routeTimeout limits one change of routes. The kernel needs microseconds.
+	// routeTimeout limits one change of routes. The kernel needs microseconds for each.
 	routeTimeout = 2 * time.Second
+	// withdrawAtOnce is how many captures are removed within routeTimeout.
+	withdrawAtOnce = 1000
 	// expireEvery is how often we look for addresses that nobody needs any more.
 	expireEvery = time.Second
 )
@@ -73,7 +76,7 @@ func (l *learner) learn(name string, addrs []netip.Addr, ttl time.Duration, aske
 			l.log.Debug("captured", "name", name, "addrs", addrs, "ttl", ttl)
 		}
 	}
-	return errors.Join(err, l.withdraw(ctx, learned.Drop))
+	return errors.Join(err, l.withdraw(context.Background(), learned.Drop))
 }
 
 // expire removes what nothing needs any more, until ctx ends.
@@ -95,8 +98,6 @@ func (l *learner) expire(ctx context.Context) error {
 func (l *learner) sweep(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, routeTimeout)
-	defer cancel()
 	return l.withdraw(ctx, l.names.Expired(time.Now()))
 }
 
@@ -115,13 +116,26 @@ func (l *learner) replace(next *rules.Set, apply func(learned []host.Capture) er
 
 // withdraw removes captures, routes first: until then connections are still decided. Captures that a flow has
 // started to use in the meantime are put back. l.mu is held.
-func (l *learner) withdraw(ctx context.Context, gone []rules.Capture) error {
-	if len(gone) == 0 {
-		return nil
+func (l *learner) withdraw(ctx context.Context, gone []rules.Capture) (err error) {
+	// A capture that stayed would lead to a rule that nobody knows any more, and its connections would fail. So there
+	// is no limit for all together.
+	for part := range slices.Chunk(gone, withdrawAtOnce) {
+		if perr := l.withdrawPart(ctx, part); err == nil {
+			err = perr
+		}
 	}
+	return err
+}
+
+func (l *learner) withdrawPart(ctx context.Context, gone []rules.Capture) error {
+	ctx, cancel := context.WithTimeout(ctx, routeTimeout)
+	defer cancel()
 	err := l.routes.Remove(ctx, gone)
 	if revived := l.names.Forget(gone); len(revived) > 0 {
-		err = errors.Join(err, l.routes.Add(ctx, revived))
+		if aerr := l.routes.Add(ctx, revived); aerr != nil {
+			l.names.Lost(revived)
+			err = errors.Join(err, aerr)
+		}
 	}
 	return err
 }
