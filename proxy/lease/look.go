@@ -70,7 +70,7 @@ func (t *Table) Look(dst netip.AddrPort, pin rules.Pin) View {
 }
 
 // Busy returns what is in the way of a request for pin towards dst that waits: what Request.Queued was told, as it is
-// now. It returns nil if nothing is known of the pin there.
+// now. It returns nil if nothing is: a port is free.
 func (t *Table) Busy(dst netip.AddrPort, pin rules.Pin) *BusyError {
 	now := t.lock()
 	defer t.unlock()
@@ -79,11 +79,17 @@ func (t *Table) Busy(dst netip.AddrPort, pin rules.Pin) *BusyError {
 		return nil
 	}
 	for _, p := range pr.pools {
-		if p.pin.Equal(pin) {
+		if p.pin.Equal(pin) && !p.free(now) {
 			return p.busy(0, now)
 		}
 	}
 	return nil
+}
+
+// free reports whether a request would get a port at once.
+func (p *pool) free(now stamp) bool {
+	rest := p.heaps[resting].top()
+	return len(p.fresh) > 0 || p.heaps[ready].top() != nil || rest != nil && rest.key <= int64(now)
 }
 
 // first returns the first ports of a queue, skipping those with a record.

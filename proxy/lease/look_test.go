@@ -69,3 +69,34 @@ func TestLookAtOverlappingPin(t *testing.T) {
 		t.Errorf("%+v", v)
 	}
 }
+
+// Busy knows the ports as they are now, and nothing once one is free.
+func TestBusyNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := NewTable()
+		pin := pinOf(t, "63990-63991")
+		if busy := table.Busy(dst, pin); busy != nil {
+			t.Errorf("with no port used: %v", busy)
+		}
+		a := acquire(t, table, Request{Pin: pin, Holder: &flow{name: "flow 1"}})
+		if busy := table.Busy(dst, pin); busy != nil {
+			t.Errorf("with one port unused: %v", busy)
+		}
+		b := acquire(t, table, Request{Pin: pin, Holder: &flow{name: "flow 2"}})
+		time.Sleep(7 * time.Second)
+		b.Release(time.Minute)
+		if busy := table.Busy(dst, pin); busy == nil || busy.Holding != 1 || busy.Resting != 1 ||
+			len(busy.Held) != 1 || time.Since(busy.Held[0].Since) != 7*time.Second {
+			t.Errorf("with one held and one resting: %+v", busy)
+		}
+		time.Sleep(time.Minute)
+		if busy := table.Busy(dst, pin); busy != nil {
+			t.Errorf("with one rested: %v", busy)
+		}
+		a.Release(0)
+		acquire(t, table, Request{Pin: pin}).Release(0)
+		if busy := table.Busy(dst, pin); busy != nil {
+			t.Errorf("with all free: %v", busy)
+		}
+	})
+}
