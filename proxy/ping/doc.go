@@ -21,6 +21,7 @@
 //	too big, and not to be fragmented       ICMP with the MTU
 //	group not in ping_group_range (EACCES)  ICMP administratively prohibited; a line
 //	                                        in the log says what to set, once a minute
+//	the host prohibits the destination      ICMP administratively prohibited
 //	no route                                ICMP net unreachable
 //	unused for 60 s (RFC 5508, REQ-2)       the flow ends; the next request begins a new one
 //	a reply from another host               silence: the kernel checks only the identifier, so

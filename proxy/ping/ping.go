@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"syscall"
 	"time"
 
@@ -32,10 +33,10 @@ func NewRelay(dial udp.Dialer, log *slog.Logger, lim udp.Limits) *udp.Relay {
 const hint = `unprivileged ping is not allowed to this group: as root, sysctl -w net.ipv4.ping_group_range="0 2147483647"`
 
 // Dial opens an ICMP or ICMPv6 socket for echo requests to dst, whose port is ignored. It does not wait. The error
-// is EACCES if the host does not allow it.
+// is EACCES if the host does not allow it, or prohibits the destination.
 func Dial(_ context.Context, dst netip.AddrPort) (net.Conn, error) {
 	c, err := open(dst.Addr().Unmap())
-	if errors.Is(err, syscall.EACCES) {
+	if from := (*os.SyscallError)(nil); errors.As(err, &from) && from.Syscall == "socket" && errors.Is(err, syscall.EACCES) {
 		err = fmt.Errorf("%w: %s", err, hint)
 	}
 	if err != nil {

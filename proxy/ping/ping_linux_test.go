@@ -175,3 +175,18 @@ func TestPingForbidden(t *testing.T) {
 		})
 	}
 }
+
+// What the host prohibits is not put down to the group: broadcast, for one.
+func TestProhibitedDestination(t *testing.T) {
+	host := lab.ForTest(t).Topology().Client
+	host.Sysctl("net.ipv4.ping_group_range", "0 2147483647")
+	if err := host.Do(func() error {
+		_, err := ping.Dial(t.Context(), netip.MustParseAddrPort("255.255.255.255:0"))
+		if !errors.Is(err, syscall.EACCES) || strings.Contains(err.Error(), "ping_group_range") {
+			t.Errorf("Dial = %v, want EACCES and nothing about the group", err)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
