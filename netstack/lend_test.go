@@ -31,13 +31,21 @@ func lenders(t *testing.T) func() (*netstacktest.Conn, lending) {
 		c, err := f.Accept()
 		if err != nil {
 			t.Errorf("Accept: %v", err)
+			close(conns)
 			return
 		}
 		defer c.Close()
 		conns <- c.(lending)
 		<-t.Context().Done()
 	})
-	return func() (*netstacktest.Conn, lending) { return mustDial(t, client, server4), <-conns }
+	return func() (*netstacktest.Conn, lending) {
+		app := mustDial(t, client, server4)
+		c, ok := <-conns
+		if !ok {
+			t.FailNow()
+		}
+		return app, c
+	}
 }
 
 // all takes everything that is lent.
