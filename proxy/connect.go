@@ -38,7 +38,7 @@ func (h leased) Release(rest time.Duration) {
 func (l *live) connect(ctx context.Context) (Conn, leased, error) {
 	rule := l.decision.Rule
 	l.behind = l.proxy.cfg.Behind(l.flow.Src().Addr())
-	if !l.proxy.cfg.Apart && !l.behind && l.proxy.dials.has(l.flow.Src().Port(), l.flow.Dst()) {
+	if l.captured() {
 		return nil, leased{}, &pinError{err: errLoop}
 	}
 	if err := l.forbidden(l.flow.Dst()); err != nil {

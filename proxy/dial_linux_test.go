@@ -169,8 +169,13 @@ func TestMarked(t *testing.T) {
 					return err
 				}
 				defer conn.Close()
-				if got := ours.Marked(addrPort(conn.LocalAddr()), dst); got != c.want {
-					t.Errorf("%s, mark %#x: %v", dst, c.by.Mark, got)
+				local := addrPort(conn.LocalAddr())
+				if got, known := ours.Marked(local, dst); got != c.want || !known {
+					t.Errorf("%s, mark %#x: %v, known %v", dst, c.by.Mark, got, known)
+				}
+				local = netip.AddrPortFrom(local.Addr(), 1)
+				if got, known := ours.Marked(local, dst); got || known {
+					t.Errorf("%s from %s, which does not exist: %v, known %v", dst, local, got, known)
 				}
 				return nil
 			}); err != nil {

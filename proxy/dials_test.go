@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 
 	"pinproxy/proxy/lease"
@@ -29,7 +30,9 @@ func (d *loopDialer) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, e
 // chosenPort is what the kernel chooses for a dial from any port.
 const chosenPort = 50000
 
-func (d *loopDialer) Marked(local, _ netip.AddrPort) bool { return local.Port() == chosenPort }
+func (d *loopDialer) Marked(local, _ netip.AddrPort) (ours, known bool) {
+	return local.Port() == chosenPort, local.Port() == chosenPort
+}
 
 func TestCapturedDialDoesNotLoop(t *testing.T) {
 	d := &loopDialer{t: t}
@@ -64,5 +67,33 @@ func TestCapturedDialFromAnyPortDoesNotLoop(t *testing.T) {
 	lines := h.log.with("flow failed")
 	if len(lines) != 2 || lines[0].Attrs["err"] != errLoop.Error() {
 		t.Errorf("log: %v, want the captured dial refused and nothing else", lines)
+	}
+}
+
+// portOfDial is a Dialer that knows its sockets. During its first dial, an application connects from the dial's port to
+// the same destination.
+type portOfDial struct {
+	loopDialer
+	memDialer
+	once atomic.Bool
+}
+
+func (d *portOfDial) Marked(netip.AddrPort, netip.AddrPort) (ours, known bool) { return false, true }
+
+func (d *portOfDial) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error) {
+	if d.once.CompareAndSwap(false, true) {
+		f := d.h.openFrom(d.t, netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), pin.Port()), dst, memory)
+		f.answered(d.t, "accept")
+	}
+	return d.memDialer.Dial(ctx, pin, dst)
+}
+
+func TestPortOfADialByChance(t *testing.T) {
+	d := &portOfDial{loopDialer: loopDialer{t: t}, memDialer: make(memDialer, 2)}
+	h := newHarness(t, Config{Dialer: d}, "*:*=1000-1999 busy=fail")
+	d.h = h
+	h.openWith(t, dst4, memory).answered(t, "accept")
+	if lines := h.log.with("flow failed"); len(lines) != 0 {
+		t.Errorf("log: %v", lines)
 	}
 }

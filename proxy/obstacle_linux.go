@@ -37,13 +37,14 @@ func (s Sockets) makeRoom(pin, dst netip.AddrPort) (bool, error) {
 	return true, sockdiag.Destroy(socket)
 }
 
-// Marked reports whether the socket of a 4-tuple has our mark.
-func (s Sockets) Marked(local, remote netip.AddrPort) bool {
+// Marked reports whether the socket of a 4-tuple has our mark, and whether there is such a socket.
+func (s Sockets) Marked(local, remote netip.AddrPort) (ours, known bool) {
 	if s.Mark == 0 {
-		return false
+		return false, false
 	}
 	socket, found, err := sockdiag.Find(local, remote)
-	return err == nil && found && socket.Mark == s.Mark
+	known = err == nil && found
+	return known && socket.Mark == s.Mark, known
 }
 
 // source returns the address that the kernel would choose towards dst. It asks a UDP socket with the same mark, which

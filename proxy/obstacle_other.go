@@ -12,7 +12,7 @@ import (
 func (s Sockets) makeRoom(_, _ netip.AddrPort) (bool, error) { return false, nil }
 
 // Marked knows nothing: marks are specific to Linux.
-func (s Sockets) Marked(_, _ netip.AddrPort) bool { return false }
+func (s Sockets) Marked(_, _ netip.AddrPort) (ours, known bool) { return false, false }
 
 // Obstacle knows nothing: sock_diag is specific to Linux.
 func (s Sockets) Obstacle(_, _ netip.AddrPort) Obstacle { return Obstacle{} }
