@@ -84,7 +84,7 @@ func (h *handover) unreadable() (warnings []string) {
 	for path := range h.Rules {
 		f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO may have no writer any more
 		if err != nil {
-			warnings = append(warnings, fmt.Sprintf("rules file %s can't be read again, so SIGHUP will fail: %v", path, cause(err)))
+			warnings = append(warnings, fmt.Sprintf("rules file %s can't be read again, so SIGHUP will fail: %v", path, towards(cause(err))))
 			continue
 		}
 		_ = f.Close()

@@ -110,13 +110,21 @@ func (w *network) rulesFile(text string, mode os.FileMode) string {
 	return path
 }
 
-// A rules file is read by root at the start, and by another user later.
+// A rules file is read by root at the start, and by another user later. Who saves it anew for root alone is told which
+// user that is.
 func TestUnreadableRulesFileIsWarnedOf(t *testing.T) {
 	needRoot(t)
 	w := newNetwork(t)
 	path := w.rulesFile("203.0.113.2:7=63999\n", 0o600)
-	p := w.pinproxy("--rules", path)
-	p.expect("rules file " + path + " can't be read again, so SIGHUP will fail: permission denied")
+	p := w.pinproxy("--rules", path, "--user", "daemon")
+	p.expect("rules file " + path + " can't be read again, so SIGHUP will fail: permission denied to user daemon, as whom pinproxy runs")
+	if err := p.Signal(unix.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	want := "read rules file " + path + ": permission denied to user daemon, as whom pinproxy runs"
+	if e := p.await("rules not reread, the former ones stay", 1)[0]; e.Err != want {
+		t.Errorf("%+v, want %q", e, want)
+	}
 }
 
 // A FIFO holds up neither the start, nor the end when SIGHUP has us read it and nobody writes to it.

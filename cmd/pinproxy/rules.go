@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	accounts "os/user"
+	"strconv"
 	"strings"
 
 	"pinproxy/rules"
@@ -47,9 +50,21 @@ func readRules(file string, read func(path string) (string, error)) ([]*rules.Ru
 		if errors.As(err, &path) {
 			err = path.Err
 		}
-		return nil, &usageError{fmt.Sprintf("read rules file %s: %s", file, err), ""}
+		return nil, &usageError{fmt.Sprintf("read rules file %s: %s", file, towards(err)), ""}
 	}
 	return rules.ParseFile(file, strings.NewReader(text))
+}
+
+// towards names the user of this process in an error that says what it may not do: it is not who typed the command.
+func towards(err error) error {
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	name := strconv.Itoa(os.Geteuid())
+	if u, err := accounts.LookupId(name); err == nil {
+		name = u.Username
+	}
+	return fmt.Errorf("%w to user %s, as whom pinproxy runs", err, name)
 }
 
 // maxRulesFile is how many bytes of rules are read: more than a million rules. Without a limit, a file that has no
