@@ -111,6 +111,8 @@ install: bin/pinproxy ## install into PREFIX (/usr/local) and SYSCONFDIR (/etc),
 		set -x; install -m 644 packaging/apparmor/pinproxy $(DESTDIR)/etc/apparmor.d/pinproxy; \
 		if test -z "$(DESTDIR)" && command -v apparmor_parser >/dev/null; then apparmor_parser -r /etc/apparmor.d/pinproxy; fi; \
 	else echo "no /etc/apparmor.d: leaving out the AppArmor profile"; fi
+	@if test -z "$(DESTDIR)"; then \
+		echo "for the service: systemd-sysusers && systemctl daemon-reload, rules in $(SYSCONFDIR)/pinproxy/pinproxy.rules, systemctl enable --now pinproxy"; fi
 
 # The newest tag, and how far we are from it; before the first tag, the commit.
 VERSION    = $(or $(patsubst v%,%,$(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | tr - '~')),0.0.0~$(shell git log -1 --format=%cd.%h --date=format:%Y%m%d))

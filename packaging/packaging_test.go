@@ -91,6 +91,11 @@ func TestInstall(t *testing.T) {
 		t.Errorf("it has version %q", version)
 	}
 
+	// Who installs for this host is told what the service needs besides.
+	if said := run(t, "make", "-s", "-n", "-C", "..", "install", "DESTDIR="); !strings.Contains(said, "systemd-sysusers && systemctl daemon-reload") {
+		t.Errorf("make install would do\n%s", said)
+	}
+
 	// Another prefix reaches the unit, and rules that are there stay.
 	rules := root + "/etc/pinproxy/pinproxy.rules"
 	if err := os.WriteFile(rules, []byte("mine"), 0o600); err != nil {
