@@ -158,7 +158,11 @@ func (c *checker) resolve(ctx context.Context) ([]netip.Addr, error) {
 	defer cancel()
 	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", c.target.host)
 	if err != nil {
-		return nil, fmt.Errorf("look up %s: %w", c.target.host, reason(err))
+		link := ""
+		if c.instance != nil {
+			link = c.instance.about.Link
+		}
+		return nil, fmt.Errorf("look up %s: %w", c.target.host, forbidden(reason(err), link))
 	}
 	var addrs []netip.Addr
 	for _, a := range found {
@@ -167,6 +171,15 @@ func (c *checker) resolve(ctx context.Context) ([]netip.Addr, error) {
 		}
 	}
 	return addrs, nil
+}
+
+// forbidden adds to the reason of a failed lookup what it means if queries are captured: that they leave by link is new
+// to a firewall that lets pass only what it knows.
+func forbidden(reason error, link string) error {
+	if link == "" || !strings.HasSuffix(reason.Error(), syscall.EPERM.Error()) {
+		return reason
+	}
+	return fmt.Errorf("%w: a firewall of this host has to let pass what leaves by %s", reason, link)
 }
 
 // reason returns the reason of a failed lookup, without the name and the resolver's address.
