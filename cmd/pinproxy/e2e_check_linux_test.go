@@ -150,6 +150,7 @@ var variable = []struct{ pattern, with string }{
 	{`though port \d+`, `though port PORT`},
 	{`"uid": \d+`, `"uid": UID`},
 	{`"(goroutines|heap|endpoints)": \d+`, `"$1": COUNT`},
+	{`"namespace": "[^"]*"`, `"namespace": "NAMESPACE"`},
 }
 
 // steady replaces what differs from run to run.
