@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/net/dns/dnsmessage"
 
+	"pinproxy/netstack/host"
 	"pinproxy/netstack/lab"
 )
 
@@ -358,6 +359,39 @@ func TestGatewayThatMasqueradesDoesNotLeadHostsToItself(t *testing.T) {
 			p.await("flow failed", 1)
 			if seen := own.Seen(); len(seen) != 0 {
 				t.Errorf("the gateway itself was connected to from %v", seen)
+			}
+		})
+	}
+}
+
+// Another host that sends with an address of the device leads nothing into it, through a gateway or not. For IPv4 the
+// kernel drops such a packet (a martian source). It forwards one of IPv6.
+func TestGatewayIsNotDeceived(t *testing.T) {
+	t.Parallel()
+	for _, through := range []string{"gateway", "another device"} {
+		t.Run(through, func(t *testing.T) {
+			l := newLAN(t, 1500)
+			server := l.Server.Serve(at(lab.Server6, 7), lab.Echo)
+			args := []string{"--rule", inRule(lab.Server6) + ":7=63990-63999"}
+			if through == "gateway" {
+				args = append(args, "--gateway", l.dev)
+			}
+			l.pinproxy(args...)
+			for _, src := range []netip.Addr{host.Addr6, host.Guest6} {
+				l.inner.Addr("eth0", src.String()+"/128")
+				from := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(src, 0)), Timeout: 100 * time.Millisecond}
+				_ = l.inner.Do(func() error {
+					c, err := from.Dial("tcp", at(lab.Server6, 7))
+					if err == nil {
+						_ = c.Close()
+						t.Errorf("connected from %s", src)
+					}
+					return nil
+				})
+			}
+			echo(t, l.mustConnect(at(lab.Server6, 7)), "hello")
+			if seen := server.Seen(); len(seen) != 1 {
+				t.Errorf("the server saw %v, want one connection", seen)
 			}
 		})
 	}

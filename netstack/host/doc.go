@@ -10,8 +10,9 @@
 //
 //	   0  lookup local                          the host's own addresses are never captured
 //	4000  fwmark 0x70 ───────────────────┐      our own dials
-//	4001  from TUN lookup 40000 ─▶ pin0  │      the rest of a captured flow
-//	4002  from TUN unreachable           │      … once the device is gone
+//	4001  from TUN, iif lo,              │      the rest of a captured flow
+//	        lookup 40000 ─▶ pin0         │
+//	4002  from TUN unreachable           │      … once the device is gone, and others' packets
 //	4003  has a source, iif lo ──────────┤      bound sockets, and open connections
 //	4010  iif lo tcp dport 443,          │      capture rules: one per range of ports;
 //	        lookup 40002 ─▶ pin0         │        what the table lacks continues below

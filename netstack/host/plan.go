@@ -164,7 +164,7 @@ func planRules(c Config, fam family, stand []rule) (rules []rule, over int) {
 		from := netip.PrefixFrom(a, a.BitLen())
 		rules = append(rules,
 			rule{fam: fam, pref: gone, from: from, action: unreachable},
-			rule{fam: fam, pref: pref, from: from, action: lookup, table: tableSelf},
+			rule{fam: fam, pref: pref, from: from, lo: true, action: lookup, table: tableSelf},
 		)
 	}
 	self(c.source(fam), prefSelf, prefSelfGone)

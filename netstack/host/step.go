@@ -249,7 +249,7 @@ func (s rule) lingers() bool { return prefLingerLast <= s.pref && s.pref <= pref
 // captures reports whether the rule belongs to the capture block: it makes connections enter the device, or
 // limits a rule that does.
 func (s rule) captures() bool {
-	return (s.lo || s.iif != "") && (s.action == lookup || s.dport != PortRange{})
+	return (s.lo || s.iif != "") && !s.from.IsValid() && (s.action == lookup || s.dport != PortRange{})
 }
 
 // capturesOwn reports the same for this host's connections only, not those of hosts behind a gateway.
