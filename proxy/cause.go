@@ -62,7 +62,7 @@ func hintOf(err error) string {
 	case errors.As(err, &silent):
 		return silent.hint
 	case errors.Is(err, errCrowd):
-		return "what they wait for is in the log; 8,192 of one rule and 16,384 of one source address are let in"
+		return "what they wait for is in the log; 8,192 of one rule and 16,384 of one source are let in"
 	case errors.Is(err, errLoop):
 		return "some program deletes policy rules; pinproxy puts them back within a second"
 	case errors.Is(err, errSelf):

@@ -8,7 +8,7 @@ import (
 	"pinproxy/rules"
 )
 
-// How many flows may wait for an answer at a time, per rule and per source address. netstack has room for 32,768 in
+// How many flows may wait for an answer at a time, per rule and per source. netstack has room for 32,768 in
 // all. Neither a rule whose upstream is silent nor a host that keeps opening connections can take it all from the
 // others.
 const (
@@ -22,8 +22,8 @@ type crowd struct {
 
 	mu      sync.Mutex
 	rules   map[*rules.Rule]int
-	sources map[netip.Addr]int
-	said    time.Time // when the log last mentioned one too many
+	sources map[netip.Addr]int // IPv6: by /64 network, in which a host can have any number of addresses
+	said    time.Time          // when the log last mentioned one too many
 }
 
 func newCrowd(perRule, perSource int) *crowd {
@@ -32,6 +32,7 @@ func newCrowd(perRule, perSource int) *crowd {
 
 // enter counts a flow until leave is called. It reports false if there are too many.
 func (c *crowd) enter(rule *rules.Rule, src netip.Addr) bool {
+	src = network(src)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.rules[rule] >= c.perRule || c.sources[src] >= c.perSource {
@@ -43,6 +44,7 @@ func (c *crowd) enter(rule *rules.Rule, src netip.Addr) bool {
 }
 
 func (c *crowd) leave(rule *rules.Rule, src netip.Addr) {
+	src = network(src)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.rules[rule]--; c.rules[rule] == 0 {
@@ -51,6 +53,13 @@ func (c *crowd) leave(rule *rules.Rule, src netip.Addr) {
 	if c.sources[src]--; c.sources[src] == 0 {
 		delete(c.sources, src)
 	}
+}
+
+func network(src netip.Addr) netip.Addr {
+	if src.Is6() {
+		return netip.PrefixFrom(src.WithZone(""), 64).Masked().Addr()
+	}
+	return src
 }
 
 // mention reports whether the log may mention one flow too many, which it does once a second.

@@ -72,8 +72,9 @@ type Config struct {
 	// Direct reports whether to dial a flow for which there is no rule, from any port. If not, the flow is refused.
 	// Nil refuses all of them.
 	Direct func(dst netip.AddrPort) bool
-	// MaxPerRule and MaxPerSource bound the number of flows that wait for an answer, per rule and per source address;
-	// 0 means DefaultMaxPerRule, DefaultMaxPerSource. Flows beyond that are dropped.
+	// MaxPerRule and MaxPerSource bound the number of flows that wait for an answer, per rule and per source, which is
+	// an IPv4 address or an IPv6 /64 network; 0 means DefaultMaxPerRule, DefaultMaxPerSource. Flows beyond that are
+	// dropped.
 	MaxPerRule, MaxPerSource int
 	// Apart says that flows come from another network namespace, so that none of them can be a captured dial of our
 	// own.
