@@ -246,7 +246,13 @@ func TestPackages(t *testing.T) {
 		t.Errorf("it has version %q", version)
 	}
 	run(t, "systemd-analyze", "--offline=true", "security", "--no-pager", unitOf(t, root))
-	dpkg("-i", debs[0]) // once more, as an update
+	// Once more, as an update, while systemd runs. The service does not start again, as with a mistake in its rules.
+	systemctl := filepath.Join(root, "bin/systemctl")
+	if err := errors.Join(os.MkdirAll(root+"/run/systemd/system", 0o755), os.WriteFile(systemctl, []byte("#!/bin/sh\nexit 1\n"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	dpkg("-i", debs[0])
+	before = append(before, "/bin/systemctl")
 
 	dpkg("-r", "pinproxy")
 	if got := since(); !slices.Equal(got, installed[:2]) {
