@@ -321,6 +321,35 @@ func (l *lan) forward(q lab.Query) lab.Answer {
 	return a
 }
 
+// Some clouds have their resolver at a link-local address of IPv4. The kernel forwards queries to it, and so do we.
+func TestGatewayWithAResolverOfACloud(t *testing.T) {
+	l := newLAN(t, 1500)
+	const resolver = "169.254.169.254"
+	l.Server.Own(resolver + "/32")
+	l.Router.Route(resolver+"/32", lab.Server4)
+	asked := l.Server.DNS(lab.Zone(zone), at(resolver, 53))
+	server := l.Server.Serve(":443", lab.Echo)
+	l.pins("--rule", "*.bank.example:443=63999")
+	r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return l.inner.Dial(ctx, "udp", at(resolver, 53))
+	}}
+	addrs, err := r.LookupHost(soon(t), "v4.bank.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	echo(t, l.mustConnect(at(addrs[0], 443)), "hello")
+	if seen := server.Seen(); len(seen) != 1 || seen[0] != families[0].from(63999) {
+		t.Errorf("connections came from %v", seen)
+	}
+	if len(asked.Queries()) == 0 {
+		t.Error("the resolver was not asked")
+	}
+	// Nobody is led there otherwise.
+	if _, err := l.connect(at(resolver, 53)); err == nil {
+		t.Error("connected over TCP")
+	}
+}
+
 // If a name's answers also have an address of the gateway itself, hosts behind it do not get a connection from there.
 func TestGatewayDoesNotLeadHostsToItself(t *testing.T) {
 	eachLAN(t, func(l *lan, f family) {

@@ -75,7 +75,7 @@ func (g *guard) forbid(dst netip.Addr) error {
 		return errForm
 	case dst.IsLoopback():
 		return errLoopback
-	case dst.IsLinkLocalUnicast():
+	case dst.Is6() && dst.IsLinkLocalUnicast():
 		return errLink
 	case dst.IsMulticast(), slices.Contains(notSingle, dst):
 		return errMany
@@ -86,6 +86,8 @@ func (g *guard) forbid(dst netip.Addr) error {
 		return err
 	case own:
 		return errOwn
+	case dst.IsLinkLocalUnicast():
+		return errLink
 	}
 	return nil
 }
@@ -116,9 +118,13 @@ func (g *guard) path(src netip.Addr) int {
 	return mtu
 }
 
-// lets says whether a DNS query may go on. It answers a query that may not.
+// lets says whether a DNS query may go on. It answers a query that may not. The resolver of a cloud may be at a
+// link-local address of IPv4, to which the kernel forwards.
 func (g *guard) lets(d *netstack.Datagram) bool {
-	if g == nil || !g.behind(d.Src().Addr()) || g.forbid(d.Dst().Addr()) == nil {
+	if g == nil || !g.behind(d.Src().Addr()) {
+		return true
+	}
+	if err := g.forbid(d.Dst().Addr()); err == nil || err == errLink && d.Dst().Addr().Is4() {
 		return true
 	}
 	d.Unreachable(syscall.EACCES)
