@@ -15,11 +15,12 @@ func cleanup(ctx context.Context, stdout, stderr io.Writer) error {
 	if held, ok := errors.AsType[*host.HeldError](err); ok {
 		return &runningError{held}
 	}
-	if err == nil { // so no pinproxy is running
-		var line string
-		if line, err = cleanSocket(); line != "" {
+	if _, damaged := errors.AsType[*host.DamagedError](err); err == nil || damaged { // so no pinproxy is running
+		line, unremoved := cleanSocket()
+		if line != "" {
 			done = append(done, line)
 		}
+		err = errors.Join(err, unremoved)
 	}
 	for _, line := range done {
 		fmt.Fprintln(stdout, line)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -176,6 +177,47 @@ func TestStartCleansUpAfterAKilledOne(t *testing.T) {
 		t.Errorf("reserved ports are %s", got)
 	}
 	p.stop()
+}
+
+// A damaged state file prevents no start, and `cleanup` does what it can. Both say what stays and how to end that.
+func TestStateIsDamaged(t *testing.T) {
+	const reserved = "net.ipv4.ip_local_reserved_ports"
+	w := newNetwork(t)
+	before := w.Client.Snapshot()
+	damage := func() {
+		t.Helper()
+		w.pinproxy("--rule", "*:443=63999").kill()
+		files, err := filepath.Glob(filepath.Join(w.run, "*.state"))
+		if err != nil || len(files) != 1 {
+			t.Fatalf("%v, %v", files, err)
+		}
+		if err := os.Truncate(files[0], 10); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	damage()
+	p := w.pinproxy("--rule", "*:443=50000")
+	p.before = strings.Replace(before, "ip_local_reserved_ports = ", "ip_local_reserved_ports = 63999", 1)
+	if said := p.entries("ports that a killed pinproxy reserved may stay reserved"); len(said) != 1 {
+		t.Errorf("the start says %v", said)
+	}
+	p.stop()
+	w.Client.Sysctl(reserved, "")
+
+	damage()
+	out, said, err := w.Client.Run(w.command("cleanup"))
+	if exitStatus(err) != 1 || !strings.Contains(out, "ip rule del") || !strings.Contains(out, ".sock") ||
+		!strings.Contains(said, "all stay reserved: 63999\n") || !strings.Contains(said, "hint: sudo sysctl -w "+reserved) {
+		t.Errorf("cleanup printed %q, said %q, %v", out, said, err)
+	}
+	w.Client.Sysctl(reserved, "")
+	if diff := cmp.Diff(lines(before), lines(w.Client.Snapshot())); diff != "" {
+		t.Errorf("cleanup left the host changed (-before +after):\n%s", diff)
+	}
+	if left, err := os.ReadDir(w.run); len(left) > 0 || err != nil {
+		t.Errorf("%v is left, %v", left, err)
+	}
 }
 
 func TestSecondStart(t *testing.T) {

@@ -88,11 +88,13 @@ func serve(stop, now context.Context, o options, h *handover, stderr io.Writer) 
 	}
 	defer func() { err = errors.Join(err, lock.Release()) }()
 	left, err := lock.Cleanup(stop, stateDir())
-	if err != nil {
-		return err
-	}
 	for _, line := range left {
 		log.Info("cleaned up after a killed pinproxy", "did", line)
+	}
+	if damaged, ok := err.(*host.DamagedError); ok { // alone: nothing else went wrong
+		log.Warn("ports that a killed pinproxy reserved may stay reserved", "err", damaged.Error(), "hint", damaged.Hint())
+	} else if err != nil {
+		return err
 	}
 
 	dev, err := h.open(link.Config{Name: o.tun, Offload: o.offload})

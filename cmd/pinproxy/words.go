@@ -178,6 +178,7 @@ func hintFor(err error) string {
 	var forbidden *netns.ForbiddenError
 	var low *lowPortError
 	var demand *host.DemandError
+	var damaged *host.DamagedError
 	var exec *netns.ExecError
 	switch {
 	case errors.As(err, &ask):
@@ -192,6 +193,8 @@ func hintFor(err error) string {
 		return "sudo pinproxy --rule 'google.co.uk:443=63999'"
 	case errors.As(err, &demand):
 		return demand.Hint
+	case errors.As(err, &damaged):
+		return damaged.Hint()
 	case errors.As(err, &forbidden):
 		return forbiddenHint(forbidden.By)
 	case errors.As(err, &low):

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -14,7 +16,8 @@ import (
 // Cleanup removes what a killed pinproxy left in the network namespace of the calling thread: every rule and
 // route with our protocol number, and the reserved ports listed in the state file in stateDir. It returns the
 // lines a person would have typed, or none if there was nothing to do. The error joins everything that could
-// not be repaired; the rest is done. The error is a *[HeldError] while a pinproxy is running.
+// not be repaired; the rest is done. The error is a *[HeldError] while a pinproxy is running, and a *[DamagedError]
+// if only the reserved ports could not be found, which does not prevent a start.
 func Cleanup(ctx context.Context, stateDir string) (done []string, err error) {
 	l, err := Hold(ctx)
 	if err != nil {
@@ -46,8 +49,12 @@ func (l *Lock) Cleanup(_ context.Context, stateDir string) (done []string, err e
 		try(cleanRules(h, fam))
 		try(cleanRoutes(r, fam))
 	}
-	try(cleanReserved(stateDir))
-	return done, errors.Join(errs...)
+	lines, err := cleanReserved(stateDir)
+	done = append(done, lines...)
+	if joined := errors.Join(errs...); joined != nil {
+		return done, errors.Join(joined, err)
+	}
+	return done, err
 }
 
 // cleanRules deletes the capture rules before the other rules, as undo does.
@@ -112,8 +119,8 @@ func cleanReserved(stateDir string) (done []string, err error) {
 		return nil, err
 	}
 	path := StateFile(stateDir, namespace)
-	if s, err := readState(path); err != nil || s == (state{}) {
-		return nil, err
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
 	r, err := openReserved(path)
 	if err != nil {

@@ -121,6 +121,7 @@
 //	                              that roaming ends no flow
 //	an uplink changes             nothing: no route of ours names one
 //	state file cannot be written  ports are used unreserved, with a warning
+//	state file is damaged         if we were killed, too: the ports stay reserved, with a warning
 //	second start                  HeldError gives the first one's pid; the lock ends with the process
 //	other tools' entries          stay: everything of ours has protocol number 80, and only
 //	                              ports that were not reserved before us are released

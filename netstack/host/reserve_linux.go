@@ -60,7 +60,11 @@ func (r *reserved) ours() (ports, error) {
 	if err != nil || s.BootID != r.boot {
 		return ports{}, err
 	}
-	return parsePorts(s.Ports)
+	p, err := parsePorts(s.Ports)
+	if err != nil {
+		return ports{}, &DamagedError{Path: r.path, Err: err}
+	}
+	return p, nil
 }
 
 // add reserves the ports of want that are not reserved yet, after recording them in the state file. It returns
@@ -109,8 +113,8 @@ func (r *reserved) change(mine, then ports) error {
 }
 
 // remove releases mine, which the caller knows of, and the ports that the state file lists as ours, and returns
-// them. Somebody may have deleted the file. Ports that were reserved before, and those that others have added
-// meanwhile, stay.
+// them. Somebody may have deleted or damaged the file. Ports that were reserved before, and those that others have
+// added meanwhile, stay. The error is a *[DamagedError] if mine and the file together say nothing.
 func (r *reserved) remove(mine ports) (removed ports, err error) {
 	ours, unread := r.ours()
 	ours = ours.or(mine)
@@ -123,10 +127,18 @@ func (r *reserved) remove(mine ports) (removed ports, err error) {
 			return ports{}, err
 		}
 	}
-	if unread != nil {
+	damaged, ok := errors.AsType[*DamagedError](unread)
+	if unread != nil && !ok {
 		return removed, unread
 	}
-	return removed, r.forget()
+	if err := r.forget(); err != nil {
+		return removed, err
+	}
+	if damaged != nil && mine.empty() && !now.empty() {
+		damaged.Reserved = now.String()
+		return removed, damaged
+	}
+	return removed, nil
 }
 
 // forget deletes the state file.

@@ -246,3 +246,67 @@ func TestStateIsDeleted(t *testing.T) {
 		})
 	}
 }
+
+// A damaged state file stands in the way of nothing. Which ports are ours is said by whoever still knows.
+func TestStateIsDamaged(t *testing.T) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"", "null", `{"boot_id":"x","reserved_po`, "\x00\x00", `{"boot_id":"` + strings.TrimSpace(string(boot)) + `","reserved_ports":"x"}`} {
+		t.Run(text, func(t *testing.T) {
+			b := newBench(t)
+			b.Client.Sysctl(reservedKey, "8080")
+			before := b.snapshot()
+			c := web()
+			c.StateDir, c.Reserve = t.TempDir(), []PortRange{{63999, 63999}}
+			var path string
+			damage := func() {
+				files, err := filepath.Glob(filepath.Join(c.StateDir, "*"))
+				if err != nil || len(files) != 1 {
+					t.Fatalf("%v, %v", files, err)
+				}
+				path = files[0]
+				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			clean := func() (done []string, err error) {
+				err = b.Client.Do(func() error { done, err = Cleanup(t.Context(), c.StateDir); return err })
+				return done, err
+			}
+
+			// While we run, we know.
+			b.apply(c)
+			damage()
+			if err := b.undo(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if got := b.Client.SysctlGet(reservedKey); got != "8080" {
+				t.Errorf("undo left %q", got)
+			}
+			b.tun.file.Close()
+
+			// After a SIGKILL nobody does.
+			b.tun = nil
+			b.apply(c)
+			damage()
+			b.tun.file.Close()
+			b.tun = nil
+			b.host.close()
+			done, err := clean()
+			damaged, ok := err.(*DamagedError)
+			if !ok || damaged.Path != path || damaged.Reserved != "8080,63999" || len(done) == 0 {
+				t.Errorf("clean-up did %q: %v", done, err)
+			}
+			if got := b.Client.SysctlGet(reservedKey); got != "8080,63999" {
+				t.Errorf("reserved %q", got)
+			}
+			b.Client.Sysctl(reservedKey, "8080")
+			b.same("otherwise", before)
+			if done, err := clean(); len(done) > 0 || err != nil {
+				t.Errorf("the second clean-up did %q: %v", done, err)
+			}
+		})
+	}
+}

@@ -32,7 +32,26 @@ func scoped(dir, namespace, extension string) string {
 	return filepath.Join(dir, name)
 }
 
-// readState returns the zero state if there is no file.
+// DamagedError reports a state file that does not say which ports are ours, as it was cut short or overwritten. It is
+// deleted, as it would stand in the way of every start.
+type DamagedError struct {
+	Path     string
+	Reserved string // the ports that are reserved and so may be ours; "" if not known
+	Err      error  // what is wrong with the file
+}
+
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("%s was damaged (%v) and is deleted; nothing else says which of the reserved ports are a killed pinproxy's, so all stay reserved: %s", e.Path, e.Err, e.Reserved)
+}
+
+func (e *DamagedError) Unwrap() error { return e.Err }
+
+// Hint returns how to release the ports.
+func (e *DamagedError) Hint() string {
+	return "sudo sysctl -w net.ipv4.ip_local_reserved_ports='' releases all; put between the quotes what others need"
+}
+
+// readState returns the zero state if there is no file. The error may be a *[DamagedError].
 func readState(path string) (state, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -42,8 +61,12 @@ func readState(path string) (state, error) {
 		return state{}, fmt.Errorf("read state: %w", err)
 	}
 	var s state
-	if err := json.Unmarshal(b, &s); err != nil {
-		return state{}, fmt.Errorf("read state %s: %w", path, err)
+	err = json.Unmarshal(b, &s)
+	if err == nil && s.BootID == "" {
+		err = errors.New("it names no boot")
+	}
+	if err != nil {
+		return state{}, &DamagedError{Path: path, Err: err}
 	}
 	return s, nil
 }
