@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"pinproxy/netstack/lab"
+	"pinproxy/proxy/sockdiag"
 )
 
 func TestMain(m *testing.M) { lab.Main(m) }
@@ -137,6 +138,49 @@ func TestPortOfAnOrdinaryConnectionIsShared(t *testing.T) {
 		if n := len(server.Seen()); n != 1 {
 			t.Errorf("the server saw %d connections, want 1", n)
 		}
+	}
+}
+
+// ofNobody is a Sockets.Owners that does not know this process.
+func ofNobody(list []sockdiag.Socket) []sockdiag.Process { return make([]sockdiag.Process, len(list)) }
+
+// A program that has a pin's port of IPv4 alone is neither in the way of a dial over IPv6 nor blamed when another one is.
+func TestListenerOfTheOtherFamily(t *testing.T) {
+	top := lab.ForTest(t).Topology()
+	listen := func(network, local string) net.Listener {
+		l, err := top.Client.Listen(network, local)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	for _, test := range []struct{ from, server, network, other, own string }{
+		{"[::]:63999", lab.Server6, "tcp4", "0.0.0.0:63999", "[::]:63999"},
+		{"0.0.0.0:63999", lab.Server4, "tcp6", "[::]:63999", "0.0.0.0:63999"},
+	} {
+		pin, dst := netip.MustParseAddrPort(test.from), netip.AddrPortFrom(netip.MustParseAddr(test.server), 7)
+		top.Server.Serve(dst.String(), lab.Echo)
+		dial := func() (o Obstacle, err error) {
+			err = top.Client.Do(func() error {
+				c, err := Sockets{}.Dial(t.Context(), pin, dst)
+				if err != nil {
+					o = Sockets{Owners: ofNobody}.Obstacle(pin, dst)
+					return err
+				}
+				closeByReset(c)
+				return nil
+			})
+			return o, err
+		}
+		other := listen(test.network, test.other)
+		if o, err := dial(); err != nil {
+			t.Errorf("%s beside a listener on %s: %v (%s)", pin, test.other, err, o.Cause)
+		}
+		own := listen(map[string]string{"tcp4": "tcp6", "tcp6": "tcp4"}[test.network], test.own)
+		if o, err := dial(); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(o.Cause, "listens on "+test.own) {
+			t.Errorf("%s on the port of a listener on %s: %v, blamed: %q", pin, test.own, err, o.Cause)
+		}
+		_, _ = own.Close(), other.Close()
 	}
 }
 

@@ -101,6 +101,7 @@ func (s Sockets) Obstacle(pin, dst netip.AddrPort) Obstacle {
 	var living, over []sockdiag.Socket
 	for _, socket := range list {
 		switch {
+		case socket.Beside(pin.Addr()):
 		case !socket.State.Over() || !socket.Orphan():
 			living = append(living, socket)
 		case on(socket, pin, dst):

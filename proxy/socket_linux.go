@@ -30,6 +30,10 @@ var _ kernelConn = (*socket)(nil)
 // already done it.
 var noDelay = option{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}
 
+// v6Only keeps a socket bound to [::] off the ports of IPv4. Without it, as net.ipv6.bindv6only has it by default, a
+// program that has a port of IPv4 would keep us from the same port of IPv6.
+var v6Only = option{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1}
+
 // connect makes a TCP connection from pin to dst. The zero pin means any source. prepare, if not nil, is given the
 // socket before it is bound.
 func (s Sockets) connect(ctx context.Context, pin, dst netip.AddrPort, prepare func(fd uintptr) error) (kernelConn, error) {
@@ -87,6 +91,11 @@ func (s Sockets) begin(fd uintptr, pin netip.AddrPort, to sockaddrInet, prepare 
 	}
 	if prepare != nil {
 		if err := prepare(fd); err != nil {
+			return false, err
+		}
+	}
+	if pin.Addr() == netip.IPv6Unspecified() {
+		if err := setsockoptNow(fd, v6Only); err != nil {
 			return false, err
 		}
 	}

@@ -169,11 +169,13 @@ func (s socketState) why(p portState) string {
 		return "in the way, unless the destination speaks TCP timestamps"
 	case s.same:
 		return "in the way, as it is to this very destination"
+	case s.Local.Addr().Is4() != p.local.Addr().Is4() && s.Beside(p.local.Addr()):
+		return "harmless: it is of the other family"
 	case s.over() && p.bindErr == nil:
 		return "harmless: it is to another destination"
 	case s.over() && p.mayEnd:
 		return "harmless: it is ended when the port is wanted"
-	case s.State == sockdiag.Listen && p.bindErr == nil:
+	case s.State == sockdiag.Listen && (p.bindErr == nil || s.Beside(p.local.Addr())):
 		return "harmless: it is on another address"
 	case s.harmless(p):
 		return "harmless: the port is shared with it"

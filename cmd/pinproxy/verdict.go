@@ -106,9 +106,9 @@ func (s situation) obstacle(p portState) obstacle {
 	return obstacle{}
 }
 
-// endable says whether something on the port is over and can be ended.
+// endable says whether something that has the port is over and can be ended.
 func (p portState) endable() bool {
-	return slices.ContainsFunc(p.sockets, func(s socketState) bool { return s.over() && p.mayEnd })
+	return slices.ContainsFunc(p.sockets, func(s socketState) bool { return s.over() && p.mayEnd && !s.Beside(p.local.Addr()) })
 }
 
 // over says whether no program has the socket any more.
@@ -148,7 +148,7 @@ func (p portState) inTheWay() (worst socketState, found bool) {
 	return worst, rank > 0
 }
 
-// harmless says whether a socket is no obstacle. Connections to other destinations can share a port if bind says so,
+// harmless says whether a socket is no obstacle. One on other addresses never is. Connections to other destinations can share a port if bind says so,
 // and a socket that is over can be ended.
 func (s socketState) harmless(p portState) bool {
 	switch {
@@ -156,6 +156,8 @@ func (s socketState) harmless(p portState) bool {
 		return true
 	case s.same:
 		return false
+	case s.Beside(p.local.Addr()):
+		return true
 	case s.State == sockdiag.Listen:
 		return p.bindErr == nil
 	}

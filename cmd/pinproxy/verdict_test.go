@@ -113,6 +113,21 @@ func TestVerdict(t *testing.T) {
 				socket(sockdiag.Listen, "0.0.0.0:63998", "0.0.0.0:0", 99),
 			}
 		}, cause: "port 63998 is taken by nginx (pid 99), which listens on 0.0.0.0:63998", chosen: "it waits", hintHas: "pid 99"},
+		{name: "listeners of both families", is: func(s *situation) {
+			s.ports = s.ports[:1]
+			s.ports[0].bindErr = errno("bind", syscall.EADDRINUSE)
+			only6 := socket(sockdiag.Listen, "[::]:63998", "[::]:0", 98)
+			only6.V6Only = true
+			s.ports[0].sockets = []socketState{only6, socket(sockdiag.Listen, "0.0.0.0:63998", "0.0.0.0:0", 99)}
+			if why := only6.why(s.ports[0]); why != "harmless: it is of the other family" {
+				t.Error(why)
+			}
+		}, cause: "port 63998 is taken by nginx (pid 99), which listens on 0.0.0.0:63998", chosen: "it waits", hintHas: "pid 99"},
+		{name: "a listener for both families", is: func(s *situation) {
+			s.ports = s.ports[:1]
+			s.ports[0].bindErr = errno("bind", syscall.EADDRINUSE)
+			s.ports[0].sockets = []socketState{socket(sockdiag.Listen, "[::]:63998", "[::]:0", 99)}
+		}, cause: "port 63998 is taken by nginx (pid 99), which listens on [::]:63998", chosen: "it waits", hintHas: "pid 99"},
 		{name: "a command's pinproxy", is: func(s *situation) {
 			s.ports = s.ports[:1]
 			other := socket(sockdiag.Established, local, dst, 99)

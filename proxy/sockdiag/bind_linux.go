@@ -26,7 +26,8 @@ func Bind(local netip.AddrPort) error {
 	if family == unix.AF_INET {
 		return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Port: int(local.Port()), Addr: local.Addr().As4()}))
 	}
-	// IPV6_V6ONLY stays as it is, as in a dial: the host says whether IPv4 sockets on a port also conflict with [::]
-	// (net.ipv6.bindv6only).
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil { // as in a dial
+		return os.NewSyscallError("setsockopt", err)
+	}
 	return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet6{Port: int(local.Port()), Addr: local.Addr().As16()}))
 }

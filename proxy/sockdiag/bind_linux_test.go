@@ -66,21 +66,71 @@ func TestBind(t *testing.T) {
 	}
 }
 
-// Where the host keeps IPv4 and IPv6 apart, an IPv4 program on the port is not in the way of a dial over IPv6.
-func TestBindWithFamiliesApart(t *testing.T) {
+// A program that has the port of the other family is not in the way, whatever net.ipv6.bindv6only says. One that listens
+// for both is, and Beside tells them apart.
+func TestBindBesideTheOtherFamily(t *testing.T) {
 	top := lab.ForTest(t).Topology()
-	for _, apart := range []string{"1", "0"} {
-		top.Client.Sysctl("net.ipv6.bindv6only", apart)
-		l, err := top.Client.Listen("tcp4", "0.0.0.0:64000")
-		if err != nil {
-			t.Fatal(err)
+	any4, any6 := netip.MustParseAddrPort("0.0.0.0:64000"), netip.MustParseAddrPort("[::]:64000")
+	for _, only := range []string{"1", "0"} {
+		top.Client.Sysctl("net.ipv6.bindv6only", only)
+		for _, test := range []struct {
+			network, addr string
+			free4, free6  bool
+		}{
+			{"tcp4", "0.0.0.0:64000", false, true},
+			{"tcp4", lab.Client4 + ":64000", false, true},
+			{"tcp6", "[::]:64000", true, false},
+			{"tcp6", "[" + lab.Client6 + "]:64000", true, false},
+			{"tcp", "[::]:64000", false, false}, // without IPV6_V6ONLY
+		} {
+			l, err := top.Client.Listen(test.network, test.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := top.Client.Do(func() error {
+				list, err := OnPort(64000)
+				if err != nil || len(list) != 1 {
+					t.Fatalf("%s: %+v, %v", test.addr, list, err)
+				}
+				for local, free := range map[netip.AddrPort]bool{any4: test.free4, any6: test.free6} {
+					if err := Bind(local); (err == nil) != free || list[0].Beside(local.Addr()) != free {
+						t.Errorf("%s to %s, bindv6only=%s: %v, %+v, beside %v; want %v", local, test.addr, only, err, list[0], list[0].Beside(local.Addr()), free)
+					}
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			_ = l.Close()
 		}
-		if derr := top.Client.Do(func() error { err = Bind(netip.MustParseAddrPort("[::]:64000")); return nil }); derr != nil {
-			t.Fatal(derr)
+	}
+}
+
+func TestBeside(t *testing.T) {
+	for _, test := range []struct {
+		local  string
+		v6Only bool
+		addr   string
+		want   bool
+	}{
+		{"0.0.0.0:1", false, "0.0.0.0", false},
+		{"0.0.0.0:1", false, "192.0.2.1", false},
+		{"192.0.2.1:1", false, "0.0.0.0", false},
+		{"192.0.2.1:1", false, "192.0.2.1", false},
+		{"192.0.2.1:1", false, "192.0.2.2", true},
+		{"192.0.2.1:1", false, "::", true},
+		{"192.0.2.1:1", false, "2001:db8::1", true},
+		{"[::]:1", false, "::", false},
+		{"[::]:1", false, "2001:db8::1", false},
+		{"[::]:1", false, "192.0.2.1", false},
+		{"[::]:1", true, "::", false},
+		{"[::]:1", true, "192.0.2.1", true},
+		{"[2001:db8::1]:1", false, "2001:db8::2", true},
+		{"[2001:db8::1]:1", false, "0.0.0.0", true},
+	} {
+		s := Socket{State: Listen, Local: netip.MustParseAddrPort(test.local), V6Only: test.v6Only}
+		if got := s.Beside(netip.MustParseAddr(test.addr)); got != test.want {
+			t.Errorf("%s (IPv6 only: %v) beside %s: %v", test.local, test.v6Only, test.addr, got)
 		}
-		if free := err == nil; free != (apart == "1") {
-			t.Errorf("bindv6only=%s: %v", apart, err)
-		}
-		_ = l.Close()
 	}
 }

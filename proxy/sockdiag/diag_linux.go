@@ -28,8 +28,11 @@ const (
 	messageInode   = 68
 )
 
-// attributeMark is INET_DIAG_MARK. The kernel adds it for processes with CAP_NET_ADMIN.
-const attributeMark = 15
+// Attributes of a message.
+const (
+	attributeV6Only = 11 // INET_DIAG_SKV6ONLY: a byte, for IPv6 sockets that listen or are only bound
+	attributeMark   = 15 // INET_DIAG_MARK: the kernel adds it for processes with CAP_NET_ADMIN
+)
 
 // timerTimeWait is the inet_diag_msg.idiag_timer of a socket that only waits for its end (inet_twsk_diag_fill).
 const timerTimeWait = 3
@@ -161,24 +164,26 @@ func parse(b []byte) Socket {
 	if b[messageTimer] == timerTimeWait {
 		s.Left = time.Duration(binary.NativeEndian.Uint32(b[messageExpires:])) * time.Millisecond
 	}
-	s.Mark = markIn(b[messageLen:])
+	s.addAttributes(b[messageLen:])
 	return s
 }
 
-// markIn returns the mark in a message's attributes (struct rtattr), or 0 if there is none.
-func markIn(b []byte) uint32 {
+// addAttributes takes what it knows from a message's attributes (struct rtattr).
+func (s *Socket) addAttributes(b []byte) {
 	const header = 4 // length including the header; type
 	for len(b) >= header {
 		n := int(binary.NativeEndian.Uint16(b))
 		if n < header || n > len(b) {
 			break
 		}
-		if binary.NativeEndian.Uint16(b[2:]) == attributeMark && n == header+4 {
-			return binary.NativeEndian.Uint32(b[header:])
+		switch kind, value := binary.NativeEndian.Uint16(b[2:]), b[header:n]; {
+		case kind == attributeMark && len(value) == 4:
+			s.Mark = binary.NativeEndian.Uint32(value)
+		case kind == attributeV6Only && len(value) == 1:
+			s.V6Only = value[0] != 0
 		}
 		b = b[min((n+3)&^3, len(b)):]
 	}
-	return 0
 }
 
 // address parses an address of struct inet_diag_sockid. When an IPv6 socket speaks IPv4, the result is the IPv4

@@ -55,6 +55,7 @@ type Socket struct {
 	Remote netip.AddrPort // port 0: not connected
 	UID    uint32         // of the user who created it
 	Mark   uint32         // the firewall mark; also 0 without CAP_NET_ADMIN
+	V6Only bool           // listens on, or is bound to, IPv6 addresses alone (IPV6_V6ONLY)
 	// Left is how much longer the kernel keeps a TIME_WAIT, or a FIN_WAIT2 that no program has any more; 0 for all
 	// others. The kernel's timer may be late by up to 4 s in a minute (kernel/time/timer.c).
 	Left time.Duration
@@ -68,6 +69,19 @@ func (s Socket) Orphan() bool { return s.inode == 0 }
 
 // ID returns the kernel's number for the socket, which is unique until the next boot (sock_gen_cookie).
 func (s Socket) ID() uint64 { return binary.NativeEndian.Uint64(s.cookie[:]) }
+
+// Beside reports whether a socket for IPv6 alone (IPV6_V6ONLY), or one for IPv4, can be bound to the same port of addr
+// in any case, because the two sockets' addresses have nothing in common (inet_rcv_saddr_equal).
+func (s Socket) Beside(addr netip.Addr) bool {
+	own := s.Local.Addr()
+	switch {
+	case own == netip.IPv6Unspecified() && !s.V6Only:
+		return false // it has the port of IPv4 as well
+	case own.Is4() != addr.Is4():
+		return true
+	}
+	return own != addr && !own.IsUnspecified() && !addr.IsUnspecified()
+}
 
 // String says what the socket does: "listens on 0.0.0.0:63999".
 func (s Socket) String() string {
