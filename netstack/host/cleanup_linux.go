@@ -110,6 +110,7 @@ func cleanRoutes(r *rtnl, fam family) (done []string, err error) {
 	return done, nil
 }
 
+// cleanReserved releases the ports in the state file, and removes it.
 func cleanReserved(stateDir string) (done []string, err error) {
 	if stateDir == "" {
 		return nil, nil
@@ -119,18 +120,25 @@ func cleanReserved(stateDir string) (done []string, err error) {
 		return nil, err
 	}
 	path := StateFile(stateDir, namespace)
+	removed, err := removeFile(unfinished(path)) // killed while it was written
+	if err != nil {
+		return nil, fmt.Errorf("remove state: %w", err)
+	}
+	if removed {
+		done = []string{"rm " + unfinished(path)}
+	}
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return done, nil
 	}
 	r, err := openReserved(path)
 	if err != nil {
-		return nil, fmt.Errorf("clean up reserved ports: %w", err)
+		return done, fmt.Errorf("clean up reserved ports: %w", err)
 	}
 	defer r.close()
-	removed, err := r.remove(ports{})
-	if err != nil || removed.empty() {
-		return nil, err
+	released, err := r.remove(ports{})
+	if err != nil || released.empty() {
+		return done, err
 	}
 	now, err := r.ports()
-	return []string{sysctl{sysctlReserved, now.String()}.String()}, err
+	return append(done, sysctl{sysctlReserved, now.String()}.String()), err
 }

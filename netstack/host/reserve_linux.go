@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"strings"
 )
@@ -143,12 +142,8 @@ func (r *reserved) remove(mine ports) (removed ports, err error) {
 
 // forget deletes the state file.
 func (r *reserved) forget() error {
-	err := os.Remove(r.path)
-	if err == nil {
-		return nil
+	if _, err := removeFile(r.path); err != nil {
+		return fmt.Errorf("remove state: %w", err)
 	}
-	if _, gone := os.Lstat(r.path); errors.Is(gone, fs.ErrNotExist) {
-		return nil // unlink(2) returns EROFS even so
-	}
-	return fmt.Errorf("remove state: %w", err)
+	return nil
 }

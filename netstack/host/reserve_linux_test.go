@@ -310,3 +310,41 @@ func TestStateIsDamaged(t *testing.T) {
 		})
 	}
 }
+
+// A SIGKILL in the middle of writing the state file leaves the beginning of another one.
+func TestStateIsUnfinished(t *testing.T) {
+	for _, name := range []string{"cleaned up", "written again"} {
+		t.Run(name, func(t *testing.T) {
+			h := lab.ForTest(t).Host("host")
+			dir := t.TempDir()
+			var done []string
+			err := h.Do(func() error {
+				namespace, err := Namespace()
+				if err != nil {
+					return err
+				}
+				path := StateFile(dir, namespace)
+				if err := os.WriteFile(unfinished(path), []byte("{"), 0o600); err != nil {
+					return err
+				}
+				if name == "written again" {
+					if err := writeState(path, state{"boot", "7"}); err != nil {
+						return err
+					}
+					return os.Remove(path)
+				}
+				done, err = Cleanup(t.Context(), dir)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if name == "cleaned up" && (len(done) != 1 || !strings.HasPrefix(done[0], "rm "+dir)) {
+				t.Errorf("clean-up did %q", done)
+			}
+			if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+				t.Errorf("%v is left, %v", left, err)
+			}
+		})
+	}
+}

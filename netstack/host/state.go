@@ -71,13 +71,20 @@ func readState(path string) (state, error) {
 	return s, nil
 }
 
-// writeState replaces the whole file, and returns when it is on disk.
+// unfinished is the name under which the state file at path is written. It is always the same, so that one that a
+// SIGKILL left is found.
+func unfinished(path string) string { return path + ".new" }
+
+// writeState replaces the whole file, and returns when it is on disk. Nobody else may do so at the same time.
 func writeState(path string, s state) error {
 	b, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if _, err := removeFile(unfinished(path)); err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	f, err := os.OpenFile(unfinished(path), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) // follows no symbolic link
 	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
@@ -94,6 +101,17 @@ func writeState(path string, s state) error {
 		return fmt.Errorf("write state: %w", err)
 	}
 	return nil
+}
+
+// removeFile removes a file that may not exist.
+func removeFile(path string) (removed bool, err error) {
+	if err = os.Remove(path); err == nil {
+		return true, nil
+	}
+	if _, gone := os.Lstat(path); errors.Is(gone, fs.ErrNotExist) {
+		return false, nil // unlink(2) returns EROFS even so
+	}
+	return false, err
 }
 
 // syncDir makes a rename durable.
