@@ -24,15 +24,20 @@ func (in *inbound) direct(proto tcpip.NetworkProtocolNumber, seg segment, pkt *s
 	if ep == nil {
 		return false
 	}
-	// What HandlePacket of ipv4.endpoint, or of ipv6's, would have set.
-	pkt.NICID, pkt.RXChecksumValidated = nicID, true
+	if in.parse(proto, seg, pkt) {
+		s.tcp.QueuePacket(ep, seg.id, pkt)
+	}
+	return true
+}
+
+// parse sets what HandlePacket of ipv4.endpoint, or of ipv6's, would have set in a plain packet. It reports false if the
+// packet is not plain after all.
+func (in *inbound) parse(proto tcpip.NetworkProtocolNumber, seg segment, pkt *stack.PacketBuffer) bool {
+	pkt.NICID, pkt.RXChecksumValidated = nicID, in.checked
 	pkt.NetworkProtocolNumber, pkt.TransportProtocolNumber = proto, tcp.ProtocolNumber
 	if _, ok := pkt.NetworkHeader().Consume(seg.ip); !ok {
-		return true // not plain after all
+		return false
 	}
-	if _, ok := pkt.TransportHeader().Consume(seg.tcp); !ok {
-		return true
-	}
-	s.tcp.QueuePacket(ep, seg.id, pkt)
-	return true
+	_, ok := pkt.TransportHeader().Consume(seg.tcp)
+	return ok
 }

@@ -400,6 +400,68 @@ func TestSYNACKOfThePredecessor(t *testing.T) {
 	k.opens(t, 4711, 2000)
 }
 
+// crossing is a device that calls passed with a packet that has passed the gate. deliver gives it to gVisor.
+type crossing struct {
+	*channel.Endpoint
+	stack.NetworkDispatcher
+	passed func(deliver func())
+}
+
+func (c *crossing) Attach(d stack.NetworkDispatcher) {
+	if in, ok := d.(*inbound); ok {
+		c.NetworkDispatcher, in.NetworkDispatcher = in.NetworkDispatcher, c
+	}
+	c.Endpoint.Attach(d)
+}
+
+func (c *crossing) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
+	c.passed(func() { c.NetworkDispatcher.DeliverNetworkPacket(proto, pkt) })
+}
+
+// gVisor may make the endpoint of the SYN that was given up just when the next one comes. The endpoint does not get that
+// one, which it would refuse.
+func TestGivenUpWhileItsEndpointIsMade(t *testing.T) {
+	k := &shaky{device: channel.New(1024, 1500, ""), accepted: make(chan error, 2)}
+	k.device.LinkEPCapabilities = stack.CapabilityRXChecksumOffload
+	device := &crossing{Endpoint: k.device, passed: func(deliver func()) { deliver() }}
+	k.serve(t, device, func(_ context.Context, f *Flow) {
+		f.AcceptFunc(func(c Conn, err error) {
+			if k.accepted <- err; err == nil {
+				_ = c.Close()
+			}
+		})
+	})
+	l, err := k.listenerOf(listenerKey{header.IPv4ProtocolNumber, int(k.receiveBuffer.Load())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.StopWork()
+	resume := sync.OnceFunc(l.ResumeWork)
+	defer resume()
+	k.send(4711, header.TCPFlagSyn, 1000, 0)
+	shown := func() bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return len(k.answering) == 1
+	}
+	if !Eventually(t, "the first handshake is under way", shown) {
+		return
+	}
+	device.passed = func(deliver func()) {
+		k.mu.Lock() // keeps the endpoint where it is once it is registered
+		defer k.mu.Unlock()
+		resume()
+		Eventually(t, "the endpoint is registered", func() bool { return len(k.gv.RegisteredEndpoints()) == 1 })
+		deliver()
+	}
+	k.send(4711, header.TCPFlagSyn, 2000, 0)
+	resume()
+	if err := <-k.accepted; !errors.Is(err, ErrGone) {
+		t.Errorf("Accept = %v, want %v", err, ErrGone)
+	}
+	k.opens(t, 4711, 2000)
+}
+
 // A reset with which the application answers something of a predecessor's does not end the connection. Another SYN does.
 func TestResetOfThePredecessor(t *testing.T) {
 	k := newShaky(t, stack.CapabilityRXChecksumOffload)

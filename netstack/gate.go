@@ -98,8 +98,16 @@ func (in *inbound) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *
 	if seg, ok := peek(proto, pkt); ok {
 		if seg.flags&(header.TCPFlagSyn|header.TCPFlagFin|header.TCPFlagRst) != 0 {
 			in.stack.turns.pace()
-			if !in.stack.admit(seg) {
+			switch in.stack.admit(seg) {
+			case drop:
 				return
+			case anew:
+				if seg.plain {
+					if in.parse(proto, seg, pkt) {
+						in.stack.handleTCP(seg.id, pkt)
+					}
+					return
+				}
 			}
 		}
 		if seg.flags&(header.TCPFlagPsh|header.TCPFlagFin) != 0 {
@@ -183,18 +191,28 @@ func peek(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) (segment, 
 	}, true
 }
 
-// admit records what a SYN, FIN or RST means for the flow of its 4-tuple. It reports whether the packet goes on to
-// gVisor.
-func (s *Stack) admit(seg segment) bool {
+// verdict is what becomes of a SYN, FIN or RST.
+type verdict uint8
+
+const (
+	pass verdict = iota // it goes on to gVisor
+	drop
+	// anew: it begins another flow, whatever gVisor's demultiplexer holds. gVisor may be making the endpoint of the last
+	// one at this moment. That would take the SYN, and refuse it.
+	anew
+)
+
+// admit records what a SYN, FIN or RST means for the flow of its 4-tuple.
+func (s *Stack) admit(seg segment) verdict {
 	s.mu.Lock()
 	f := s.flows[seg.id]
 	if f == nil {
 		s.mu.Unlock()
 		if seg.flags&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) == header.TCPFlagSyn && s.turns.full(seg.id) {
 			s.dropped.Add(1)
-			return false
+			return drop
 		}
-		return true
+		return pass
 	}
 	if seg.flags&header.TCPFlagSyn == 0 {
 		// In the handshake it may be the RST with which the application answers something of a predecessor's.
@@ -202,41 +220,43 @@ func (s *Stack) admit(seg segment) bool {
 		refused := f.phase == answering && seg.flags&header.TCPFlagRst != 0 && seg.seq == f.isn+1
 		s.mu.Unlock()
 		if refused && s.relinquish(f) {
-			return false
+			return drop
 		}
 		if seg.flags&header.TCPFlagRst != 0 {
 			s.replies.drop(f)
 		}
-		return true
+		return pass
 	}
 	switch {
 	case seg.flags&header.TCPFlagAck != 0:
 		s.mu.Unlock()
-		return true // simultaneous open: gVisor's business
+		return pass // simultaneous open: gVisor's business
 	case f.phase == parked && seg.seq == f.isn:
 		now := time.Now()
 		f.pause, f.lastSYN = now.Sub(f.lastSYN), now
 		s.mu.Unlock()
-		return false // retransmission: the answer is on its way
+		return drop // retransmission: the answer is on its way
 	case f.phase == parked:
 		// The application gave up and tries again from the same port.
 		s.abandonLocked(f)
 		s.mu.Unlock()
 		f.abandoned()
-		return true
+		return pass
 	case f.ended && seg.seq != f.isn:
 		f.retired = true
 		s.mu.Unlock()
 		s.replies.drop(f)
 		s.unregister(seg.id)
-		return true
+		return pass
 	case f.phase == answering && seg.seq != f.isn:
 		s.mu.Unlock()
-		s.relinquish(f) // likewise
-		return true
+		if s.relinquish(f) { // likewise
+			return anew
+		}
+		return pass
 	}
 	s.mu.Unlock()
-	return true
+	return pass
 }
 
 // unregister takes the endpoint of a 4-tuple out of the demultiplexer and returns it, or nil. The endpoint finishes what
