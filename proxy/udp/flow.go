@@ -258,7 +258,11 @@ func (f *flow) refuse(err error) {
 // receive delivers incoming datagrams until the flow is idle or has ended.
 func (f *flow) receive() {
 	failures := 0
-	for f.socket.SetReadDeadline(f.until()) == nil {
+	for {
+		until, over := f.wait()
+		if over || f.socket.SetReadDeadline(until) != nil {
+			return
+		}
 		var err error
 		for err == nil {
 			if err = f.socket.receive(f.deliver); err == nil {
@@ -267,9 +271,6 @@ func (f *flow) receive() {
 		}
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			if !time.Now().Before(f.until()) {
-				return
-			}
 		case errors.Is(err, net.ErrClosed):
 			return
 		default:
@@ -284,14 +285,20 @@ func (f *flow) receive() {
 	}
 }
 
-// until returns when the flow ends unless it is used again.
-func (f *flow) until() time.Time {
+// wait returns until when the flow waits unless it is used again, or that this time has come. The flow is then out of
+// the table: what the application sends from now on begins a new one, instead of being lost with this one's socket.
+func (f *flow) wait() (until time.Time, over bool) {
 	f.relay.mu.Lock()
 	defer f.relay.mu.Unlock()
+	until = f.used.Add(f.relay.lim.Unanswered)
 	if f.answered {
-		return f.used.Add(f.relay.lim.Answered)
+		until = f.used.Add(f.relay.lim.Answered)
 	}
-	return f.used.Add(f.relay.lim.Unanswered)
+	if time.Now().Before(until) {
+		return until, false
+	}
+	f.relay.removeLocked(f)
+	return until, true
 }
 
 // deliver hands b to the application as datagrams of size bytes each; the last one may be shorter.

@@ -1,9 +1,16 @@
 package udp
 
 import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
 	"slices"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // scripted is a socket whose sends return errs, one after the other, and then succeed.
@@ -45,4 +52,52 @@ func TestFlushSendsAgain(t *testing.T) {
 	if one.released.Load() != 1 || two.released.Load() != 1 || r.queued.Load() != 0 {
 		t.Errorf("released %d and %d times, %d bytes queued", one.released.Load(), two.released.Load(), r.queued.Load())
 	}
+}
+
+// quiet is a socket to which nothing comes.
+type quiet struct {
+	socket
+	until time.Time
+}
+
+func (s *quiet) SetReadDeadline(t time.Time) error { s.until = t; return nil }
+
+func (s *quiet) receive(func([]byte, int)) error {
+	time.Sleep(time.Until(s.until))
+	return os.ErrDeadlineExceeded
+}
+
+func (*quiet) Close() error { return nil }
+
+// The step in which a flow finds that it is idle takes it out of the table, too: a datagram that comes before its
+// socket is closed begins a new flow. One that came before that step keeps the flow.
+func TestDatagramAtTheEndOfAFlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := New(func(context.Context, netip.AddrPort) (net.Conn, error) { return nil, errors.New("no socket") }, nil, Limits{})
+		got, src := newInbox(), new(order)
+		r.mu.Lock()
+		f := newFlow(r, key{app4, dst4}, src, got.from(app4, dst4, "one"))
+		r.flows[f.key], r.sources[app4.Addr()] = f, src
+		r.mu.Unlock()
+		f.socket = new(quiet)
+		ended := make(chan time.Time)
+		begun := time.Now()
+		go func() { f.receive(); ended <- time.Now() }()
+		time.Sleep(20 * time.Second)
+		if same, _ := r.flow(got.from(app4, dst4, "two")); same != f {
+			t.Error("a datagram in time did not find its flow")
+		}
+		if took := (<-ended).Sub(begun); took != 50*time.Second {
+			t.Errorf("the flow ended after %v", took)
+		}
+		if other, _ := r.flow(got.from(app4, dst4, "three")); other != nil {
+			t.Error("a datagram after the flow's time got a flow that is about to end")
+		}
+		f.close()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := r.Serve(ctx); err != nil {
+			t.Error(err)
+		}
+	})
 }

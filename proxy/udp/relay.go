@@ -88,7 +88,7 @@ type Relay struct {
 
 	ctx    context.Context // of the dials; ends with Serve
 	cancel context.CancelFunc
-	wg     sync.WaitGroup // grows while a flow is in the table
+	wg     sync.WaitGroup // grows while a flow runs
 
 	total, evicted, dropped atomic.Uint64
 	queued                  atomic.Int64 // bytes queued in all flows
