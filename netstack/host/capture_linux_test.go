@@ -2,16 +2,22 @@ package host
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"pinproxy/netstack/lab"
@@ -90,6 +96,70 @@ func (b *bench) udp(a netip.Addr, port uint16) {
 	if err != nil {
 		b.t.Error(err)
 	}
+}
+
+// Until the device's addresses are gone, the rules stay that keep what is left of captured flows from leaving by the
+// uplink with such an address.
+func TestUndoHoldsRemnantsBack(t *testing.T) {
+	b := newBench(t)
+	b.apply(web())
+	var fd int
+	err := b.Client.Do(func() (err error) {
+		if fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE); err != nil {
+			return err
+		}
+		return subscribe(fd, math.MaxUint32) // nobody's
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := b.undo(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var order []string
+	buf := make([]byte, 32<<10)
+	for {
+		n, _, err := unix.Recvfrom(fd, buf, 0)
+		if err != nil {
+			break // everything is reported before undo returns
+		}
+		list, err := syscall.ParseNetlinkMessage(buf[:n])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range list {
+			switch fam := map[byte]family{unix.AF_INET: v4, unix.AF_INET6: v6}[m.Data[0]]; m.Header.Type {
+			case unix.RTM_DELADDR:
+				order = append(order, fmt.Sprint("address ", fam))
+			case unix.RTM_DELRULE:
+				if pref := priority(t, m); pref == prefSelf || pref == prefSelfGone {
+					order = append(order, fmt.Sprint("rule ", fam))
+				}
+			}
+		}
+	}
+	for _, fam := range []family{v4, v6} {
+		address, rule := slices.Index(order, fmt.Sprint("address ", fam)), slices.Index(order, fmt.Sprint("rule ", fam))
+		if address < 0 || rule < address {
+			t.Errorf("IPv%d: the rules go before the address: %q", fam, order)
+		}
+	}
+}
+
+// priority returns the priority in a message about a rule.
+func priority(t *testing.T, m syscall.NetlinkMessage) int {
+	t.Helper()
+	attrs, err := nl.ParseRouteAttr(m.Data[unix.SizeofRtMsg:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == nl.FRA_PRIORITY {
+			return int(binary.NativeEndian.Uint32(a.Value))
+		}
+	}
+	return 0
 }
 
 func TestStop(t *testing.T) {

@@ -223,15 +223,16 @@ func (h *Host) undo(context.Context) error {
 	return h.takeBack()
 }
 
-// takeBack undoes everything in reverse and closes all sockets. The capture rules of both families go first,
-// while their guards are still in place. The routes go when the device is set down.
+// takeBack undoes everything and closes all sockets. The capture rules of both families go first, while their guards
+// are still in place. The routes go when the device is set down. The rules that hold back what still has the device's
+// address go after that address: otherwise it would leave by the uplink.
 func (h *Host) takeBack() error {
 	errs := []error{
 		h.takeBackRules(rule.captures, v6, v4),
-		h.takeBackRules(rule.isOther, v6, v4),
 		h.takeBackOthers(anyFamily),
 		h.takeBackOthers(v6),
 		h.takeBackOthers(v4),
+		h.takeBackRules(rule.isOther, v6, v4),
 	}
 	if h.reserved != nil {
 		_, err := h.reserved.remove(h.mine)

@@ -258,9 +258,9 @@ func (h *Host) dropIPv6() error {
 	}
 	err := errors.Join(
 		h.takeBackRules(rule.captures, v6),
-		h.takeBackRules(rule.isOther, v6),
 		h.kernel.delRoutes(routes),
 		h.takeBackOthers(v6),
+		h.takeBackRules(rule.isOther, v6), // last, as in takeBack
 	)
 	delete(h.parts, v6)
 	return err
