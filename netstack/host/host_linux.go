@@ -26,6 +26,7 @@ type Host struct {
 	parts    map[family][]Step // what is in place, except routes; part 0 is the device
 	routes   map[dest]bool     // what is wanted; true if permanent, out of Remove's reach
 	stopped  bool              // no more capture rules
+	left     []rule            // of IPv6, which could not be deleted when its capture ended; in reverse plan order
 	reserved *reserved         // nil if nothing was reserved
 	mine     ports             // what we reserved
 	warnings []error
@@ -92,7 +93,7 @@ func (h *Host) Apply(ctx context.Context) (undo func(context.Context) error, err
 
 // open opens all sockets.
 func (h *Host) open() (err error) {
-	h.parts, h.routes, h.stopped, h.warnings = map[family][]Step{}, map[dest]bool{}, false, nil
+	h.parts, h.routes, h.stopped, h.left, h.warnings = map[family][]Step{}, map[dest]bool{}, false, nil, nil
 	if h.kernel, err = openKernel(h.cfg); err != nil {
 		h.kernel = nil
 		return err
@@ -233,6 +234,7 @@ func (h *Host) takeBack() error {
 		h.takeBackOthers(v6),
 		h.takeBackOthers(v4),
 		h.takeBackRules(rule.isOther, v6, v4),
+		h.takeBackLeft(),
 	}
 	if h.reserved != nil {
 		_, err := h.reserved.remove(h.mine)
@@ -252,6 +254,17 @@ func (h *Host) takeBackRules(kind func(rule) bool, families ...family) error {
 			}
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// takeBackLeft deletes the rules that could not be deleted before.
+func (h *Host) takeBackLeft() error {
+	var errs []error
+	h.left = slices.DeleteFunc(h.left, func(r rule) bool {
+		err := h.kernel.undo(r)
+		errs = append(errs, err)
+		return err == nil
+	})
 	return errors.Join(errs...)
 }
 

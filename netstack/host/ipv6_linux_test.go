@@ -1,10 +1,14 @@
 package host
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"pinproxy/netstack/lab"
 )
@@ -65,4 +69,49 @@ func TestAddressIsThere(t *testing.T) {
 		t.Error(err)
 	}
 	b.same("at the second attempt", whole)
+}
+
+// Rules that can't be deleted when the capture of IPv6 ends are not forgotten: they go later, and are not in the way
+// when it begins again.
+func TestIPv6RulesStay(t *testing.T) {
+	for _, again := range []bool{true, false} {
+		t.Run(fmt.Sprint("again=", again), func(t *testing.T) {
+			b := newBench(t)
+			before := b.snapshot()
+			b.apply(web())
+			whole := b.snapshot()
+			b.host.mu.Lock()
+			err := b.Client.Do(func() error { return withoutNetAdmin(b.host.dropIPv6) })
+			b.host.mu.Unlock()
+			if !errors.Is(err, unix.EPERM) {
+				t.Fatal("deleted without privileges:", err)
+			}
+			if again {
+				if _, err := b.host.look(dirtIPv6); err != nil {
+					t.Error(err)
+				}
+				b.same("captured again", whole)
+			}
+			if err := b.undo(t.Context()); err != nil {
+				t.Error(err)
+			}
+			b.tun.file.Close()
+			b.same("after undo", before)
+		})
+	}
+}
+
+// withoutNetAdmin calls f while this thread has no CAP_NET_ADMIN.
+func withoutNetAdmin(f func() error) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var had [2]unix.CapUserData
+	if err := unix.Capget(&header, &had[0]); err != nil {
+		return err
+	}
+	less := had
+	less[0].Effective &^= 1 << unix.CAP_NET_ADMIN
+	if err := unix.Capset(&header, &less[0]); err != nil {
+		return err
+	}
+	return errors.Join(f(), unix.Capset(&header, &had[0]))
 }

@@ -204,6 +204,9 @@ func (h *Host) lookLink() (repaired []Step, err error) {
 // lookIPv6 starts to capture IPv6 when the host gets it, and stops when it is gone. A route that is gone for a
 // moment, while the host roams, must not end flows: only the second regular check in a row without it counts.
 func (h *Host) lookIPv6(regular bool) error {
+	if err := h.takeBackLeft(); err != nil {
+		return err // it would be in the way of new rules
+	}
 	has, err := hasIPv6(h.dump, h.kernel.link)
 	if err != nil {
 		return fmt.Errorf("look for IPv6: %w", err)
@@ -249,6 +252,7 @@ func (h *Host) loseIPv6() error {
 	return h.dropIPv6()
 }
 
+// dropIPv6 takes back everything of IPv6. Rules that can't be deleted are tried again: see takeBackLeft.
 func (h *Host) dropIPv6() error {
 	var routes []dest
 	for d := range h.routes {
@@ -256,14 +260,21 @@ func (h *Host) dropIPv6() error {
 			routes = append(routes, d)
 		}
 	}
-	err := errors.Join(
-		h.takeBackRules(rule.captures, v6),
-		h.kernel.delRoutes(routes),
-		h.takeBackOthers(v6),
-		h.takeBackRules(rule.isOther, v6), // last, as in takeBack
-	)
+	var errs []error
+	undo := func(kind func(rule) bool) {
+		for _, s := range slices.Backward(h.parts[v6]) {
+			if r, ok := s.(rule); ok && kind(r) {
+				if err := h.kernel.undo(r); err != nil {
+					errs, h.left = append(errs, err), append(h.left, r)
+				}
+			}
+		}
+	}
+	undo(rule.captures)
+	errs = append(errs, h.kernel.delRoutes(routes), h.takeBackOthers(v6))
+	undo(rule.isOther) // last, as in takeBack
 	delete(h.parts, v6)
-	return err
+	return errors.Join(errs...)
 }
 
 // lookRoutes adds the missing routes. It lists the present ones without blocking Add and Remove. A route that
