@@ -5,10 +5,13 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"os"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 	"github.com/google/go-cmp/cmp"
@@ -157,5 +160,49 @@ func TestQueriesShareARead(t *testing.T) {
 	all.Wait()
 	if n := reads.Load(); n < 1 || n > queries/10 {
 		t.Errorf("%d queries: %d reads", queries, n)
+	}
+}
+
+// resolved hangs in the middle of a registration. The end does not wait for that, and takes back what was sent.
+func TestWithdrawWhileResolvedHangs(t *testing.T) {
+	hangs, looked := make(chan struct{}), make(chan struct{})
+	var mu sync.Mutex
+	var domains [][]any // of each SetLinkDomains
+	r := New(Config{Index: 7, Server: netip.MustParseAddr("192.0.0.53"), Domains: []string{"bank.example"}})
+	r.bus = fakeBus(t, func(path dbus.ObjectPath, method string, args []any) []any {
+		switch {
+		case method == "GetConnectionUnixProcessID":
+			return []any{uint32(os.Getpid())}
+		case method == "SetLinkDomains":
+			mu.Lock()
+			domains = append(domains, args)
+			first := len(domains) == 1
+			mu.Unlock()
+			if first {
+				close(hangs)
+				<-looked
+			}
+			return nil
+		case strings.HasPrefix(method, "Set"):
+			return nil
+		}
+		return old(path, method, args)
+	})
+	go func() {
+		r.look(t.Context())
+		close(looked)
+	}()
+	<-hangs
+	began := time.Now()
+	if err := r.Withdraw(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > callWait/2 {
+		t.Errorf("took %v", took)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(domains) != 2 || !reflect.DeepEqual(domains[1], []any{int32(7), [][]any{}}) {
+		t.Errorf("domains: %v", domains)
 	}
 }

@@ -49,10 +49,13 @@ type Registration struct {
 	cfg   Config
 	log   *slog.Logger
 	tried chan struct{}
+	life  context.Context // ends with Withdraw or Revert, and every look with it
+	end   context.CancelFunc
 
 	// setting serialises changes to resolved's settings. Locked before mu.
 	setting  sync.Mutex
 	known    []string // domains registered at resolved, nil for none; its cache has no answers for names outside them
+	told     bool     // resolved has been sent settings of the link, perhaps only some
 	back     time.Duration
 	backLast time.Time
 	trouble  string
@@ -73,8 +76,9 @@ func New(c Config) *Registration {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	life, end := context.WithCancel(context.Background())
 	return &Registration{
-		cfg: c, log: c.Log,
+		cfg: c, log: c.Log, life: life, end: end,
 		tried:   make(chan struct{}),
 		reading: make(chan struct{}, 1),
 		domains: fold(c.Domains, maxDomains),
@@ -172,7 +176,7 @@ func (r *Registration) attend(ctx context.Context, handed Handed, tried func()) 
 func (r *Registration) meet(b bus) {
 	r.setting.Lock()
 	defer r.setting.Unlock()
-	r.known, r.back = nil, 0
+	r.known, r.told, r.back = nil, false, 0
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.bus, r.ok = b, false
@@ -193,6 +197,9 @@ func (r *Registration) look(ctx context.Context) (again time.Duration) {
 	if b.owner == "" || ended {
 		return 0
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(r.life, cancel)() // the end must not wait for a resolved that hangs
 	again, err := r.settle(ctx, b, domains)
 	r.mu.Lock()
 	r.ok = err == nil && again == 0 && len(domains) > 0
@@ -203,7 +210,7 @@ func (r *Registration) look(ctx context.Context) (again time.Duration) {
 
 // settle does the work of look.
 func (r *Registration) settle(ctx context.Context, b bus, domains []string) (again time.Duration, err error) {
-	if len(domains) == 0 && r.known == nil {
+	if len(domains) == 0 && !r.told {
 		return 0, nil
 	}
 	same, err := b.sameNetwork(ctx)
@@ -220,7 +227,9 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 	r.keep(all)
 	if len(domains) == 0 {
 		r.known = nil
-		return 0, r.revert(ctx, b)
+		err := r.revert(ctx, b)
+		r.told = err != nil
+		return 0, err
 	}
 	want := settings{
 		server: r.cfg.Server, domains: domains, defaultRoute: fallback, dnssec: strictest(all, domains),
@@ -238,9 +247,13 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 	}
 	if !stand { // a restarted resolved may still have the settings
 		if err := want.apply(ctx, b, r.cfg.Index); err != nil {
+			if _, refused := errors.AsType[dbus.Error](err); !refused {
+				r.told = true // it may still follow what it was sent
+			}
 			return 0, err
 		}
 	}
+	r.told = true
 	if !first && !subset(domains, r.known) {
 		// Below a new domain, resolved may have cached answers from a time when the domain was registered before.
 		if err := b.set(ctx, "FlushCaches"); err != nil {
@@ -348,15 +361,16 @@ func (r *Registration) revert(ctx context.Context, b bus) error {
 	return b.set(ctx, "RevertLink", int32(r.cfg.Index))
 }
 
-// undo calls f if the link is registered, and prevents further registration.
+// undo ends a look under way, calls f if the link is registered, and prevents further registration.
 func (r *Registration) undo(ctx context.Context, f func(bus) error) error {
 	r.mu.Lock()
 	r.ended, r.ok = true, false
 	r.mu.Unlock()
+	r.end()
 	r.setting.Lock()
 	defer r.setting.Unlock()
 	b, _, _ := r.current()
-	if b.owner == "" || r.known == nil {
+	if b.owner == "" || !r.told {
 		return nil
 	}
 	if err := f(b); err != nil && ctx.Err() == nil && b.conn.Connected() {
