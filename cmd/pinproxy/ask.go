@@ -105,6 +105,15 @@ func (i *instance) lostFrom() int {
 	return i.PID
 }
 
+// isEnding says whether the pinproxy with this pid has been told to end and has not ended yet. Whoever holds the lock
+// may not answer, and nothing depends on it but a hint.
+func isEnding(pid int) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), controlRead)
+	defer cancel()
+	i, err := findInstance(ctx, options{})
+	return err == nil && i != nil && i.err == nil && i.PID == pid && i.about.Ending
+}
+
 // destination asks what would happen to a connection.
 func (i *instance) destination(ctx context.Context, dst netip.AddrPort, name, rule string) (d destinationJSON, err error) {
 	return d, i.ask(ctx, "/destination", url.Values{"dst": {dst.String()}, "name": {name}, "rule": {rule}}, &d)

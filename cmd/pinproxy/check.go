@@ -46,7 +46,7 @@ func check(ctx context.Context, o options, stdout io.Writer) (status int, err er
 	}
 	r := report{Target: o.target.String(), Rules: c.rulesFrom(), PortRange: rangeJSON(c.facts.LocalPorts)}
 	if c.instance != nil {
-		r.Pinproxy = &pinproxyJSON{PID: c.instance.PID, Socket: c.instance.path, Link: c.instance.about.Link, Strict: c.instance.about.Strict}
+		r.Pinproxy = &pinproxyJSON{PID: c.instance.PID, Socket: c.instance.path, Link: c.instance.about.Link, Strict: c.instance.about.Strict, Ending: c.instance.about.Ending}
 		if c.instance.err != nil {
 			r.Pinproxy.Error = c.instance.err.Error()
 		}
@@ -196,7 +196,7 @@ func (c *checker) look(ctx context.Context, dst netip.AddrPort) (situation, erro
 	s := situation{dst: dst, name: c.target.name(), running: c.instance != nil, given: c.options.set != nil}
 	var answer destinationJSON
 	if s.running {
-		s.pid, s.askErr = c.instance.PID, c.instance.err
+		s.pid, s.ending, s.askErr = c.instance.PID, c.instance.about.Ending, c.instance.err
 	}
 	if s.running && s.askErr == nil {
 		if answer, s.askErr = c.instance.destination(ctx, dst, s.name, ""); s.askErr == nil {

@@ -41,10 +41,15 @@ func (r report) who() string {
 		return "none is running"
 	case p.Error != "":
 		return fmt.Sprintf("pid %d, but can't %s", p.PID, p.Error)
-	case p.Strict:
-		return fmt.Sprintf("pid %d, link %s, strict", p.PID, p.Link)
 	}
-	return fmt.Sprintf("pid %d, link %s", p.PID, p.Link)
+	text := fmt.Sprintf("pid %d, link %s", p.PID, p.Link)
+	if p.Strict {
+		text += ", strict"
+	}
+	if p.Ending {
+		text += ", ending"
+	}
+	return text
 }
 
 func (a addressJSON) text(b *strings.Builder, r report) {

@@ -41,6 +41,9 @@ func (e *runningError) hint() string {
 	if e.by.PID == 0 {
 		return "stop it: it takes back its changes itself"
 	}
+	if isEnding(e.by.PID) {
+		return "it is ending, and takes back its changes itself within seconds"
+	}
 	return fmt.Sprintf("stop it with `kill %d`: it takes back its changes itself", e.by.PID)
 }
 

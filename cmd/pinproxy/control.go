@@ -39,6 +39,7 @@ type control struct {
 	link   string
 	strict bool
 	began  time.Time
+	ending func() bool
 	names  *rules.Names
 	pins   *proxy.Proxy
 	stack  *netstack.Stack                            // nil in tests
@@ -53,6 +54,9 @@ func newControl(c *control) *control {
 	c.lookout.c = c
 	if c.owners == nil {
 		c.owners = sockdiag.Owners
+	}
+	if c.ending == nil {
+		c.ending = func() bool { return false }
 	}
 	if c.yield == nil {
 		c.yield = func() {}

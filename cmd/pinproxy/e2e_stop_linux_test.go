@@ -9,11 +9,13 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"pinproxy/netstack/lab"
@@ -77,6 +79,54 @@ func TestStopLetsTransfersFinish(t *testing.T) {
 		}
 		echo(w.t, late, "still there")
 	})
+}
+
+// While transfers finish, everybody who asks is told that pinproxy is ending, and nobody is told to send it a second
+// signal, which would reset them.
+func TestStopIsSaid(t *testing.T) {
+	w := newNetwork(t)
+	stop := make(chan struct{})
+	w.Server.Serve(":7", func(c net.Conn) {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(10 * time.Millisecond):
+				_, _ = c.Write([]byte("more and "))
+			}
+		}
+	})
+	p := w.pinproxy("--rule", "*:7=63999")
+	c := w.mustConnect(at(lab.Server4, 7))
+	_ = p.Signal(unix.SIGTERM)
+	p.poll("the end of the capture", func() bool {
+		rules, err := w.Client.Netlink().RuleList(unix.AF_INET)
+		return err == nil && !slices.ContainsFunc(rules, func(r netlink.Rule) bool { return r.Dport != nil })
+	})
+	var all sync.WaitGroup
+	for _, ask := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"status"}, "s, ending\n"},
+		{[]string{"status", "--json"}, `"ending": true`},
+		{[]string{"check", at(lab.Server4, 7)}, "is ending and captures no new connections"},
+		{[]string{"--rule", "*:7=1"}, "hint: it is ending: try again"},
+		{[]string{"cleanup"}, "hint: it is ending, and takes back"},
+	} {
+		all.Go(func() {
+			if out, said, _ := w.Client.Run(w.command(ask.args...)); !strings.Contains(out+said, ask.want) {
+				t.Errorf("%q says %q %q", ask.args, out, said)
+			}
+		})
+	}
+	all.Wait()
+	close(stop)
+	if _, err := io.Copy(io.Discard, c); err != nil {
+		t.Errorf("the transfer ended with %v", err)
+	}
+	_ = c.Close()
+	p.gone()
 }
 
 // A transfer that takes too long must not look as if it had ended.

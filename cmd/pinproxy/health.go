@@ -23,6 +23,8 @@ const (
 
 func (h *health) set(state int32) { h.state.Store(state) }
 
+func (h *health) ending() bool { return h.state.Load() == healthEnding }
+
 // err returns nil while connections are captured and the device is up. Otherwise it says what is wrong.
 func (h *health) err() error {
 	switch h.state.Load() {

@@ -30,6 +30,7 @@ type pinproxyJSON struct {
 	Socket string `json:"socket"`
 	Link   string `json:"link,omitempty"`
 	Strict bool   `json:"strict"`
+	Ending bool   `json:"ending,omitempty"`
 	Error  string `json:"error,omitempty"` // why the socket does not answer
 }
 

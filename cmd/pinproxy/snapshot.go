@@ -31,6 +31,7 @@ type aboutJSON struct {
 	Rules   []ruleJSON `json:"rules"`
 
 	Namespace string `json:"namespace,omitempty"` // see namespace
+	Ending    bool   `json:"ending,omitempty"`    // it captures no new connections; what moves bytes may finish
 }
 
 type ruleJSON struct {
@@ -145,7 +146,7 @@ type restingJSON struct {
 }
 
 func (c *control) about() aboutJSON {
-	a := aboutJSON{Version: strings.TrimSpace(version()), PID: os.Getpid(), Started: c.began, Link: c.link, Strict: c.strict, Rules: []ruleJSON{}, Namespace: namespace()}
+	a := aboutJSON{Version: strings.TrimSpace(version()), PID: os.Getpid(), Started: c.began, Link: c.link, Strict: c.strict, Rules: []ruleJSON{}, Namespace: namespace(), Ending: c.ending()}
 	for _, r := range c.names.Set().Rules() {
 		a.Rules = append(a.Rules, ruleInJSON(r))
 	}

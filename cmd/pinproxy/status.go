@@ -56,7 +56,11 @@ func writeLine(w io.Writer, what any) error {
 // width is not 0, the tables are made to fit.
 func (s statusJSON) text(width int) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s, pid %d, link %s, for %s\n", s.Version, s.PID, s.Link, short(s.Now.Sub(s.Started).Round(time.Second)))
+	fmt.Fprintf(&b, "%s, pid %d, link %s, for %s", s.Version, s.PID, s.Link, short(s.Now.Sub(s.Started).Round(time.Second)))
+	if s.Ending {
+		b.WriteString(", ending")
+	}
+	b.WriteByte('\n')
 	open, waiting := s.count()
 	fmt.Fprintf(&b, "%d open, %d waiting, %d ended, %d failed, %s/s up, %s/s down\n\n", open, waiting, s.Ended, s.Failed, size(s.UpRate), size(s.DownRate))
 	s.ruleTable(&b, width)

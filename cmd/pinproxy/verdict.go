@@ -28,6 +28,7 @@ type situation struct {
 
 	running bool   // a pinproxy is running
 	pid     int    // its PID; 0 if that can't be told
+	ending  bool   // it captures no new connections any more
 	askErr  error  // why its control socket does not answer
 	theirs  string // the rule it follows; "" if none, provided askErr is nil
 
@@ -307,6 +308,8 @@ func (s situation) uncaptured() obstacle {
 		return obstacle{"the running pinproxy has no rule for this destination", "give it this rule: in a file of --rules and by SIGHUP, or at a new start"}
 	case s.askErr == nil && !samePin(s.theirs, s.rule):
 		return obstacle{fmt.Sprintf("the running pinproxy goes by another rule, %s", s.theirs), "give it this rule: in a file of --rules and by SIGHUP, or at a new start"}
+	case !s.way.Ours && s.ending:
+		return obstacle{"the running pinproxy is ending and captures no new connections", "start it again once it has ended, within seconds"}
 	case !s.way.Ours:
 		return obstacle{"the running pinproxy does not capture it: the kernel's route does not lead into its device", "its log says why"}
 	case s.askErr != nil:

@@ -202,6 +202,8 @@ func hintFor(err error) string {
 	case errors.Is(err, netns.ErrDevice):
 		return "sudo chmod 0666 /dev/net/tun, as distributions do; in a container, pass the device in: --device /dev/net/tun"
 	case errors.As(err, &exec), errors.Is(err, netns.ErrNotFound):
+	case errors.As(err, &held) && held.PID != 0 && isEnding(held.PID):
+		return "it is ending: try again in a few seconds"
 	case errors.As(err, &held) && held.PID != 0:
 		return fmt.Sprintf("stop it with `kill %d`, or give that one this rule as well", held.PID)
 	case errors.Is(err, link.ErrNameTaken):
