@@ -3,6 +3,8 @@ package host
 import (
 	"errors"
 	"fmt"
+	"log/slog"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -114,4 +116,66 @@ func withoutNetAdmin(f func() error) error {
 		return err
 	}
 	return errors.Join(f(), unix.Capset(&header, &had[0]))
+}
+
+// Where /proc/sys is read-only, as in many containers, IPv6 is captured if the device has it, and not any more once it
+// is switched off. If the device would have to be given it, the error says why that fails.
+func TestSysctlsAreReadOnly(t *testing.T) {
+	for _, off := range []string{"0", "1"} {
+		t.Run("off="+off, func(t *testing.T) {
+			b := newBench(t)
+			b.Client.Sysctl("net.ipv6.conf.default.disable_ipv6", off)
+			b.tun = openTUN(t, b.Client)
+			c := web()
+			c.Log = slog.New(slog.NewTextHandler(b.logs, nil))
+			var err error
+			if b.host, err = New(c); err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan error)
+			go func() {
+				runtime.LockOSThread() // and never unlocked: the mounts end with this thread
+				err := readOnlySysctls()
+				if err == nil {
+					err = b.Client.Do(func() (err error) { b.undo, err = b.host.Apply(t.Context()); return err })
+				}
+				done <- err
+			}()
+			err = <-done
+			if off == "1" {
+				if !errors.Is(err, unix.EROFS) || !strings.Contains(err.Error(), "disable_ipv6=0: ") {
+					t.Error(err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.undo(t.Context())
+			if rules, _ := b.host.kernel.rules(v6); len(rules) == 0 {
+				t.Error("IPv6 is not captured")
+			}
+			b.Client.Sysctl("net.ipv6.conf.all.disable_ipv6", "1")
+			if _, err := b.host.look(dirtLink); err != nil {
+				t.Error(err)
+			}
+			if rules, err := b.host.kernel.rules(v6); len(rules) > 0 || err != nil {
+				t.Errorf("IPv6 is still captured, %v: %v", err, rules)
+			}
+		})
+	}
+}
+
+// readOnlySysctls makes this thread see a read-only /proc/sys.
+func readOnlySysctls() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil { // and with it CLONE_FS
+		return err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	if err := unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	return unix.Mount("", "/proc/sys", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
 }

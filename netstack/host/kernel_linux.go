@@ -24,6 +24,7 @@ type kernel struct {
 	cfg    Config
 	link   int                 // index of the device, fixed: a new device of the same name is a different one
 	ipv6   *os.File            // the device's disable_ipv6; nil where the kernel has no IPv6
+	ipv6RO error               // why that can't be written, as where /proc/sys is read-only
 	conf   map[string]*os.File // its settings that gateways need, by key
 }
 
@@ -44,9 +45,11 @@ func openKernel(c Config) (*kernel, error) {
 		return nil, fmt.Errorf("find device %q: %w", c.Link, err)
 	}
 	k.link = link.Attrs().Index
-	k.ipv6, err = os.OpenFile("/proc/sys/"+disableIPv6(c.Link), os.O_RDWR, 0)
-	if err != nil {
-		k.ipv6 = nil // needed only if it is 1
+	if k.ipv6, err = os.OpenFile("/proc/sys/"+disableIPv6(c.Link), os.O_RDWR, 0); err != nil {
+		k.ipv6RO = err // an error only if it has to be written
+		if k.ipv6, err = os.Open("/proc/sys/" + disableIPv6(c.Link)); err != nil {
+			k.ipv6 = nil
+		}
 	}
 	k.conf = map[string]*os.File{}
 	for _, s := range planForwarding(c) {
@@ -195,6 +198,9 @@ func (k *kernel) addAddr(s addr) error {
 func (k *kernel) write(s sysctl) error {
 	f := k.conf[s.key]
 	if s.key == disableIPv6(k.cfg.Link) {
+		if k.ipv6RO != nil {
+			return k.ipv6RO
+		}
 		f = k.ipv6
 	}
 	if f == nil {
