@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
@@ -499,6 +500,14 @@ func TestHandshakesHaveNoGoroutine(t *testing.T) {
 	}
 	if n := len(k.gv.RegisteredEndpoints()); n != flows {
 		t.Errorf("%d endpoints are registered, want one for each of %d handshakes and no listener", n, flows)
+	}
+}
+
+// gVisor writes nothing to stderr.
+func TestSilence(t *testing.T) {
+	newShaky(t, 0)
+	if _, ok := log.Log().Emitter.(nowhere); !ok {
+		t.Errorf("gVisor logs to %T", log.Log().Emitter)
 	}
 }
 

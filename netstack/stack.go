@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -107,6 +108,14 @@ type service struct {
 // New prepares a stack on l. The caller keeps ownership of the link and closes it after Serve has returned.
 func New(l *link.Link, c Config) (*Stack, error) { return newStack(l, c, stack.Options{}) }
 
+// silence drops gVisor's log. It would go to stderr, among our own lines or a command's. All that it says here is that a
+// SYN was given up while it was answered.
+var silence = sync.OnceFunc(func() { log.SetTarget(nowhere{}) })
+
+type nowhere struct{}
+
+func (nowhere) Emit(int, log.Level, time.Time, string, ...any) {}
+
 // newStack is New with gVisor's clock and random numbers taken from options.
 func newStack(l *link.Link, c Config, options stack.Options) (*Stack, error) {
 	options.NetworkProtocols = []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol}
@@ -114,6 +123,7 @@ func newStack(l *link.Link, c Config, options stack.Options) (*Stack, error) {
 	if c.MaxParked == 0 {
 		c.MaxParked = DefaultMaxParked
 	}
+	silence()
 	s := &Stack{
 		link:    l,
 		cfg:     c,

@@ -40,7 +40,11 @@ func start(t *testing.T, c netstack.Config, h netstack.Handler) (*netstacktest.C
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ctx, h) }()
-	<-s.Ready()
+	select {
+	case <-s.Ready():
+	case err := <-served:
+		t.Fatalf("Serve = %v", err)
+	}
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {
