@@ -12,6 +12,10 @@ import (
 // An application on another host may vanish without a word: powered off, or out of range. Its kernel's own probes
 // would only find our netstack alive, so it is up to us to ask. Otherwise the flow, and its source port, would be
 // kept forever. The times are those of the upstream side (package proxy).
+//
+// One case escapes the probes: a host announces a window that is smaller than a segment it has not acknowledged, but not
+// zero, and then vanishes. As long as a segment is unacknowledged gVisor repeats it instead of probing, but not if it
+// does not fit into the window, and then no timer runs (postXmit). Linux announces no such window.
 const (
 	keepAliveIdle     = tcpip.KeepaliveIdleOption(60 * time.Second)
 	keepAliveInterval = tcpip.KeepaliveIntervalOption(15 * time.Second)
