@@ -28,7 +28,7 @@ demo: bin/pinproxy bin/demo ## show in seconds what it is for, in network namesp
 
 .PHONY: test
 test: ## run all tests, those in namespaces too
-	$(GO) test -timeout 10m $(TESTFLAGS) ./...
+	$(GO) test -timeout 20m $(TESTFLAGS) ./...
 
 .PHONY: check check-format check-vet check-static check-race check-vulnerable check-shell check-manual
 check: check-format check-vet check-static check-race check-vulnerable check-shell check-manual ## all that must be so before a commit, beside the tests
@@ -46,7 +46,7 @@ check-static:
 # The race detector is linked by a C compiler.
 check-race:
 	@if command -v "$$($(GO) env CC)" >/dev/null; then \
-		set -x; CGO_ENABLED=1 $(GO) test -race -timeout 15m $(TESTFLAGS) ./...; \
+		set -x; CGO_ENABLED=1 $(GO) test -race -timeout 30m $(TESTFLAGS) ./...; \
 	else echo "no C compiler: leaving out the race detector"; fi
 
 # Its database is on the network.
