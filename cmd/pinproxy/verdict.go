@@ -149,8 +149,8 @@ func (p portState) inTheWay() (worst socketState, found bool) {
 	return worst, rank > 0
 }
 
-// harmless says whether a socket is no obstacle. One on other addresses never is. Connections to other destinations can share a port if bind says so,
-// and a socket that is over can be ended.
+// harmless says whether a socket is no obstacle. One on other addresses never is. Connections to other destinations
+// can share a port if bind says so, and a socket that is over can be ended.
 func (s socketState) harmless(p portState) bool {
 	switch {
 	case s.over() && p.mayEnd:

@@ -20,7 +20,8 @@
 // resolved would ask without pinproxy are chosen by resolved's own rules: the interfaces (or the global settings)
 // with the longest domain that the name ends with, or else those that are default routes. Several are asked side by
 // side, the servers of each in order. This is read again for queries that are at least a second apart, once for all that
-// come meanwhile, so it needs no notifications. It never contains 127.0.0.53, 127.0.0.54 or our own address, because that would be a loop.
+// come meanwhile, so it needs no notifications. It never contains 127.0.0.53, 127.0.0.54 or our own address, because
+// that would be a loop.
 //
 // A wildcard *.bank.example becomes the domain bank.example, and an exact name becomes a domain itself. Prefixes and
 // `*` need no names. Names below another one are left out. If more than 256 domains remain, which is resolved's
