@@ -226,7 +226,9 @@ func (h *Host) undo(context.Context) error {
 
 // takeBack undoes everything and closes all sockets. The capture rules of both families go first, while their guards
 // are still in place. The routes go when the device is set down. The rules that hold back what still has the device's
-// address go after that address: otherwise it would leave by the uplink.
+// address go after that address: until then it would leave by the uplink. IPv4 lets nothing leave afterwards. IPv6
+// does not ask whether a socket's source is still an address of the host, so there a socket that has outlived the
+// flows' end sends its last packets by the uplink.
 func (h *Host) takeBack() error {
 	errs := []error{
 		h.takeBackRules(rule.captures, v6, v4),
