@@ -18,9 +18,6 @@ import (
 const (
 	firstRest = time.Millisecond
 	lastRest  = 50 * time.Millisecond
-	// tryPace is how far apart the tries of a flow are when it has been refused many ports: the ports of a wide pin rest
-	// longer the more there are, so that one or the other is tried this often.
-	tryPace = 5 * time.Millisecond
 	// lookAfter is when we ask what the matter is. By then it is none of the short causes.
 	lookAfter = 20 * time.Millisecond
 	// overdue is how much later than it says the kernel may end a TIME_WAIT.

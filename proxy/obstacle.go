@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"net/netip"
-	"sync"
 	"time"
 )
 
@@ -20,53 +19,10 @@ type obstructed interface {
 	Obstacle(pin, dst netip.AddrPort) Obstacle
 }
 
-// lookShare is how many times as long as a look took there is none after it, within lookPause. A look searches all TCP
-// sockets and the descriptors of all processes, and each flow that waits for the kernel wants one at each try.
-const (
-	lookShare = 30
-	lookPause = 5 * time.Second
-)
-
-// looks spaces the looks of all flows. The zero value is ready for use.
-type looks struct {
-	mu      sync.Mutex
-	looking bool
-	next    time.Time // not before this
-}
-
-// begin reports whether it is time for a look. The caller then looks and calls end.
-func (s *looks) begin() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.looking || time.Now().Before(s.next) {
-		return false
-	}
-	s.looking = true
-	return true
-}
-
-func (s *looks) end(took time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.looking, s.next = false, time.Now().Add(min(lookShare*took, lookPause))
-}
-
 // obstacle asks the dialer.
 func (l *live) obstacle(pin, dst netip.AddrPort) Obstacle {
 	if d, ok := l.proxy.cfg.Dialer.(obstructed); ok {
 		return d.Obstacle(pin, dst)
 	}
 	return Obstacle{}
-}
-
-// spacedObstacle asks the dialer, unless it is too early for that, whichever flow was the last to ask.
-func (l *live) spacedObstacle(pin, dst netip.AddrPort) (Obstacle, bool) {
-	s := &l.proxy.looks
-	if !s.begin() {
-		return Obstacle{}, false
-	}
-	begun := time.Now()
-	o := l.obstacle(pin, dst)
-	s.end(time.Since(begun))
-	return o, true
 }

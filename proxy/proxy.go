@@ -127,7 +127,6 @@ type Proxy struct {
 	rest     rest
 	watch    watch
 	rescues  rescues
-	looks    looks
 
 	tallies  tallies
 	throttle throttle

@@ -79,25 +79,6 @@ type rescue struct {
 	waiters int
 	until   time.Time // wantedFor after a flow has failed
 	timer   *time.Timer
-	found   Obstacle // by the last of the flows that looked
-	foundAt time.Time
-}
-
-// tell records what is in the way of a port, for the other flows that wait for one.
-func (r *rescue) tell(o Obstacle) {
-	r.proxy.rescues.mu.Lock()
-	defer r.proxy.rescues.mu.Unlock()
-	r.found, r.foundAt = o, time.Now()
-}
-
-// told returns what a flow has found to be in the way, if that is news.
-func (r *rescue) told() Obstacle {
-	r.proxy.rescues.mu.Lock()
-	defer r.proxy.rescues.mu.Unlock()
-	if time.Since(r.foundAt) > lookPause {
-		return Obstacle{}
-	}
-	return r.found
 }
 
 // rescue begins a rescue that lasts until stop is called, or takes part in one.

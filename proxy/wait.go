@@ -114,24 +114,10 @@ func (w *wait) refused(err error, port netip.AddrPort) (rest time.Duration) {
 	w.last, w.port = err, port
 	rest = w.rest
 	w.rest = min(2*w.rest, lastRest)
-	if !w.waiting {
+	if !w.waiting || time.Since(w.begun) < lookAfter {
 		return rest
 	}
-	// Else one flow would try the ports of a wide pin, if another program has them all, as fast as it can.
-	if long := tryPace * time.Duration(min(w.tries, w.rule.Pin().Ports().Len())); long > lastRest {
-		rest = long
-	}
-	if time.Since(w.begun) < lookAfter {
-		return rest
-	}
-	found, ok := w.flow.spacedObstacle(w.port, w.flow.upstream)
-	if !ok {
-		return rest
-	}
-	w.obstacle = found
-	if w.rescue != nil {
-		w.rescue.tell(found)
-	}
+	w.obstacle = w.flow.obstacle(w.port, w.flow.upstream)
 	if left := w.obstacle.Left; left > 0 {
 		// A rule that does not say how long to wait outlasts the kernel, which keeps the 4-tuple for a minute.
 		if ends := time.Now().Add(left + overdue); w.flow.patient() && ends.After(w.ends) {
@@ -188,19 +174,10 @@ func (w *wait) failed(err error) error {
 	if busy := (*lease.BusyError)(nil); w.waiting && errors.As(err, &busy) {
 		busy.Waited = time.Since(w.begun) // in all, not since the kernel's last refusal
 	}
-	if w.rescue != nil {
-		if o := w.rescue.told(); o.Cause != "" {
-			w.obstacle = o
-		}
-	}
-	switch {
-	case w.last == nil && w.obstacle.Cause != "": // the flows before it have had the tries
-		return &pinError{err: fmt.Errorf("%w; %s", err, w.obstacle.Cause), hint: w.obstacle.Hint}
-	case w.last == nil:
+	if w.last == nil {
 		return &pinError{err: err, hint: busyHint(w.rule, err)}
-	case w.obstacle.Cause == "":
-		w.obstacle = w.flow.obstacle(w.port, w.flow.upstream)
 	}
+	w.obstacle = w.flow.obstacle(w.port, w.flow.upstream)
 	hint := w.obstacle.Hint
 	if hint == "" {
 		hint = busyHint(w.rule, err)
