@@ -123,7 +123,7 @@ func TestStopIsSaid(t *testing.T) {
 			t.Fatalf("%q", wrong)
 		}
 	}
-	t.Skip("the machine is too busy")
+	t.Fatalf("five times it may have ended before it was asked: a stop took more than %v", drainGrace)
 }
 
 // askAll runs pinproxy with each of the arguments, at the same time, and returns what was said where it lacks the text.
