@@ -169,17 +169,20 @@ func (f *flow) flush() {
 }
 
 // failedLocked handles an error returned by a call to send d. The error may be about an earlier datagram: the kernel
-// returns an ICMP error from the next call, which then does nothing else. In that case d is sent again. The result
-// errBusy means that d is still to be sent.
+// returns an ICMP error from the next call, which then does nothing else. In that case d is sent again, as often as
+// another error has come meanwhile. The result errBusy means that d is still to be sent.
 func (f *flow) failedLocked(d Datagram, err error) error {
 	if f.over {
 		return nil
 	}
-	told, local := f.socket.errors(f.last)
-	if local {
-		return nil
-	}
-	if told {
+	for range maxFailures {
+		told, local := f.socket.errors(f.last)
+		if local {
+			return nil
+		}
+		if !told {
+			break
+		}
 		if err = f.socket.try(d); err == nil || err == errBusy {
 			return err
 		}

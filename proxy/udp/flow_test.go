@@ -33,12 +33,12 @@ func (s *scripted) send(d Datagram) error {
 func (s *scripted) try(d Datagram) error             { return s.send(d) }
 func (*scripted) errors(Datagram) (told, local bool) { return true, false }
 
-// An error about an earlier datagram does not cost the one that is being sent from the queue, even if the socket is
-// full again by the time that it is sent once more.
+// Errors about earlier datagrams do not cost the one that is being sent from the queue, even if the socket is full
+// again, or has another error, by the time that it is sent once more.
 func TestFlushSendsAgain(t *testing.T) {
 	r := New(nil, nil, Limits{})
 	got := newInbox()
-	s := &scripted{errs: []error{syscall.ECONNREFUSED, errBusy, syscall.ECONNREFUSED, errBusy}}
+	s := &scripted{errs: []error{syscall.ECONNREFUSED, errBusy, syscall.ECONNREFUSED, syscall.EHOSTUNREACH, errBusy}}
 	one, two := got.from(app4, dst4, "one"), got.from(app4, dst4, "two")
 	r.mu.Lock()
 	f := newFlow(r, key{app4, dst4}, new(order), one)
