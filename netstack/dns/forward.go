@@ -234,6 +234,10 @@ func (f *Forwarder) ask(r request) ([]byte, error) {
 		if i == 0 || got.better(best) {
 			best = got
 		}
+		if best.settles() {
+			// There is no such name here. Others may have it, but must not be waited for longer than the client waits.
+			time.AfterFunc(askAgain, cancel)
+		}
 	}
 	return best.msg, best.err
 }

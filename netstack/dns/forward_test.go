@@ -137,6 +137,7 @@ func TestForward(t *testing.T) {
 		{"no such name", m{a: fails(dnsmessage.RCodeNameError, 0), b: says("203.0.113.2", 0)}, [][]Upstream{{up(a), up(b)}}, "", dnsmessage.RCodeNameError, 0, []string{"udp " + a}},
 		{"another network has the name", m{a: fails(dnsmessage.RCodeNameError, 0), c: says("203.0.113.3", time.Second/2)}, [][]Upstream{{up(a)}, {up(c)}}, "203.0.113.3", 0, time.Second / 2, []string{"udp " + a, "udp " + c}},
 		{"no network has the name", m{a: fails(dnsmessage.RCodeNameError, 0), c: fails(dnsmessage.RCodeServerFailure, time.Second/2)}, [][]Upstream{{up(a)}, {up(c)}}, "", dnsmessage.RCodeNameError, time.Second / 2, []string{"udp " + a, "udp " + c}},
+		{"one network does not have the name, another is silent", m{a: fails(dnsmessage.RCodeNameError, time.Second/2), b: silent}, [][]Upstream{{up(a)}, {up(b)}}, "", dnsmessage.RCodeNameError, time.Second/2 + askAgain, []string{"udp " + a, "udp " + b}},
 		{"all refuse", nil, [][]Upstream{{up(a), up(b)}}, "", dnsmessage.RCodeServerFailure, 0, []string{"udp " + a, "udp " + b}},
 		{"nobody is known", nil, [][]Upstream{nil}, "", dnsmessage.RCodeServerFailure, 0, []string{}},
 	} {

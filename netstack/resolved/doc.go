@@ -50,6 +50,8 @@
 //	resolved does not answer in 2 s      likewise
 //	an interface comes, goes, roams      seen by the next query
 //	no upstream is known for a name      SERVFAIL
+//	an interface's servers do not have   that is the answer, 2 s later: another may have the name, but must
+//	the name, another's are silent       answer before the client gives up
 //	only FallbackDNS is known            the link becomes a default route as well: resolved stops using
 //	                                     the fallback when any interface has a server
 //	the end                              the domains are removed first, then, after the last flow, the rest
