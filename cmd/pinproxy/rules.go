@@ -50,7 +50,11 @@ func readRules(file string, read func(path string) (string, error)) ([]*rules.Ru
 		if errors.As(err, &path) {
 			err = path.Err
 		}
-		return nil, &usageError{fmt.Sprintf("read rules file %s: %s", file, towards(err)), ""}
+		hint := ""
+		if file == "-" {
+			hint = "pinproxy --rules /dev/stdin …"
+		}
+		return nil, &usageError{fmt.Sprintf("read rules file %s: %s", file, towards(err)), hint}
 	}
 	return rules.ParseFile(file, strings.NewReader(text))
 }
