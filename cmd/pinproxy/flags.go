@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -87,6 +88,9 @@ func parseArgs(args []string, read func(path string) (string, error)) (options, 
 	fs.StringVar(&socketGroup, "socket-group", "", "")
 	fs.StringVar(&httpAddr, "http", "", "")
 	if err := fs.Parse(args); err != nil {
+		if words := fs.Args(); len(words) > 0 && !isCommand(words[0]) { // the flag may be of a program, behind a -- that is missing
+			return o, o.positional(words)
+		}
 		return o, flagError(fs, err)
 	}
 	if o.help || o.version {
@@ -102,7 +106,7 @@ func parseArgs(args []string, read func(path string) (string, error)) (options, 
 			return o, &usageError{"no command behind --", "pinproxy --rule RULE -- curl https://google.co.uk/"}
 		}
 	}
-	if err := o.positional(words, o.rules.texts); err != nil {
+	if err := o.positional(words); err != nil {
 		return o, err
 	}
 	if err := o.belong(fs); err != nil {
@@ -220,7 +224,8 @@ func (o *options) serves() bool {
 }
 
 // positional reads the arguments that are not flags: nothing, or a command.
-func (o *options) positional(args, ruleTexts []string) error {
+func (o *options) positional(args []string) error {
+	ruleTexts := o.rules.texts
 	switch {
 	case len(args) == 0:
 		return nil
@@ -232,11 +237,15 @@ func (o *options) positional(args, ruleTexts []string) error {
 	case args[0] == "check" && len(args) == 1:
 		return &usageError{"check what? HOST:PORT is missing", "pinproxy check www.bank.example:443"}
 	case args[0] == "check":
-		return &usageError{fmt.Sprintf("unexpected argument %q: check takes one HOST:PORT", args[2]), "pinproxy check " + args[1]}
-	case len(args) == 1 && (args[0] == "cleanup" || args[0] == "status"):
+		hint := args[1]
+		if t, err := parseTarget(net.JoinHostPort(args[1], args[2])); err == nil { // as for nc
+			hint = quote(t.String())
+		}
+		return &usageError{fmt.Sprintf("unexpected argument %q: check takes one HOST:PORT", args[2]), "pinproxy check " + hint}
+	case isCommand(args[0]) && len(args) == 1:
 		o.command = args[0]
 		return nil
-	case args[0] == "cleanup" || args[0] == "status":
+	case isCommand(args[0]):
 		return &usageError{fmt.Sprintf("unexpected argument %q", args[1]), "pinproxy " + args[0]}
 	case len(ruleTexts) == 0 && strings.Contains(args[0], "="):
 		return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), "pinproxy --rule " + quote(args[0])}
@@ -247,8 +256,10 @@ func (o *options) positional(args, ruleTexts []string) error {
 			"pinproxy --rule " + quote(ruleTexts[len(ruleTexts)-1]+" "+strings.Join(args, " ")),
 		}
 	}
-	return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), commandHint(args[0], len(ruleTexts) > 0)}
+	return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), commandHint(args[0], len(ruleTexts)+len(o.rules.files) > 0)}
 }
+
+func isCommand(word string) bool { return word == "check" || word == "status" || word == "cleanup" }
 
 // belong refuses flags that have no meaning for the command.
 func (o *options) belong(fs *pflag.FlagSet) error {
