@@ -463,6 +463,32 @@ func TestGivenUpWhileItsEndpointIsMade(t *testing.T) {
 	k.opens(t, 4711, 2000)
 }
 
+// An application may try again from the same port while its late handshake is being ended.
+func TestTriesAgainWhileTheHandshakeLapses(t *testing.T) {
+	k := newShaky(t, stack.CapabilityRXChecksumOffload)
+	k.send(4711, header.TCPFlagSyn, 1000, 0)
+	k.heard(t, synAck)
+	k.mu.Lock()
+	var late *Flow
+	for _, f := range k.shaking {
+		late = f
+	}
+	k.mu.Unlock()
+	late.shaking.StopWork() // its reset waits for this
+	resume := sync.OnceFunc(late.shaking.ResumeWork)
+	defer resume()
+	go k.lapse(0)
+	if !Eventually(t, "the flow is forgotten", func() bool { return k.known(late.id) == nil }) {
+		return
+	}
+	k.send(4711, header.TCPFlagSyn, 2000, 0)
+	k.opens(t, 4711, 2000)
+	resume()
+	if err := <-k.accepted; !errors.Is(err, ErrGone) {
+		t.Errorf("Accept = %v, want %v", err, ErrGone)
+	}
+}
+
 // A reset with which the application answers something of a predecessor's does not end the connection. Another SYN does.
 func TestResetOfThePredecessor(t *testing.T) {
 	k := newShaky(t, stack.CapabilityRXChecksumOffload)

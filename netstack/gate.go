@@ -246,7 +246,9 @@ func (s *Stack) admit(seg segment) verdict {
 		f.retired = true
 		s.mu.Unlock()
 		s.replies.drop(f)
-		s.unregister(seg.id)
+		if ep := s.endpoint(seg.id); ep != nil {
+			s.unregister(seg.id, ep)
+		}
 		return pass
 	case f.phase == answering && seg.seq != f.isn:
 		s.mu.Unlock()
@@ -259,12 +261,8 @@ func (s *Stack) admit(seg segment) verdict {
 	return pass
 }
 
-// unregister takes the endpoint of a 4-tuple out of the demultiplexer and returns it, or nil. The endpoint finishes what
-// is queued, and its own clean-up then finds nothing to unregister.
-func (s *Stack) unregister(id stack.TransportEndpointID) *tcp.Endpoint {
-	ep, ok := s.endpoint(id).(*tcp.Endpoint)
-	if ok {
-		s.gv.UnregisterTransportEndpoint([]tcpip.NetworkProtocolNumber{protocolOf(id.RemoteAddress)}, tcp.ProtocolNumber, id, ep, shared, 0)
-	}
-	return ep
+// unregister takes the endpoint of a 4-tuple out of the demultiplexer. It finishes what is queued, and its own clean-up then
+// finds nothing to unregister.
+func (s *Stack) unregister(id stack.TransportEndpointID, ep stack.TransportEndpoint) {
+	s.gv.UnregisterTransportEndpoint([]tcpip.NetworkProtocolNumber{protocolOf(id.RemoteAddress)}, tcp.ProtocolNumber, id, ep, shared, 0)
 }

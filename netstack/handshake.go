@@ -119,7 +119,8 @@ func (s *Stack) shaken(ep *tcp.Endpoint, queue *waiter.Queue) {
 	s.workers.all.Go(func() { reset(ep) }) // it has been given up
 }
 
-// leave ends the handshake of f and reports whether one was under way. Unless the flow becomes open, it is forgotten.
+// leave ends the handshake of f and reports whether one was under way. Unless the flow becomes open, it is forgotten, and
+// its endpoint at the same moment: a SYN that comes next begins another flow.
 func (s *Stack) leave(f *Flow, to phase) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -132,7 +133,9 @@ func (s *Stack) leave(f *Flow, to phase) bool {
 	if to == open {
 		return true
 	}
-	if f.shaking == nil {
+	if f.shaking != nil {
+		s.unregister(f.id, f.shaking)
+	} else {
 		f.synAck <- nil
 	}
 	if s.flows[f.id] == f {
@@ -224,7 +227,7 @@ func (s *Stack) takeSYNACK(id stack.TransportEndpointID, pkt *stack.PacketBuffer
 	if f == nil || f.phase != answering || ack != f.isn+1 {
 		// The application gave up before gVisor came to its SYN. The endpoint must go before that of the next SYN from
 		// the same port comes.
-		s.unregister(id)
+		s.unregister(id, ep)
 		s.workers.all.Go(ep.Abort) // it is locked now
 		return true
 	}
@@ -273,7 +276,7 @@ func (s *Stack) relinquish(f *Flow) bool {
 	if !s.leave(f, answered) {
 		return false
 	}
-	s.workers.do(task{flow: f, ep: s.unregister(f.id), err: ErrGone})
+	s.workers.do(task{flow: f, ep: f.shaking, err: ErrGone}) // an endpoint that is just being made: see takeSYNACK
 	return true
 }
 
