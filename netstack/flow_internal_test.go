@@ -123,11 +123,16 @@ func (k *shaky) end(t *testing.T) {
 
 // send sends a segment from a port of the application's host, with a wrong checksum.
 func (k *shaky) send(port uint16, flags header.TCPFlags, seq, ack uint32) {
-	b := make([]byte, header.IPv4MinimumSize+header.TCPMinimumSize)
+	k.sendWith(nil, port, flags, seq, ack)
+}
+
+// sendWith sends a segment with IP options.
+func (k *shaky) sendWith(options header.IPv4OptionsSerializer, port uint16, flags header.TCPFlags, seq, ack uint32) {
+	b := make([]byte, header.IPv4MinimumSize+int(options.Length())+header.TCPMinimumSize)
 	ip := header.IPv4(b)
-	ip.Encode(&header.IPv4Fields{TotalLength: uint16(len(b)), TTL: 64, Protocol: uint8(tcp.ProtocolNumber), SrcAddr: tcpip.AddrFrom4([4]byte{192, 0, 2, 1}), DstAddr: tcpip.AddrFrom4([4]byte{203, 0, 113, 5})})
+	ip.Encode(&header.IPv4Fields{TotalLength: uint16(len(b)), TTL: 64, Protocol: uint8(tcp.ProtocolNumber), SrcAddr: tcpip.AddrFrom4([4]byte{192, 0, 2, 1}), DstAddr: tcpip.AddrFrom4([4]byte{203, 0, 113, 5}), Options: options})
 	ip.SetChecksum(^ip.CalculateChecksum())
-	header.TCP(ip.Payload()).Encode(&header.TCPFields{SrcPort: port, DstPort: 443, DataOffset: header.TCPMinimumSize, Flags: flags, SeqNum: seq, AckNum: ack, WindowSize: 65535})
+	header.TCP(b[ip.HeaderLength():]).Encode(&header.TCPFields{SrcPort: port, DstPort: 443, DataOffset: header.TCPMinimumSize, Flags: flags, SeqNum: seq, AckNum: ack, WindowSize: 65535})
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
 	k.device.InjectInbound(header.IPv4ProtocolNumber, pkt)
 	pkt.DecRef()
@@ -420,8 +425,17 @@ func (c *crossing) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *
 }
 
 // gVisor may make the endpoint of the SYN that was given up just when the next one comes. The endpoint does not get that
-// one, which it would refuse.
+// one, which it would refuse. A SYN with IP options is lost; the application's kernel repeats it.
 func TestGivenUpWhileItsEndpointIsMade(t *testing.T) {
+	for name, options := range map[string]header.IPv4OptionsSerializer{
+		"plain":      nil,
+		"IP options": {&header.IPv4SerializableRouterAlertOption{}},
+	} {
+		t.Run(name, func(t *testing.T) { testGivenUpWhileItsEndpointIsMade(t, options) })
+	}
+}
+
+func testGivenUpWhileItsEndpointIsMade(t *testing.T, options header.IPv4OptionsSerializer) {
 	k := &shaky{device: channel.New(1024, 1500, ""), accepted: make(chan error, 2)}
 	k.device.LinkEPCapabilities = stack.CapabilityRXChecksumOffload
 	device := &crossing{Endpoint: k.device, passed: func(deliver func()) { deliver() }}
@@ -455,10 +469,17 @@ func TestGivenUpWhileItsEndpointIsMade(t *testing.T) {
 		Eventually(t, "the endpoint is registered", func() bool { return len(k.gv.RegisteredEndpoints()) == 1 })
 		deliver()
 	}
-	k.send(4711, header.TCPFlagSyn, 2000, 0)
+	k.sendWith(options, 4711, header.TCPFlagSyn, 2000, 0)
 	resume()
 	if err := <-k.accepted; !errors.Is(err, ErrGone) {
 		t.Errorf("Accept = %v, want %v", err, ErrGone)
+	}
+	if options != nil {
+		device.passed = func(deliver func()) { deliver() }
+		Eventually(t, "the first SYN's endpoint has come and gone", func() bool {
+			return k.gv.Stats().TCP.SegmentsSent.Value() > 0 && len(k.gv.RegisteredEndpoints()) == 0
+		})
+		k.sendWith(options, 4711, header.TCPFlagSyn, 2000, 0)
 	}
 	k.opens(t, 4711, 2000)
 }

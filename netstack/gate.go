@@ -102,12 +102,10 @@ func (in *inbound) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *
 			case drop:
 				return
 			case anew:
-				if seg.plain {
-					if in.parse(proto, seg, pkt) {
-						in.stack.handleTCP(seg.id, pkt)
-					}
-					return
+				if seg.plain && in.parse(proto, seg, pkt) {
+					in.stack.handleTCP(seg.id, pkt)
 				}
+				return // an odd one is lost, and the application's kernel repeats it
 			}
 		}
 		if seg.flags&(header.TCPFlagPsh|header.TCPFlagFin) != 0 {
@@ -241,7 +239,7 @@ func (s *Stack) admit(seg segment) verdict {
 		s.abandonLocked(f)
 		s.mu.Unlock()
 		f.abandoned()
-		return pass
+		return anew
 	case f.ended && seg.seq != f.isn:
 		f.retired = true
 		s.mu.Unlock()
