@@ -200,7 +200,7 @@ func (c *checker) look(ctx context.Context, dst netip.AddrPort) (situation, erro
 	}
 	if s.running && s.askErr == nil {
 		if answer, s.askErr = c.instance.destination(ctx, dst, s.name, ""); s.askErr == nil {
-			s.theirs = answer.Rule
+			s.theirs, s.instead = answer.Rule, answer.Instead
 			if c.options.set == nil && s.name == "" {
 				s.name = answer.Name // what is known of the address decides
 			}

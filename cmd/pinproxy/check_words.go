@@ -199,6 +199,8 @@ func (s situation) chosen(v verdict, facts host.Facts) string {
 		return "By a rule of the running pinproxy, which takes the connection; only its user and root may ask by which."
 	case s.running && s.way.Ours && s.askErr != nil:
 		return "By a rule of the running pinproxy, which takes the connection, but can't be asked by which."
+	case s.running && s.way.Ours && s.instead != nil && s.instead.Rule != "":
+		return fmt.Sprintf("By the running pinproxy's rule %s.", s.instead.Rule)
 	case s.running && s.way.Ours && s.rule != nil && s.theirs == s.rule.String() && s.waits():
 		return fmt.Sprintf("By its rule, but no port is free now: %s.", s.otherwise())
 	case s.running && s.way.Ours && s.rule != nil && s.theirs == s.rule.String():

@@ -146,13 +146,14 @@ func (c *control) destination(dst, name, rule string) (destinationJSON, error) {
 		return destinationJSON{}, fmt.Errorf("dst: %w", err)
 	}
 	d := c.names.Decide(to)
-	if name != "" {
-		d = rules.Decision{Rule: c.names.Set().Match(name, to), Name: name}
-	}
-	answer := destinationJSON{Name: d.Name}
+	answer := destinationJSON{Name: d.Name, Rule: ruleText(d.Rule)}
 	about := d.Rule
-	if d.Rule != nil {
-		answer.Rule = d.Rule.String()
+	if name != "" {
+		about = c.names.Set().Match(name, to)
+		answer = destinationJSON{Name: name, Rule: ruleText(about)}
+		if d.Rule != about && (d.Rule == nil || about == nil || !d.Rule.Pin().Equal(about.Pin())) {
+			answer.Instead = &insteadJSON{ruleText(d.Rule), d.Name}
+		}
 	}
 	if rule != "" {
 		if about, err = rules.Parse(rule); err != nil {
@@ -163,4 +164,12 @@ func (c *control) destination(dst, name, rule string) (destinationJSON, error) {
 		answer.Pin = c.pin(about.Pin(), to)
 	}
 	return answer, nil
+}
+
+// ruleText returns "" for no rule.
+func ruleText(r *rules.Rule) string {
+	if r == nil {
+		return ""
+	}
+	return r.String()
 }

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strings"
 	"testing"
@@ -93,14 +94,16 @@ func TestControl(t *testing.T) {
 		dst              netip.AddrPort
 		name, rule, want string
 		next             uint16
+		instead          *insteadJSON
 	}{
-		{dst, "", "", "www.bank.example:443=63999", 63999},
-		{dst, "other.example", "", "", 0},
-		{netip.MustParseAddrPort("203.0.113.3:443"), "www.bank.example", "", "www.bank.example:443=63999", 63999},
-		{netip.MustParseAddrPort("203.0.113.3:443"), "", "*:443=7000-7001", "", 7000},
+		{dst, "", "", "www.bank.example:443=63999", 63999, nil},
+		{dst, "www.bank.example", "", "www.bank.example:443=63999", 63999, nil},
+		{dst, "other.example", "", "", 0, &insteadJSON{"www.bank.example:443=63999", "www.bank.example"}},
+		{netip.MustParseAddrPort("203.0.113.3:443"), "www.bank.example", "", "www.bank.example:443=63999", 63999, &insteadJSON{}},
+		{netip.MustParseAddrPort("203.0.113.3:443"), "", "*:443=7000-7001", "", 7000, nil},
 	} {
 		d, err := i.destination(t.Context(), test.dst, test.name, test.rule)
-		if err != nil || d.Rule != test.want || (d.Pin == nil) != (test.next == 0) || d.Pin != nil && d.Pin.Next[0] != test.next {
+		if err != nil || d.Rule != test.want || (d.Pin == nil) != (test.next == 0) || d.Pin != nil && d.Pin.Next[0] != test.next || !reflect.DeepEqual(d.Instead, test.instead) {
 			t.Errorf("%+v: %+v, %v", test, d, err)
 		}
 	}

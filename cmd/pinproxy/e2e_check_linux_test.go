@@ -256,3 +256,32 @@ func (s *checkScript) noRoute(ts *testscript.TestScript, _ bool, args []string) 
 		}
 	}
 }
+
+// A program has a name's address from a file, which pinproxy does not see for a wildcard. Another name has the address
+// of a rule's name. In both cases a connection does not follow the rule, or lack of one, of its name.
+func TestCheckSeesWhichNameCounts(t *testing.T) {
+	h := newHome(t)
+	h.names()
+	h.Server.Serve(":443", lab.Echo)
+	h.write("etc/hosts", "127.0.0.1 localhost\n203.0.113.2 file.bank.example file.example\n")
+	h.write("run/.keep", "")
+	h.pinproxy("--rule", "*.bank.example:443=63999")
+	check := func(name string, want ...string) {
+		t.Helper()
+		p, err := h.Client.Start(h.ours("pinproxy", "check", name+":443"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		status := exitStatus(p.Wait())
+		for _, w := range want {
+			if !strings.Contains(p.Stdout(), w) || status != exitFailed {
+				t.Errorf("status %d, want %d, and %q in\n%s", status, exitFailed, w, p.Stdout())
+			}
+		}
+	}
+	check("file.bank.example", "pinned    no: the running pinproxy has seen no DNS answer that says that 203.0.113.2 is an address of file.bank.example\n",
+		"a rule for the address", "How is my source port chosen? By the kernel:")
+	h.ask("ip4", "www.bank.example")
+	const instead = "takes 203.0.113.2 for an address of www.bank.example, and goes by the rule *.bank.example:443=63999"
+	check("file.example", instead, "How is my source port chosen? By the running pinproxy's rule *.bank.example:443=63999.")
+}

@@ -121,9 +121,17 @@ type processJSON struct {
 }
 
 type destinationJSON struct {
-	Rule string   `json:"rule,omitempty"` // the rule that a connection follows
-	Name string   `json:"name,omitempty"`
-	Pin  *pinJSON `json:"pin,omitempty"`
+	Rule    string       `json:"rule,omitempty"` // the rule for the name that was asked about, or that a connection follows
+	Name    string       `json:"name,omitempty"`
+	Instead *insteadJSON `json:"instead,omitempty"` // what a connection follows, if not Rule
+	Pin     *pinJSON     `json:"pin,omitempty"`
+}
+
+// insteadJSON is what decides about an address that is not known as that of the name that was asked about, or was
+// last asked for by another name. Without a Rule, no rule does.
+type insteadJSON struct {
+	Rule string `json:"rule,omitempty"`
+	Name string `json:"name,omitempty"`
 }
 
 type pinJSON struct {

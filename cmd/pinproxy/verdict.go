@@ -26,11 +26,12 @@ type situation struct {
 	lost  []*rules.Rule // others that match
 	given bool          // the rules come from the command line
 
-	running bool   // a pinproxy is running
-	pid     int    // its PID; 0 if that can't be told
-	ending  bool   // it captures no new connections any more
-	askErr  error  // why its control socket does not answer
-	theirs  string // the rule it follows; "" if none, provided askErr is nil
+	running bool         // a pinproxy is running
+	pid     int          // its PID; 0 if that can't be told
+	ending  bool         // it captures no new connections any more
+	askErr  error        // why its control socket does not answer
+	theirs  string       // the rule it has; "" if none, provided askErr is nil
+	instead *insteadJSON // what it follows instead; nil: theirs
 
 	way     host.Way // of a program's connection
 	wayErr  error
@@ -302,6 +303,8 @@ func (s situation) uncaptured() obstacle {
 		return obstacle{"no pinproxy is running, and no rule was given", "pinproxy check --rule RULE …, or start pinproxy"}
 	case !s.running:
 		return obstacle{"no pinproxy is running", fmt.Sprintf("sudo pinproxy --rule %s", quote(s.rule.String()))}
+	case s.instead != nil:
+		return s.misnamed()
 	case s.askErr == nil && s.rule == nil:
 		return obstacle{cause: "no rule is for this destination"}
 	case s.askErr == nil && s.theirs == "":
@@ -321,6 +324,24 @@ func (s situation) uncaptured() obstacle {
 		return o
 	}
 	return obstacle{}
+}
+
+// misnamed says why a connection does not follow the name's rule, or its lack of one: it shows only the address.
+func (s situation) misnamed() obstacle {
+	if s.instead.Name != "" {
+		return obstacle{
+			fmt.Sprintf("the running pinproxy takes %s for an address of %s, and goes by the rule %s", s.dst.Addr(), s.instead.Name, s.instead.Rule),
+			"names that share an address need the same pin, as a connection does not show which one was meant",
+		}
+	}
+	o := obstacle{
+		fmt.Sprintf("the running pinproxy has seen no DNS answer that says that %s is an address of %s", s.dst.Addr(), s.name),
+		"it does not see what comes from a file or a cache; a rule for the address does without",
+	}
+	if s.instead.Rule != "" {
+		o.cause += ", and goes by the rule " + s.instead.Rule
+	}
+	return o
 }
 
 // samePin says whether a rule's text demands the same source as rule.

@@ -185,6 +185,15 @@ func TestVerdict(t *testing.T) {
 		{name: "not in theirs", is: func(s *situation) { s.theirs, s.way.Ours = "", false }, port: 63998, cause: "the running pinproxy has no rule", chosen: "By the kernel"},
 		{name: "another of theirs", is: func(s *situation) { s.theirs = "*:443=1" }, port: 63998, cause: "goes by another rule, *:443=1", chosen: "By the running pinproxy's rule *:443=1"},
 		{name: "theirs has the same pin", is: func(s *situation) { s.theirs = "*:443=63998-63999" }, pinned: true, port: 63998, chosen: "port 63998"},
+		{name: "its name was not seen", is: func(s *situation) {
+			s.name, s.instead, s.way.Ours = "file.bank.example", &insteadJSON{}, false
+		}, port: 63998, cause: "no DNS answer that says that 203.0.113.2 is an address of file.bank.example", chosen: "By the kernel", hintHas: "a rule for the address"},
+		{name: "its name was not seen, and another rule is for all", is: func(s *situation) {
+			s.name, s.instead = "file.bank.example", &insteadJSON{Rule: "*:443=1"}
+		}, port: 63998, cause: "file.bank.example, and goes by the rule *:443=1", chosen: "By the running pinproxy's rule *:443=1"},
+		{name: "another name has the address, too", is: func(s *situation) {
+			s.name, s.rule, s.theirs, s.instead = "other.example", nil, "", &insteadJSON{"www.bank.example:443=1", "www.bank.example"}
+		}, cause: "takes 203.0.113.2 for an address of www.bank.example, and goes by the rule www.bank.example:443=1", chosen: "By the running pinproxy's rule www.bank.example:443=1", hintHas: "the same pin"},
 		{name: "not captured", is: func(s *situation) { s.way.Ours = false }, port: 63998, cause: "does not capture it", chosen: "By the kernel"},
 		{name: "does not answer", is: func(s *situation) { s.askErr, s.theirs = &askError{"/run/x", 0, syscall.EACCES}, "" }, port: 63998, cause: "can't be asked by which rule: ask /run/x: permission denied", chosen: "only its user and root", hintHas: "sudo pinproxy check"},
 		{name: "its socket was deleted", is: func(s *situation) { s.askErr, s.theirs = &askError{"/run/x", 812, syscall.ENOENT}, "" }, port: 63998, cause: "ask /run/x: no such file or directory", chosen: "but can't be asked by which", hintHas: "a restart of pid 812 makes it again; if that is in a container, sudo nsenter -t 812 -m pinproxy check"},
