@@ -194,7 +194,7 @@ func (l *live) forbidden(dst netip.AddrPort) error {
 	if !l.behind {
 		return nil
 	}
-	err := l.proxy.cfg.Forbid(dst.Addr())
+	err := l.proxy.cfg.Forbid(dst)
 	if err == nil {
 		return nil
 	}

@@ -83,7 +83,7 @@ type Config struct {
 	Behind func(src netip.Addr) bool
 	// Forbid says why flows from hosts behind this one may not be led to an address; nil if they may. It is called
 	// for each address before it is dialed.
-	Forbid func(dst netip.Addr) error
+	Forbid func(dst netip.AddrPort) error
 	// Wrap is given each upstream connection and returns what the flow reads and writes instead, for example a
 	// connection that inspects DNS answers. May be nil.
 	Wrap func(dst netip.AddrPort, c Conn) Conn
@@ -152,7 +152,7 @@ func New(c Config) *Proxy {
 		c.Behind = func(netip.Addr) bool { return false }
 	}
 	if c.Forbid == nil {
-		c.Forbid = func(netip.Addr) error { return nil }
+		c.Forbid = func(netip.AddrPort) error { return nil }
 	}
 	if c.Yield == nil {
 		c.Yield = func() {}

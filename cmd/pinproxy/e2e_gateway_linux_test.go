@@ -329,24 +329,28 @@ func TestGatewayWithAResolverOfACloud(t *testing.T) {
 	l.Router.Route(resolver+"/32", lab.Server4)
 	asked := l.Server.DNS(lab.Zone(zone), at(resolver, 53))
 	server := l.Server.Serve(":443", lab.Echo)
-	l.pins("--rule", "*.bank.example:443=63999")
-	r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return l.inner.Dial(ctx, "udp", at(resolver, 53))
-	}}
-	addrs, err := r.LookupHost(soon(t), "v4.bank.example")
-	if err != nil {
-		t.Fatal(err)
+	l.pins("--rule", "*.bank.example:443=63999", "--rule", resolver+":443=63999")
+	for _, network := range []string{"udp", "tcp"} {
+		r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return l.inner.Dial(ctx, network, at(resolver, 53))
+		}}
+		addrs, err := r.LookupHost(soon(t), "v4.bank.example")
+		if err != nil {
+			t.Fatal(network, err)
+		}
+		c := l.mustConnect(at(addrs[0], 443))
+		echo(t, c, "hello")
+		_ = c.Close()
 	}
-	echo(t, l.mustConnect(at(addrs[0], 443)), "hello")
-	if seen := server.Seen(); len(seen) != 1 || seen[0] != families[0].from(63999) {
+	if seen := server.Seen(); len(seen) != 2 || seen[0] != families[0].from(63999) || seen[1] != seen[0] {
 		t.Errorf("connections came from %v", seen)
 	}
 	if len(asked.Queries()) == 0 {
 		t.Error("the resolver was not asked")
 	}
 	// Nobody is led there otherwise.
-	if _, err := l.connect(at(resolver, 53)); err == nil {
-		t.Error("connected over TCP")
+	if _, err := l.connect(at(resolver, 443)); err == nil {
+		t.Error("connected to another port")
 	}
 }
 

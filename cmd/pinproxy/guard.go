@@ -64,10 +64,11 @@ var (
 // notSingle are the addresses of nobody and of everybody.
 var notSingle = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified(), netip.AddrFrom4([4]byte{255, 255, 255, 255})}
 
-// forbid says why a host behind a gateway must not reach dst. Forwarded traffic comes here only if the kernel has a
+// forbid says why a host behind a gateway must not be led to an address. Forwarded traffic comes here only if the kernel has a
 // route for it that leads elsewhere. But a rule may pick another address of the same name, and an IPv6 packet may go
 // to an address that package net takes for an IPv4 one.
-func (g *guard) forbid(dst netip.Addr) error {
+func (g *guard) forbid(to netip.AddrPort) error {
+	dst := to.Addr()
 	switch {
 	case g == nil:
 		return nil
@@ -86,7 +87,7 @@ func (g *guard) forbid(dst netip.Addr) error {
 		return err
 	case own:
 		return errOwn
-	case dst.IsLinkLocalUnicast():
+	case dst.IsLinkLocalUnicast() && to.Port() != dnsPort: // some clouds have their resolver there
 		return errLink
 	}
 	return nil
@@ -118,13 +119,9 @@ func (g *guard) path(src netip.Addr) int {
 	return mtu
 }
 
-// lets says whether a DNS query may go on. It answers a query that may not. The resolver of a cloud may be at a
-// link-local address of IPv4, to which the kernel forwards.
+// lets says whether a DNS query may go on. It answers a query that may not.
 func (g *guard) lets(d *netstack.Datagram) bool {
-	if g == nil || !g.behind(d.Src().Addr()) {
-		return true
-	}
-	if err := g.forbid(d.Dst().Addr()); err == nil || err == errLink && d.Dst().Addr().Is4() {
+	if g == nil || !g.behind(d.Src().Addr()) || g.forbid(d.Dst()) == nil {
 		return true
 	}
 	d.Unreachable(syscall.EACCES)

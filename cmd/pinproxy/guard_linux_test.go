@@ -45,8 +45,14 @@ func TestGuard(t *testing.T) {
 		if dst == "2001:db8:1::" {
 			top.Client.Forward()
 		}
-		if err := g.forbid(netip.MustParseAddr(dst)); err != want {
+		if err := g.forbid(netip.AddrPortFrom(netip.MustParseAddr(dst), 443)); err != want {
 			t.Errorf("forbid(%s) = %v, want %v", dst, err, want)
+		}
+		if want == errLink && netip.MustParseAddr(dst).Is4() {
+			want = nil
+		}
+		if err := g.forbid(netip.AddrPortFrom(netip.MustParseAddr(dst), dnsPort)); err != want {
+			t.Errorf("forbid(%s) = %v for DNS, want %v", dst, err, want)
 		}
 	}
 	for src, want := range map[string]bool{
@@ -72,7 +78,7 @@ func TestGuard(t *testing.T) {
 		}
 	}
 	var none *guard
-	if none.behind(netip.MustParseAddr("10.1.2.3")) || none.forbid(netip.MustParseAddr("127.0.0.1")) != nil {
+	if none.behind(netip.MustParseAddr("10.1.2.3")) || none.forbid(netip.MustParseAddrPort("127.0.0.1:443")) != nil {
 		t.Error("without a gateway nobody is behind it")
 	}
 }
