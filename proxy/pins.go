@@ -43,6 +43,10 @@ func (p *Proxy) Pin(pin rules.Pin, dst netip.AddrPort) PinInfo {
 	return info
 }
 
+// Rests lists the ports that rest, each towards one destination. With many destinations it takes milliseconds, and
+// others may run in between (Config.GiveWay).
+func (p *Proxy) Rests() []lease.Resting { return p.leases.Rests(p.cfg.GiveWay) }
+
 func flowOf(h lease.Holder) uint64 {
 	if l, ok := h.(*live); ok {
 		return l.id

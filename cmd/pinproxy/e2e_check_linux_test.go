@@ -138,6 +138,7 @@ var variable = []struct{ pattern, with string }{
 	{`"((?:up|down)_rate)": [0-9.e+-]+`, `"$1": RATE`},
 	{`\b\d+/s (up|down)`, `RATE/s $1`},
 	{`TIME_WAIT \d+s`, `TIME_WAIT TIME`},
+	{`resting [0-9hms]+`, `resting TIME`},
 	{`(held for|link pin0, for) [0-9.µm]+s`, `$1 TIME`},
 	{`(bank.example +\S+) +\d+s`, `$1 TTL`},
 	{` 0?[0-9]s`, ` TIME`},

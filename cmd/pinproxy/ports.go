@@ -24,6 +24,7 @@ const (
 	portFree     = "free"
 	portFlow     = "flow"
 	portTimeWait = "time_wait" // a connection that is over, in any of the states for that
+	portResting  = "resting"   // nobody, but it is not given out again yet (cooldown)
 	portForeign  = "foreign"   // a program other than pinproxy
 )
 
@@ -32,7 +33,7 @@ const (
 type portJSON struct {
 	Rule    string       `json:"rule"`
 	Port    uint16       `json:"port"`
-	State   string       `json:"state"`   // of the holder that matters most: foreign, flow, time_wait, free
+	State   string       `json:"state"`   // of the holder that matters most: foreign, flow, resting, time_wait, free
 	Waiting int          `json:"waiting"` // flows, if the pin has no other port
 	Holders []holderJSON `json:"holders"`
 	More    int          `json:"more"` // holders that are not listed
@@ -43,7 +44,7 @@ type holderJSON struct {
 	Local   string  `json:"local,omitempty"`
 	Remote  string  `json:"remote,omitempty"`
 	Flow    uint64  `json:"flow,omitempty"`
-	Left    float64 `json:"left,omitempty"` // remaining seconds of a TIME_WAIT
+	Left    float64 `json:"left,omitempty"` // remaining seconds of a TIME_WAIT or a rest
 	PID     int     `json:"pid,omitempty"`
 	Process string  `json:"process,omitempty"`
 	UID     *uint32 `json:"uid,omitempty"`  // of a program that may not be named
@@ -100,6 +101,9 @@ func (l *lookout) ports(s *statusJSON) {
 	for _, h := range l.sockets(union, flows) {
 		onPort[h.port] = append(onPort[h.port], h.holderJSON)
 	}
+	for _, h := range l.rests(s) {
+		onPort[h.port] = append(onPort[h.port], h.holderJSON)
+	}
 	for i, r := range s.list {
 		state := &s.Rules[i]
 		state.Free = state.Ports
@@ -116,7 +120,7 @@ func (l *lookout) ports(s *statusJSON) {
 			if state.Ports == 1 {
 				p.Waiting = state.Waiting
 			}
-			if p.State != portFree && p.State != portTimeWait {
+			if p.State == portForeign || p.State == portFlow {
 				state.Free--
 			}
 			if len(s.Ports) < maxPortsListed {
@@ -147,7 +151,7 @@ func portsOf(pin rules.PortSet, on map[uint16][]holderJSON) (list []uint16) {
 
 // settle puts the holder that matters most first, and sets the port's state to that holder's.
 func (p *portJSON) settle() {
-	rank := func(h holderJSON) int { return slices.Index([]string{portForeign, portFlow, portTimeWait}, h.State) }
+	rank := func(h holderJSON) int { return slices.Index([]string{portForeign, portFlow, portResting, portTimeWait}, h.State) }
 	slices.SortStableFunc(p.Holders, func(a, b holderJSON) int {
 		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Flow, b.Flow), cmp.Compare(b.Left, a.Left))
 	})
@@ -157,6 +161,22 @@ func (p *portJSON) settle() {
 	if p.More = max(len(p.Holders)-maxHolders, 0); p.More > 0 {
 		p.Holders = p.Holders[:maxHolders]
 	}
+}
+
+// rests lists the ports that a cooldown keeps from one destination. A rest of less than a second may be a pause before
+// a port is tried again.
+func (l *lookout) rests(s *statusJSON) (found []portHolder) {
+	if !slices.ContainsFunc(s.list, func(r *rules.Rule) bool { return r.Cooldown() > 0 }) {
+		return nil
+	}
+	for _, r := range l.c.pins.Rests() {
+		if left := r.Until.Sub(s.Now); left >= time.Second {
+			found = append(found, portHolder{r.Local.Port(), holderJSON{
+				State: portResting, Local: r.Local.String(), Remote: r.Remote.String(), Left: left.Round(100 * time.Millisecond).Seconds(),
+			}})
+		}
+	}
+	return found
 }
 
 // portHolder is a holder of a port.

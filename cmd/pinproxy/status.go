@@ -175,6 +175,8 @@ func (h holderJSON) words() string {
 		return fmt.Sprintf("flow %d", h.Flow)
 	case h.State == portTimeWait:
 		return fmt.Sprintf("TIME_WAIT %.0fs", h.Left)
+	case h.State == portResting:
+		return "resting " + short(inSeconds(h.Left).Round(time.Second))
 	case h.PID == 0 && h.UID != nil:
 		return fmt.Sprintf("a program of user %d", *h.UID)
 	}

@@ -2,6 +2,7 @@ package lease
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -23,8 +24,8 @@ type View struct {
 
 // Resting is a port that nobody holds and that is not given out before a certain time.
 type Resting struct {
-	Local netip.AddrPort
-	Until time.Time
+	Local, Remote netip.AddrPort
+	Until         time.Time
 }
 
 // Look returns what the table knows about pin towards dst. It visits each 4-tuple that was used towards dst within
@@ -44,9 +45,9 @@ func (t *Table) Look(dst netip.AddrPort, pin rules.Pin) View {
 		case tu.state == held:
 			v.Holding++
 			v.Held = append(v.Held, tu.held())
-		case tu.state == resting && tu.rested > now:
+		case tu.rests(now):
 			v.Resting++
-			v.Rests = append(v.Rests, Resting{Local: tu.local(), Until: t.time(tu.rested)})
+			v.Rests = append(v.Rests, tu.rest())
 		default:
 			free = append(free, tu)
 		}
@@ -67,6 +68,34 @@ func (t *Table) Look(dst netip.AddrPort, pin rules.Pin) View {
 		v.Next = append(v.Next, tu.port)
 	}
 	return v
+}
+
+// Rests lists the 4-tuples that rest, of all pins and towards all destinations. It visits every destination of the
+// last minutes, and calls giveWay between two of them.
+func (t *Table) Rests(giveWay func()) (list []Resting) {
+	t.lock()
+	pairs := slices.Collect(maps.Values(t.pairs))
+	t.mu.Unlock()
+	for _, pr := range pairs {
+		now := t.lock()
+		for _, p := range pr.pools {
+			for _, e := range p.heaps[resting] {
+				if e.tuple.rests(now) && e.tuple.entries == e { // once, whatever pools it is in
+					list = append(list, e.tuple.rest())
+				}
+			}
+		}
+		t.mu.Unlock()
+		giveWay()
+	}
+	return list
+}
+
+// rests reports whether nobody gets the tuple yet, though nobody has it.
+func (tu *tuple) rests(now stamp) bool { return tu.state == resting && tu.rested > now }
+
+func (tu *tuple) rest() Resting {
+	return Resting{Local: tu.local(), Remote: tu.pair.key.dst, Until: tu.pair.table.time(tu.rested)}
 }
 
 // Busy returns what is in the way of a request for pin towards dst that waits: what Request.Queued was told, as it is

@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"testing"
@@ -68,6 +69,39 @@ func TestLookAtOverlappingPin(t *testing.T) {
 	if v := table.Look(dst, pinOf(t, "1-65535")); v.Holding != 1 || len(v.Next) != viewed {
 		t.Errorf("%+v", v)
 	}
+}
+
+// A port that is in several pins rests once. What is held, or has rested, is not listed.
+func TestRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := NewTable()
+		rests := func(want ...uint16) {
+			t.Helper()
+			looks := 0
+			list := table.Rests(func() { looks++; table.Counts() })
+			slices.SortFunc(list, func(a, b Resting) int { return cmp.Compare(a.Local.Port(), b.Local.Port()) })
+			var got []uint16
+			for _, r := range list {
+				if got = append(got, r.Local.Port()); r.Remote != dst || time.Until(r.Until) != time.Minute {
+					t.Errorf("%+v", r)
+				}
+			}
+			if !slices.Equal(got, want) || looks > 1 {
+				t.Errorf("%v rest, want %v, in %d looks", got, want, looks)
+			}
+		}
+		rests()
+		a := acquire(t, table, Request{Pin: pinOf(t, "63990-63991")})
+		b := acquire(t, table, Request{Pin: pinOf(t, "63991-63992")})
+		c := acquire(t, table, Request{Pin: pinOf(t, "63992")})
+		rests()
+		a.Release(time.Minute)
+		b.Release(time.Minute)
+		rests(63990, 63991)
+		time.Sleep(time.Minute)
+		c.Release(0)
+		rests()
+	})
 }
 
 // Busy knows the ports as they are now, and nothing once one is free.
