@@ -283,6 +283,12 @@ func TestReloadOfBadRules(t *testing.T) {
 	if out, _, err := w.Client.Run(w.command("check", "203.0.113.2:443")); err != nil || !strings.Contains(out, "64000") {
 		t.Errorf("check says %v:\n%s", err, out)
 	}
+
+	// An emptied file is followed, too, but not in silence.
+	file.reread(p)
+	if e := p.entries("rules file " + file.path + " has no rule"); len(e) != 1 || e[0].Level != "WARN" {
+		t.Errorf("of the empty file: logged %+v", e)
+	}
 }
 
 // tooMany is a rule with more ranges of ports than the host's rule list has places.

@@ -98,7 +98,7 @@ func (r *reloader) reload(ctx context.Context) {
 	for _, w := range r.host.Warnings() {
 		warn(r.log, w)
 	}
-	for _, w := range pointless(next) {
+	for _, w := range pointless(next, r.options.rules.files) {
 		r.log.Warn(w)
 	}
 	r.resolved.update(ctx, next)

@@ -215,7 +215,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	for _, w := range h.Warnings() {
 		warn(log, w)
 	}
-	for _, w := range pointless(o.set) {
+	for _, w := range pointless(o.set, o.rules.files) {
 		log.Warn(w)
 	}
 	if l, path, remove := openControl(ctx, o, log); l != nil {
@@ -271,11 +271,20 @@ func warn(log *slog.Logger, err error) {
 }
 
 // pointless returns a warning for each rule that no connection of a whole host follows: loopback is captured by nobody.
-// A command's rules may be for it, by --host-loopback.
-func pointless(set *rules.Set) (warnings []string) {
+// A command's rules may be for it, by --host-loopback. And for each file that has no rule: it may have been emptied by
+// accident.
+func pointless(set *rules.Set, files []string) (warnings []string) {
+	full := make(map[string]bool)
 	for _, r := range set.Rules() {
+		file, _ := r.Source()
+		full[file] = true
 		if name := r.Host().Name(); r.Host().Prefix().Addr().IsLoopback() || name == "localhost" || strings.HasSuffix(name, ".localhost") {
 			warnings = append(warnings, fmt.Sprintf("rule %s pins nothing: connections to loopback stay in the kernel", r))
+		}
+	}
+	for _, file := range files {
+		if !full[file] {
+			warnings = append(warnings, fmt.Sprintf("rules file %s has no rule", file))
 		}
 	}
 	return warnings
@@ -309,7 +318,7 @@ func dryRun(ctx context.Context, o options, stdout io.Writer) error {
 			comments = append(comments, "hint: "+demand.Hint)
 		}
 	}
-	for _, w := range pointless(o.set) {
+	for _, w := range pointless(o.set, o.rules.files) {
 		comments = append(comments, "warning: "+w)
 	}
 	if _, err := io.WriteString(stdout, steps.String()); err != nil {
