@@ -26,9 +26,9 @@ const (
 // instance is the running pinproxy as seen from outside.
 type instance struct {
 	host.Running
-	path  string // path of its control socket
-	about aboutJSON
-	err   error // why the control socket does not answer
+	path  string    // path of its control socket
+	about aboutJSON // its PID is from its own PID namespace; Running's is from ours
+	err   error     // why the control socket does not answer
 }
 
 // notRunningError says that no pinproxy is running.
@@ -57,10 +57,7 @@ func findInstance(ctx context.Context, o options) (*instance, error) {
 		i.err = errors.New("ask it: it has no control socket")
 		return i, nil
 	}
-	if i.err = i.ask(ctx, "/about", nil, &i.about); i.err == nil && i.PID == 0 {
-		i.PID = i.about.PID
-	}
-	if !ok && i.err != nil {
+	if i.err = i.ask(ctx, "/about", nil, &i.about); !ok && i.err != nil {
 		return nil, i.err
 	}
 	return i, nil

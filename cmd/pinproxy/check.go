@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,9 +33,8 @@ type checker struct {
 	instance *instance  // nil: none is running
 	set      *rules.Set // nil: no rules are known
 	facts    host.Facts
-	lowest   uint16       // lowest port that anybody may bind
-	mayMark  bool         // we may set a socket's mark and end sockets
-	running  capabilities // the running pinproxy's
+	lowest   uint16 // lowest port that anybody may bind
+	mayMark  bool   // we may set a socket's mark and end sockets
 }
 
 // check reports on stdout what would happen to a connection to o.target. The status is 0 if the connection would
@@ -46,7 +46,8 @@ func check(ctx context.Context, o options, stdout io.Writer) (status int, err er
 	}
 	r := report{Target: o.target.String(), Rules: c.rulesFrom(), PortRange: rangeJSON(c.facts.LocalPorts)}
 	if c.instance != nil {
-		r.Pinproxy = &pinproxyJSON{PID: c.instance.PID, Socket: c.instance.path, Link: c.instance.about.Link, Strict: c.instance.about.Strict, Ending: c.instance.about.Ending}
+		about := c.instance.about
+		r.Pinproxy = &pinproxyJSON{PID: cmp.Or(c.instance.PID, about.PID), Socket: c.instance.path, Link: about.Link, Strict: about.Strict, Ending: about.Ending, apart: c.instance.PID != about.PID}
 		if c.instance.err != nil {
 			r.Pinproxy.Error = c.instance.err.Error()
 		}
@@ -104,9 +105,6 @@ func (c *checker) find(ctx context.Context) (err error) {
 	}
 	c.lowest = lowestUnprivileged()
 	c.mayMark = mayMark()
-	if c.instance != nil && c.instance.PID != 0 {
-		c.running = capabilitiesOf(strconv.Itoa(c.instance.PID))
-	}
 	return nil
 }
 
@@ -277,10 +275,16 @@ func (c *checker) lookAt(s situation, port uint16, table *pinJSON) (portState, e
 		local:     netip.AddrPortFrom(addr, port),
 		reserved:  contains(c.facts.Reserved, port),
 		ephemeral: contains([]host.PortRange{c.facts.LocalPorts}, port),
-		mayEnd:    c.mayMark || s.running && c.running.netAdmin,
+		mayEnd:    c.mayMark || s.running, // a pinproxy without CAP_NET_ADMIN would not run
 	}
 	p.bindErr = sockdiag.Bind(p.local)
-	p.privileged = port < c.lowest && !c.running.bindService && (s.running || errors.Is(p.bindErr, syscall.EACCES))
+	switch {
+	case port >= c.lowest:
+	case !s.running:
+		p.privileged = errors.Is(p.bindErr, syscall.EACCES)
+	case s.askErr == nil: // /proc may not show it to us, or show another process by its number
+		p.privileged = !c.instance.about.LowPorts
+	}
 	list, err := sockdiag.OnPort(port)
 	if err != nil {
 		return p, err
@@ -289,7 +293,7 @@ func (c *checker) lookAt(s situation, port uint16, table *pinJSON) (portState, e
 	for i, socket := range list {
 		p.sockets = append(p.sockets, socketState{
 			Socket: socket, owner: owners[i],
-			ours: s.running && s.pid != 0 && owners[i].PID == s.pid,
+			ours: s.running && (s.pid != 0 && owners[i].PID == s.pid || socket.Mark == host.Mark),
 			same: socket.Remote == s.dst && (addr.IsUnspecified() || socket.Local.Addr() == addr),
 		})
 	}
@@ -350,24 +354,20 @@ func (c *checker) try(ctx context.Context, s situation) *connectJSON {
 	return &connectJSON{OK: true, Local: trial.Local.String(), Took: trial.Took.Seconds()}
 }
 
-// capabilities says what a process may do.
-type capabilities struct{ netAdmin, bindService bool }
-
-// capabilitiesOf reads the capabilities of a process (proc_pid_status(5)). It returns none if they can't be read.
-// The numbers are those of linux/capability.h.
-func capabilitiesOf(process string) capabilities {
-	const bindService, netAdmin = 1 << 10, 1 << 12
-	b, err := os.ReadFile("/proc/" + process + "/status")
+// mayBindLow reads whether this process may bind any port (proc_pid_status(5)). The number is that of linux/capability.h.
+func mayBindLow() bool {
+	const bindService = 1 << 10
+	b, err := os.ReadFile("/proc/self/status")
 	if err != nil {
-		return capabilities{}
+		return false
 	}
 	for line := range strings.Lines(string(b)) {
 		if mask, ok := strings.CutPrefix(line, "CapEff:"); ok {
 			set, _ := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
-			return capabilities{netAdmin: set&netAdmin != 0, bindService: set&bindService != 0}
+			return set&bindService != 0
 		}
 	}
-	return capabilities{}
+	return false
 }
 
 // lowestUnprivileged reads the sysctl ip_unprivileged_port_start.

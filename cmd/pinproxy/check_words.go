@@ -42,7 +42,11 @@ func (r report) who() string {
 	case p.Error != "":
 		return fmt.Sprintf("pid %d, but can't %s", p.PID, p.Error)
 	}
-	text := fmt.Sprintf("pid %d, link %s", p.PID, p.Link)
+	text := fmt.Sprintf("pid %d", p.PID)
+	if p.apart {
+		text += " in another PID namespace"
+	}
+	text += ", link " + p.Link
 	if p.Strict {
 		text += ", strict"
 	}

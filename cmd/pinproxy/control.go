@@ -38,6 +38,7 @@ const (
 type control struct {
 	link   string
 	strict bool
+	low    bool // see mayBindLow
 	began  time.Time
 	ending func() bool
 	names  *rules.Names

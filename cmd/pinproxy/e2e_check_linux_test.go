@@ -17,6 +17,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"pinproxy/netstack/lab"
 )
 
@@ -26,6 +28,7 @@ import (
 //	start ARGS              pinproxy ARGS runs, and is ready
 //	run STATUS ARGS         pinproxy ARGS ends with STATUS; stdout and stderr are looked at afterwards
 //	run-as-user STATUS ARGS likewise, by an ordinary user; where there is one: [user]
+//	run-secluded STATUS ARGS likewise, by root in a PID namespace, with a /proc, of its own
 //	serve ADDR...           echo servers, of the server
 //	listen ADDR             a listener, of the client
 //	connect ADDR            a program's connection, which stays
@@ -53,19 +56,20 @@ func TestCheckTranscripts(t *testing.T) {
 				UpdateScripts: *update,
 				Condition:     otherUsers,
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
-					"start":       s.start,
-					"run":         s.run,
-					"run-as-user": s.runAsUser,
-					"serve":       s.serve,
-					"listen":      s.listen,
-					"connect":     s.connect,
-					"waits":       s.waits,
-					"fails":       s.fails,
-					"hold":        s.hold,
-					"over":        s.over,
-					"sysctl":      s.sysctl,
-					"firewall":    s.firewall,
-					"no-route":    s.noRoute,
+					"start":        s.start,
+					"run":          s.run,
+					"run-as-user":  s.runAsUser,
+					"run-secluded": s.runSecluded,
+					"serve":        s.serve,
+					"listen":       s.listen,
+					"connect":      s.connect,
+					"waits":        s.waits,
+					"fails":        s.fails,
+					"hold":         s.hold,
+					"over":         s.over,
+					"sysctl":       s.sysctl,
+					"firewall":     s.firewall,
+					"no-route":     s.noRoute,
 				},
 			})
 		})
@@ -94,6 +98,19 @@ func (s *checkScript) runAsUser(ts *testscript.TestScript, _ bool, args []string
 	s.runProgram(ts, "unprivileged", args)
 }
 
+func (s *checkScript) runSecluded(ts *testscript.TestScript, _ bool, args []string) {
+	s.runProgram(ts, "secluded", args)
+}
+
+// secluded is pinproxy in PID and mount namespaces that were made for it.
+func secluded() {
+	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+		fmt.Fprintln(os.Stderr, "mount /proc:", err)
+		os.Exit(exitFailed)
+	}
+	main()
+}
+
 // unprivileged is pinproxy as a user without any privilege, and without a file or a process.
 func unprivileged() {
 	const another = 65533 // other than the user that pinproxy becomes
@@ -120,6 +137,9 @@ func (s *checkScript) runProgram(ts *testscript.TestScript, name string, args []
 	ts.Check(err)
 	cmd := s.command(args[1:]...)
 	cmd.Args[0], cmd.Dir = name, ts.MkAbs(".")
+	if name == "secluded" {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
+	}
 	p, err := s.Client.Start(cmd)
 	ts.Check(err)
 	status := exitStatus(p.Wait())

@@ -53,6 +53,7 @@ var programs = map[string]func(){
 	"again":    again,
 
 	"unprivileged": unprivileged,
+	"secluded":     secluded,
 	"reach":        reach,
 	"blurt":        blurt,
 	"trap":         trap,

@@ -151,7 +151,9 @@ func portsOf(pin rules.PortSet, on map[uint16][]holderJSON) (list []uint16) {
 
 // settle puts the holder that matters most first, and sets the port's state to that holder's.
 func (p *portJSON) settle() {
-	rank := func(h holderJSON) int { return slices.Index([]string{portForeign, portFlow, portResting, portTimeWait}, h.State) }
+	rank := func(h holderJSON) int {
+		return slices.Index([]string{portForeign, portFlow, portResting, portTimeWait}, h.State)
+	}
 	slices.SortStableFunc(p.Holders, func(a, b holderJSON) int {
 		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Flow, b.Flow), cmp.Compare(b.Left, a.Left))
 	})

@@ -32,6 +32,8 @@ type pinproxyJSON struct {
 	Strict bool   `json:"strict"`
 	Ending bool   `json:"ending,omitempty"`
 	Error  string `json:"error,omitempty"` // why the socket does not answer
+
+	apart bool // the PID is from another PID namespace
 }
 
 type rangeReport struct {

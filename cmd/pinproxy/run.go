@@ -178,7 +178,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	}
 
 	health := &health{link: dev.Name(), rules: func() int { return len(names.Set().Rules()) }}
-	c := newControl(&control{link: dev.Name(), strict: o.strict, began: began, ending: health.ending, names: names, pins: pins, stack: stack, mark: sockets.Mark, owners: sockets.Owners, yield: stack.GiveWay})
+	c := newControl(&control{link: dev.Name(), strict: o.strict, low: mayBindLow(), began: began, ending: health.ending, names: names, pins: pins, stack: stack, mark: sockets.Mark, owners: sockets.Owners, yield: stack.GiveWay})
 
 	// The parts go on while flows end in order, so stop does not reach them.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))

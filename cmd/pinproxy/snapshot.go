@@ -31,6 +31,7 @@ type aboutJSON struct {
 	Rules   []ruleJSON `json:"rules"`
 
 	Namespace string `json:"namespace,omitempty"` // see namespace
+	LowPorts  bool   `json:"low_ports"`           // it may bind any port
 	Ending    bool   `json:"ending,omitempty"`    // it captures no new connections; what moves bytes may finish
 }
 
@@ -154,7 +155,7 @@ type restingJSON struct {
 }
 
 func (c *control) about() aboutJSON {
-	a := aboutJSON{Version: strings.TrimSpace(version()), PID: os.Getpid(), Started: c.began, Link: c.link, Strict: c.strict, Rules: []ruleJSON{}, Namespace: namespace(), Ending: c.ending()}
+	a := aboutJSON{Version: strings.TrimSpace(version()), PID: os.Getpid(), Started: c.began, Link: c.link, Strict: c.strict, Rules: []ruleJSON{}, Namespace: namespace(), LowPorts: c.low, Ending: c.ending()}
 	for _, r := range c.names.Set().Rules() {
 		a.Rules = append(a.Rules, ruleInJSON(r))
 	}
