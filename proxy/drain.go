@@ -9,7 +9,7 @@ import (
 
 const (
 	// drainIdle is how long a flow must have moved no byte to be considered between two requests. It is then ended at
-	// once.
+	// once. A flow that has not been open within this time of its beginning is given up.
 	drainIdle  = time.Second
 	drainTick  = 50 * time.Millisecond
 	finishTick = 5 * time.Millisecond
@@ -26,13 +26,15 @@ const (
 // Drain ends all flows and returns when none is left. New flows are dropped from now on. Idle flows end at once and
 // in order, by FIN on both sides. Flows that move bytes may finish until grace is over. Then, or when ctx ends, the
 // rest is reset: a FIN in the middle of a transfer would say that it is complete. If ctx ends, some flows may still
-// be on their way out when Drain returns.
+// be on their way out when Drain returns. So may those whose application has not confirmed our answer; only the end of
+// netstack can hurry them.
 func (p *Proxy) Drain(ctx context.Context, grace time.Duration) {
-	p.drain(ctx, grace, drainTick, func(l *live, _ time.Duration) bool {
-		if l.idleFor() >= drainIdle {
-			l.end("stopped")
+	p.drain(ctx, grace, drainTick, func(l *live, _ time.Duration) (settled bool) {
+		if l.idleFor() < drainIdle && (l.spliced() || time.Since(l.started) < drainIdle) {
+			return false
 		}
-		return false
+		l.end("stopped")
+		return l.answering()
 	})
 }
 
@@ -84,9 +86,13 @@ func (p *Proxy) drain(ctx context.Context, grace, every time.Duration, look func
 		since := time.Since(start)
 		var settled atomic.Int64
 		left := p.each(func(l *live) {
-			if stopped || since > grace {
+			switch {
+			case stopped || since > grace:
 				l.abort("stopped")
-			} else if look(l, since) {
+				if l.answering() {
+					settled.Add(1)
+				}
+			case look(l, since):
 				settled.Add(1)
 			}
 		})

@@ -165,6 +165,13 @@ func (l *live) spliced() bool {
 	return l.app != nil
 }
 
+// answering reports whether the application has yet to confirm our answer.
+func (l *live) answering() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.app == nil && l.local.IsValid()
+}
+
 // refuse tells the application what the upstream told us.
 func (l *live) refuse(err error) {
 	switch {
