@@ -114,6 +114,18 @@ install: bin/pinproxy ## install into PREFIX (/usr/local) and SYSCONFDIR (/etc),
 	@if test -z "$(DESTDIR)"; then \
 		echo "for the service: systemd-sysusers && systemctl daemon-reload, rules in $(SYSCONFDIR)/pinproxy/pinproxy.rules, systemctl enable --now pinproxy"; fi
 
+# A changed AppArmor profile stays, like what is in SYSCONFDIR.
+.PHONY: uninstall
+uninstall: ## remove what install has put in place, but for rules and flags in SYSCONFDIR
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/pinproxy share/man/man8/pinproxy.8 share/bash-completion/completions/pinproxy \
+		share/zsh/site-functions/_pinproxy share/fish/vendor_completions.d/pinproxy.fish lib/systemd/system/pinproxy.service \
+		lib/sysusers.d/pinproxy.conf share/polkit-1/rules.d/50-pinproxy.rules lib/udev/rules.d/80-pinproxy.rules)
+	@if cmp -s packaging/apparmor/pinproxy $(DESTDIR)/etc/apparmor.d/pinproxy; then \
+		set -x; if test -z "$(DESTDIR)" && command -v apparmor_parser >/dev/null; then apparmor_parser -R /etc/apparmor.d/pinproxy; fi; \
+		rm $(DESTDIR)/etc/apparmor.d/pinproxy; \
+	fi
+	@if test -z "$(DESTDIR)"; then echo "a running service goes on: systemctl disable --now pinproxy before, systemctl daemon-reload now"; fi
+
 # The newest tag, and how far we are from it; before the first tag, the commit.
 VERSION    = $(or $(patsubst v%,%,$(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | tr - '~')),0.0.0~$(shell git log -1 --format=%cd.%h --date=format:%Y%m%d))
 MAINTAINER = pinproxy

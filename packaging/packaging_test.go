@@ -109,6 +109,26 @@ func TestInstall(t *testing.T) {
 	if b, err := os.ReadFile(rules); string(b) != "mine" {
 		t.Errorf("the rules are %q now, %v", b, err)
 	}
+
+	// And it goes again, with an AppArmor profile that nobody has changed.
+	profile := root + "/etc/apparmor.d/pinproxy"
+	if err := os.Mkdir(filepath.Dir(profile), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, prefix := range []string{"/opt/p", "/usr"} {
+		run(t, "make", "-s", "-C", "..", "install", "DESTDIR="+root, "PREFIX="+prefix)
+		run(t, "make", "-s", "-C", "..", "uninstall", "DESTDIR="+root, "PREFIX="+prefix)
+	}
+	if got := tree(t, root); !slices.Equal(got, installed[:2]) {
+		t.Errorf("make uninstall left\n%q, want\n%q", got, installed[:2])
+	}
+	if err := os.WriteFile(profile, []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "make", "-s", "-C", "..", "uninstall", "DESTDIR="+root, "PREFIX=/usr")
+	if b, err := os.ReadFile(profile); string(b) != "mine" {
+		t.Errorf("the AppArmor profile is %q now, %v", b, err)
+	}
 }
 
 // unit is the unit in a directory of its own, with a program that exists.
