@@ -187,7 +187,7 @@ func bareRoot(t *testing.T) string {
 		}
 	}
 	library := regexp.MustCompile(`(/\S+) \(0x`)
-	for _, program := range []string{"sh", "useradd", "getent", "rm", "cp"} {
+	for _, program := range []string{"sh", "useradd", "getent", "rm", "cp", "cmp"} {
 		path, err := exec.LookPath(program)
 		if err != nil {
 			t.Fatal(err)
@@ -280,6 +280,42 @@ func TestPackages(t *testing.T) {
 	if got := since(); len(got) > 0 {
 		t.Errorf("purging left %q", got)
 	}
+
+	// Where programs need an AppArmor profile, it is renewed and goes with the package, but not if somebody has changed it.
+	shipped, profile := root+"/usr/share/pinproxy/apparmor", root+"/etc/apparmor.d/pinproxy"
+	write := func(path, text string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is := func(when, want string) {
+		t.Helper()
+		if b, err := os.ReadFile(profile); string(b) != want {
+			t.Errorf("%s, the AppArmor profile is %q, %v", when, b, err)
+		}
+	}
+	ours, err := os.ReadFile("apparmor/pinproxy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(root+"/etc/apparmor.d/abi/4.0", "")
+	dpkg("-i", debs[0])
+	is("installed", string(ours))
+	write(shipped, "former")
+	write(profile, "former")
+	dpkg("-i", debs[0])
+	is("updated", string(ours))
+	dpkg("-r", "pinproxy")
+	is("removed", "")
+	dpkg("-i", debs[0])
+	write(profile, "mine")
+	dpkg("-i", debs[0])
+	is("changed and updated", "mine")
+	dpkg("-r", "pinproxy")
+	is("changed and removed", "mine")
+	dpkg("-P", "pinproxy")
+	is("purged", "")
 }
 
 // unitOf is the unit that was installed, where the checker accepts it.
