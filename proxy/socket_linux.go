@@ -30,6 +30,10 @@ var _ kernelConn = (*socket)(nil)
 // already done it.
 var noDelay = option{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}
 
+// urgentInline leaves urgent data (MSG_OOB) in its place among the other bytes, as netstack does on the way up. Without
+// it nobody would read that byte, and the application would not get it at all.
+var urgentInline = option{unix.SOL_SOCKET, unix.SO_OOBINLINE, 1}
+
 // v6Only keeps a socket bound to [::] off the ports of IPv4. Without it, as net.ipv6.bindv6only has it by default, a
 // program that has a port of IPv4 would keep us from the same port of IPv6.
 var v6Only = option{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1}
@@ -86,8 +90,10 @@ func (s Sockets) begin(fd uintptr, pin netip.AddrPort, to sockaddrInet, prepare 
 	if err := s.setOptions(fd); err != nil {
 		return false, fmt.Errorf("mark the socket: %w", err)
 	}
-	if err := setsockoptNow(fd, noDelay); err != nil {
-		return false, err
+	for _, o := range [...]option{noDelay, urgentInline} {
+		if err := setsockoptNow(fd, o); err != nil {
+			return false, err
+		}
 	}
 	if prepare != nil {
 		if err := prepare(fd); err != nil {
