@@ -28,6 +28,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
 
 	"pinproxy/netstack/lab"
@@ -418,4 +419,68 @@ func TestResolvedIsHidden(t *testing.T) {
 	p := h.startPinproxy(cmd)
 	p.expect("ProtectProc=default in a unit")
 	p.stop()
+}
+
+// systemd-resolved looks up names below local by multicast DNS. A rule for one does not change that, and is followed.
+func TestResolvedLeavesMulticastAlone(t *testing.T) {
+	h := newHousehold(t, "DNS="+lab.Server4+"\nMulticastDNS=yes\n")
+	h.names()
+	server := h.Server.Serve(":443", lab.Echo)
+	answerMulticast(t, h.Router, "printer.local.")
+	h.resolvectl("mdns", "eth0", "yes")
+	h.call("printer.local", 1)
+	p := h.pinproxy("--rule", "printer.local:443=63999", "--rule", "*.bank.example:443=63998")
+	h.call("printer.local", 1)
+	cameFrom(t, server.Seen()[1:], 1, 63999)
+	if domains := h.resolvectl("domain", "pin0"); !strings.Contains(domains, "~bank.example") || strings.Contains(domains, "local") {
+		t.Errorf("registered are %s", domains)
+	}
+	p.stop()
+}
+
+// answerMulticast makes a host answer multicast DNS for a name of the server, on its first link.
+func answerMulticast(t *testing.T, on *lab.Host, name string) {
+	t.Helper()
+	for network, group := range map[string]string{"udp4": "224.0.0.251", "udp6": "ff02::fb"} {
+		var c *net.UDPConn
+		err := on.Do(func() error {
+			dev, err := net.InterfaceByName("eth0")
+			if err == nil {
+				c, err = net.ListenMulticastUDP(network, dev, &net.UDPAddr{IP: net.ParseIP(group), Port: 5353})
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan bool)
+		t.Cleanup(func() { c.Close(); <-done })
+		go func() {
+			answerAll(c, name)
+			close(done)
+		}()
+	}
+}
+
+// answerAll answers what is asked about name until c is closed.
+func answerAll(c net.PacketConn, name string) {
+	buf := make([]byte, 1<<16)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		var m dnsmessage.Message
+		if m.Unpack(buf[:n]) != nil || m.Response || len(m.Questions) == 0 || m.Questions[0].Name.String() != name {
+			continue
+		}
+		head := dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET, TTL: 120}
+		m = dnsmessage.Message{Header: dnsmessage.Header{Response: true, Authoritative: true}, Answers: []dnsmessage.Resource{
+			{Header: head, Body: &dnsmessage.AResource{A: netip.MustParseAddr(lab.Server4).As4()}},
+			{Header: head, Body: &dnsmessage.AAAAResource{AAAA: netip.MustParseAddr(lab.Server6).As16()}},
+		}}
+		if b, err := m.Pack(); err == nil {
+			_, _ = c.WriteTo(b, from)
+		}
+	}
 }

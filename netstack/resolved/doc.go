@@ -26,7 +26,8 @@
 // A wildcard *.bank.example becomes the domain bank.example, and an exact name becomes a domain itself. Prefixes and
 // `*` need no names. Names below another one are left out. If more than 256 domains remain, which is resolved's
 // limit, the longest are shortened. An extra name does no harm: it is answered by the servers that would have been
-// asked anyway.
+// asked anyway. Names below local are left to multicast DNS, unless a network has a domain that they are in: resolved
+// would ask no server for them, and the longest domain that matches takes a name away from all others.
 //
 // A fresh link has an empty cache of its own, so what resolved cached before pinproxy's start is not used for the
 // rules' names.

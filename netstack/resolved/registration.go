@@ -63,8 +63,7 @@ type Registration struct {
 	reading chan struct{} // full while queries have resolved's servers read
 
 	mu      sync.Mutex
-	bus     bus // no conn: no D-Bus; no owner: no resolved
-	ok      bool
+	bus     bus      // no conn: no D-Bus; no owner: no resolved
 	ended   bool     // Withdraw or Revert was called
 	domains []string // folded
 	all     []scope  // as last read
@@ -87,13 +86,6 @@ func New(c Config) *Registration {
 
 // Tried is closed when the link is registered, or when an attempt has failed.
 func (r *Registration) Tried() <-chan struct{} { return r.tried }
-
-// Registered reports whether resolved sends us the queries for the domains.
-func (r *Registration) Registered() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.ok
-}
 
 // Update registers other domains. It returns when that is done or an attempt has failed.
 func (r *Registration) Update(ctx context.Context, domains []string) {
@@ -179,7 +171,7 @@ func (r *Registration) meet(b bus) {
 	r.known, r.told, r.back = nil, false, 0
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.bus, r.ok = b, false
+	r.bus = b
 }
 
 func (r *Registration) current() (b bus, domains []string, ended bool) {
@@ -201,9 +193,6 @@ func (r *Registration) look(ctx context.Context) (again time.Duration) {
 	defer cancel()
 	defer context.AfterFunc(r.life, cancel)() // the end must not wait for a resolved that hangs
 	again, err := r.settle(ctx, b, domains)
-	r.mu.Lock()
-	r.ok = err == nil && again == 0 && len(domains) > 0
-	r.mu.Unlock()
 	r.tell(ctx, err)
 	return again
 }
@@ -225,8 +214,12 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 		return 0, err
 	}
 	r.keep(all)
+	// Our link would take these names away from multicast DNS.
+	domains = slices.DeleteFunc(slices.Clone(domains), func(d string) bool { return multicastOnly(all, d) })
 	if len(domains) == 0 {
-		r.known = nil
+		if r.known = nil; !r.told {
+			return 0, nil
+		}
 		err := r.revert(ctx, b)
 		r.told = err != nil
 		return 0, err
@@ -364,7 +357,7 @@ func (r *Registration) revert(ctx context.Context, b bus) error {
 // undo ends a look under way, calls f if the link is registered, and prevents further registration.
 func (r *Registration) undo(ctx context.Context, f func(bus) error) error {
 	r.mu.Lock()
-	r.ended, r.ok = true, false
+	r.ended = true
 	r.mu.Unlock()
 	r.end()
 	r.setting.Lock()

@@ -86,6 +86,34 @@ var networks = []scope{
 	{link: 5, servers: srv("127.0.0.1", "198.51.100.9"), domains: []string{"local.example"}, dnssec: modeNo, tls: "opportunistic"},
 }
 
+// resolved asks no server for names below local, unless a network claims them.
+func TestMulticastOnly(t *testing.T) {
+	claims := func(domain string) []scope {
+		return append(slices.Clone(networks), scope{link: 6, servers: srv("203.0.113.9"), domains: []string{domain}})
+	}
+	idle := append(slices.Clone(networks), scope{link: 6, domains: []string{"local"}})
+	for _, test := range []struct {
+		all  []scope
+		name string
+		want bool
+	}{
+		{networks, "printer.local", true},
+		{networks, "local", true},
+		{networks, "www.bank.example", false},
+		{networks, "other.example", false},
+		{networks, "xlocal", false},
+		{claims("local"), "printer.local", false},
+		{claims(""), "printer.local", false},
+		{claims("corp.local"), "www.corp.local", false},
+		{claims("corp.local"), "printer.local", true},
+		{idle, "printer.local", true},
+	} {
+		if got := multicastOnly(test.all, test.name); got != test.want {
+			t.Errorf("multicastOnly(%q) = %v with %v", test.name, got, test.all)
+		}
+	}
+}
+
 func TestUpstreams(t *testing.T) {
 	networks[2].servers[0].name = "dns.bank.example"
 	networks[1].servers[1].addr = netip.MustParseAddrPort("198.51.100.2:5353")

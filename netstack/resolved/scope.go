@@ -51,6 +51,14 @@ func scopesFor(all []scope, name string) []scope {
 	return found
 }
 
+// multicastOnly reports whether resolved asks no server for name. It leaves names below local to multicast DNS (RFC
+// 6762), unless a network has a domain that they are in (dns_scope_good_domain).
+func multicastOnly(all []scope, name string) bool {
+	return within(name, "local") && !slices.ContainsFunc(all, func(s scope) bool {
+		return len(s.servers) > 0 && slices.ContainsFunc(s.domains, func(d string) bool { return within(name, d) })
+	})
+}
+
 // upstreams returns the servers to ask for name. own lists the addresses of this host.
 func upstreams(all []scope, name string, own []netip.Addr) [][]dns.Upstream {
 	var lists [][]dns.Upstream
