@@ -106,6 +106,19 @@ func (p *Proxy) drain(ctx context.Context, grace, every time.Duration, look func
 	}
 }
 
+// Reset ends flows by resets, if they are still there.
+func (p *Proxy) Reset(flows []FlowInfo, reason string) {
+	ids := make(map[uint64]bool, len(flows))
+	for _, f := range flows {
+		ids[f.ID] = true
+	}
+	p.each(func(l *live) {
+		if ids[l.id] {
+			l.abort(reason)
+		}
+	})
+}
+
 // each calls f for every live flow, concurrently because a reset may wait for bytes under way, and returns their
 // number.
 func (p *Proxy) each(f func(*live)) int {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -403,6 +404,40 @@ func TestReloadBehindAGateway(t *testing.T) {
 		_ = other.Close()
 		p.poll("the last one to go", func() bool { return lingering() == 0 })
 	})
+}
+
+// There is room for so many of them. The others, those that have been idle longest, are reset.
+func TestReloadBehindAGatewayWithManyFlows(t *testing.T) {
+	l := newLAN(t, 1500)
+	server := l.Server.Serve(":7", lab.Echo)
+	file := newRulesFile(t, "203.0.113.2:7=62000-62999", "203.0.113.2:8=63999")
+	p := l.pins("--rules", file.path)
+	const over = 4
+	var open []net.Conn
+	for range over + lingerMost {
+		c := l.mustConnect(at(lab.Server4, 7))
+		echo(t, c, "hello")
+		open = append(open, c)
+	}
+	lingering := func() int { return strings.Count(l.Client.Snapshot(), "priority 4399") }
+	file.reread(p, "203.0.113.2:7=62000-62999 busy=fail", "203.0.113.2:8=63999")
+	if n := lingering(); n > 0 {
+		t.Errorf("%d flows linger although they are captured", n)
+	}
+	file.reread(p, "203.0.113.2:8=63999")
+	if n := lingering(); n != lingerMost {
+		t.Errorf("%d flows linger", n)
+	}
+	for i, c := range open {
+		if i >= over {
+			echo(t, c, "still there")
+		} else if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("flow %d: %v, want a reset", i, err)
+		}
+	}
+	if n := len(server.Seen()); n != len(open) {
+		t.Errorf("the server saw %d connections, want %d", n, len(open))
+	}
 }
 
 // status is what the control socket says.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,10 @@ import (
 
 // lingerEvery is how often we look at flows that linger: those of hosts behind a gateway whose rule has gone.
 const lingerEvery = time.Second
+
+// lingerMost is how many flows may linger. Each takes a policy rule, and the kernel goes through all of them for each
+// packet that it forwards: 512 take it some microseconds.
+const lingerMost = 512
 
 // readWait is how long reading a rules file may take. It never ends for a FIFO that nobody writes to, for a terminal,
 // and for a file on a server that is gone.
@@ -148,7 +153,7 @@ func (r *reloader) replace(ctx context.Context, former, next *rules.Set) error {
 	err := r.learn.replace(next, func(learned []host.Capture) error {
 		if len(o.gateways) > 0 {
 			r.linger = true
-			r.lingering(next)
+			r.lingering(former, next) // those that linger do so until they are captured again
 		}
 		return r.host.Replace(ctx, c, learned)
 	})
@@ -169,23 +174,29 @@ func (r *reloader) stillLeased(former *rules.Set) []host.PortRange {
 	})
 }
 
-// lingering keeps flows of hosts behind a gateway alive that set has no rule for. If there are none, it need not be
-// called again until rules change.
-func (r *reloader) lingering(set *rules.Set) {
-	inForce := make(map[string]bool)
-	for _, rule := range set.Rules() {
-		inForce[rule.String()] = true
+// lingering keeps flows of hosts behind a gateway alive that one of the sets does not capture. If there are none, it
+// need not be called again until rules change. It resets those for which there is no room, the longest idle ones: the
+// kernel would forward what their hosts send next.
+func (r *reloader) lingering(sets ...*rules.Set) {
+	flows := slices.DeleteFunc(r.pins.Flows(), func(f proxy.FlowInfo) bool {
+		misses := func(s *rules.Set) bool { return s.Match(f.Name, f.Dst) == nil }
+		return !slices.ContainsFunc(sets, misses) || !r.behind(f.Src.Addr())
+	})
+	if len(flows) > lingerMost {
+		slices.SortStableFunc(flows, func(a, b proxy.FlowInfo) int { return cmp.Compare(a.Idle, b.Idle) })
+		r.log.Warn("connections of hosts behind a gateway are reset: their rule is gone, and there are too many to keep them without",
+			"reset", len(flows)-lingerMost, "kept", lingerMost)
+		r.pins.Reset(flows[lingerMost:], "its rule is gone")
+		flows = flows[:lingerMost]
 	}
-	var flows [][2]netip.AddrPort
-	for _, f := range r.pins.Flows() {
-		if !inForce[f.Rule] && r.behind(f.Src.Addr()) {
-			flows = append(flows, [2]netip.AddrPort{f.Src, f.Dst})
-		}
+	var keep [][2]netip.AddrPort
+	for _, f := range flows {
+		keep = append(keep, [2]netip.AddrPort{f.Src, f.Dst})
 	}
-	if err := r.host.Linger(flows); err != nil {
+	if err := r.host.Linger(keep); err != nil {
 		r.log.Warn("keep flows of hosts behind a gateway: " + err.Error())
 	}
-	r.linger = len(flows) > 0
+	r.linger = len(keep) > 0
 }
 
 // refused says why the rules have not changed.
