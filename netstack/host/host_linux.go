@@ -309,7 +309,7 @@ func (h *Host) Add(ctx context.Context, list []Capture) error {
 }
 
 // Remove undoes Add for new connections. A missing capture is not an error. The captures in Config.Captures
-// stay.
+// stay. After an error [Host.Run] removes the rest as soon as it can.
 func (h *Host) Remove(ctx context.Context, list []Capture) error {
 	return h.change(ctx, list, func(d dest) bool {
 		forGood := h.routes[d]

@@ -277,17 +277,17 @@ func (h *Host) dropIPv6() error {
 	return errors.Join(errs...)
 }
 
-// lookRoutes adds the missing routes. It lists the present ones without blocking Add and Remove. A route that
-// they change meanwhile may look missing, but then turns out to exist (EEXIST).
+// lookRoutes adds the missing routes, and deletes those that Remove could not delete. It lists the present ones without
+// blocking Add and Remove. A route that they change meanwhile may look missing, but then turns out to exist (EEXIST).
 func (h *Host) lookRoutes() (repaired []Step, err error) {
 	families := map[family]bool{v4: h.on(v4), v6: h.on(v6)}
-	tables := map[int]bool{}
-	for d := range h.routes {
-		tables[d.table] = true
+	tables := []int{tableSelf, tableDNS}
+	for i := range h.cfg.PortSets {
+		tables = append(tables, tablePortSet+i)
 	}
 	there := make(map[dest]bool, len(h.routes)) // true if it has the right source address
 	h.mu.Unlock()
-	for table := range tables {
+	for _, table := range tables {
 		for fam, on := range families {
 			if on && err == nil {
 				err = h.dump.dumpRoutes(fam, table, func(r routeInfo) {
@@ -302,7 +302,7 @@ func (h *Host) lookRoutes() (repaired []Step, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var missing, wrong []dest
+	var missing, wrong, unwanted []dest
 	for d := range h.routes {
 		right, found := there[d]
 		switch {
@@ -313,12 +313,18 @@ func (h *Host) lookRoutes() (repaired []Step, err error) {
 			missing = append(missing, d)
 		}
 	}
+	for d := range there {
+		if _, wanted := h.routes[d]; !wanted {
+			unwanted = append(unwanted, d)
+		}
+	}
 	slices.SortFunc(missing, compareDests) // an error ends adding: the same each time, and IPv6's after all of IPv4
 	slices.SortFunc(wrong, compareDests)
 	added, err := h.kernel.addRoutes(missing)
 	if err == nil {
 		err = h.kernel.replaceRoutes(wrong)
 	}
+	err = errors.Join(err, h.kernel.delRoutes(unwanted))
 	for _, d := range slices.Concat(missing[:added], wrong) { // added is how many, not which
 		repaired = append(repaired, route{h.cfg.source(familyOf(d.dst.Addr())), h.cfg.Link, d.table, d.dst})
 	}

@@ -190,6 +190,32 @@ func TestRepairIsTriedAgain(t *testing.T) {
 	}
 }
 
+// A route that could not be deleted would lead connections into the device that no rule is for any more.
+func TestRemoveIsTriedAgain(t *testing.T) {
+	b := newBench(t)
+	b.apply(web())
+	whole := b.snapshot()
+	_, stop := b.run(time.Hour)
+	defer stop()
+	b.awaitLook()
+	learned := []Capture{capture("192.0.2.1/32", 0), capture("2001:db8:7::1/128", 0)}
+	if err := b.host.Add(t.Context(), learned); err != nil {
+		t.Fatal(err)
+	}
+	b.host.mu.Lock()
+	works := b.host.kernel.routes
+	b.host.kernel.routes = &rtnl{fd: -1}
+	b.host.mu.Unlock()
+	if err := b.host.Remove(t.Context(), learned); err == nil {
+		t.Fatal("removed without a socket")
+	}
+	b.host.mu.Lock()
+	b.host.kernel.routes = works
+	b.host.mu.Unlock()
+	b.soon("removed", func() bool { return slices.Equal(b.snapshot(), whole) })
+	b.same("after the repair", whole)
+}
+
 // Our own deletions are not repaired.
 func TestRemovedStaysRemoved(t *testing.T) {
 	b := newBench(t)
