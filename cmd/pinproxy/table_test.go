@@ -62,6 +62,11 @@ func TestPaint(t *testing.T) {
 	text := "pinproxy (devel), pid 1\n\nRULE  HITS\n" + strings.Repeat("a line with a cause that is longer than the screen is wide\n", 3)
 	for _, c := range []struct{ width, height, lines int }{{20, 24, 13}, {20, 12, 12}, {20, 11, 11}, {20, 1, 1}, {80, 24, 6}, {1, 5, 5}} {
 		got := paint(text, c.width, c.height)
+		for _, clears := range []string{lineRest, screenRest} {
+			if c.width == 20 && strings.Contains(strings.ReplaceAll(got, plain, ""), "pinproxy (devel), pi"+clears) || c.width == 1 && strings.Contains(got, "n"+clears) {
+				t.Errorf("%+v: the last column is cleared: %q", c, got)
+			}
+		}
 		for _, code := range []string{screenHome, lineRest, screenRest, inverse, plain} {
 			got = strings.ReplaceAll(got, code, "")
 		}

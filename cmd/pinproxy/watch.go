@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 const (
@@ -135,24 +136,31 @@ func paint(text string, width, height int) string {
 		more = fmt.Sprintf("… and %d more lines", len(list)-(height-1))
 		list = list[:max(height-1, 0)]
 	}
+	if more != "" {
+		list = append(list, cut(more, width))
+	}
 	var b strings.Builder
 	b.WriteString(screenHome)
+	full := false
 	for i, line := range list {
 		if i > 0 {
 			b.WriteString("\r\n")
 		}
+		full = utf8.RuneCountInString(line) >= width
 		if strings.HasPrefix(text, "pinproxy ") && (i == 0 || tableHead(line)) {
 			line = inverse + line + plain
 		}
-		b.WriteString(line + lineRest)
-	}
-	if more != "" {
-		if len(list) > 0 {
-			b.WriteString("\r\n")
+		b.WriteString(line)
+		if !full { // else the cursor is still in the last column, and its character would be cleared
+			b.WriteString(lineRest)
 		}
-		b.WriteString(cut(more, width) + lineRest)
 	}
-	b.WriteString(screenRest)
+	switch {
+	case !full:
+		b.WriteString(screenRest)
+	case len(list) < height:
+		b.WriteString("\r\n" + screenRest)
+	}
 	return b.String()
 }
 
