@@ -247,7 +247,7 @@ func (o *options) positional(args []string) error {
 		return nil
 	case isCommand(args[0]):
 		return &usageError{fmt.Sprintf("unexpected argument %q", args[1]), "pinproxy " + args[0]}
-	case len(ruleTexts) == 0 && strings.Contains(args[0], "="):
+	case strings.Contains(args[0], "=") && (len(ruleTexts) == 0 || isRule(args[0])):
 		return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), "pinproxy --rule " + quote(args[0])}
 	case len(ruleTexts) > 0 && isOption(args[0]):
 		// An option of a rule that the shell has split off.
@@ -257,6 +257,11 @@ func (o *options) positional(args []string) error {
 		}
 	}
 	return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), commandHint(args[0], len(ruleTexts)+len(o.rules.files) > 0)}
+}
+
+func isRule(word string) bool {
+	_, err := rules.Parse(word)
+	return err == nil
 }
 
 func isCommand(word string) bool { return word == "check" || word == "status" || word == "cleanup" }
