@@ -438,6 +438,24 @@ func TestResolvedLeavesMulticastAlone(t *testing.T) {
 	p.stop()
 }
 
+// An interface has a wildcard's domain as its own, so that systemd-resolved asks its server as well, and a domain below
+// another wildcard's. What comes from there first is not seen. Exact names are asked for here alone.
+func TestResolvedHasARival(t *testing.T) {
+	h := newHousehold(t, "")
+	h.turning()
+	server := h.Server.Serve(":443", lab.Echo)
+	h.resolvectl("dns", "eth0", lab.Server4)
+	h.resolvectl("domain", "eth0", "bank.example", "eu.shop.example")
+	h.call("www.bank.example", 1)
+	p := h.pinproxy("--rule", "*.bank.example:443=63999", "--rule", "www.bank.example:443=63998", "--rule", "*.shop.example:443=63997")
+	h.call("www.bank.example", 10)
+	cameFrom(t, server.Seen()[1:], 10, 63998)
+	if domains := h.resolvectl("domain", "pin0"); !strings.Contains(domains, "~eu.shop.example") || !strings.Contains(domains, "~www.bank.example") {
+		t.Errorf("registered are %s", domains)
+	}
+	p.await("systemd-resolved asks another interface too for names in these domains, and takes the first answer: names that only a wildcard is for may leave unpinned", 1)
+}
+
 // answerMulticast makes a host answer multicast DNS for a name of the server, on its first link.
 func answerMulticast(t *testing.T, on *lab.Host, name string) {
 	t.Helper()

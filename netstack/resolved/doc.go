@@ -24,10 +24,14 @@
 // that would be a loop.
 //
 // A wildcard *.bank.example becomes the domain bank.example, and an exact name becomes a domain itself. Prefixes and
-// `*` need no names. Names below another one are left out. If more than 256 domains remain, which is resolved's
-// limit, the longest are shortened. An extra name does no harm: it is answered by the servers that would have been
+// `*` need no names. If there are more than 256 domains, which is resolved's limit, those below another one are left
+// out, and then the longest are shortened. An extra name does no harm: it is answered by the servers that would have been
 // asked anyway. Names below local are left to multicast DNS, unless a network has a domain that they are in: resolved
 // would ask no server for them, and the longest domain that matches takes a name away from all others.
+//
+// An interface may have the domain of a wildcard itself. resolved then asks both it and us, and takes the first answer:
+// ours come late for some names, and a warning says so. If an interface's domain is in that of a wildcard, it would be
+// asked alone, so we register that domain too. An exact name is longer than either, so it is ours alone.
 //
 // A fresh link has an empty cache of its own, so what resolved cached before pinproxy's start is not used for the
 // rules' names.

@@ -10,10 +10,14 @@ import (
 // versions).
 const maxDomains = 256
 
-// fold returns names, sorted, without those below another one. If more than most remain, the longest are cut to
-// their parents, down to the top-level domains if necessary.
+// fold returns names, sorted, without duplicates. If there are more than most, it leaves out those below another one.
+// If more than most remain, the longest are cut to their parents, down to the top-level domains if necessary.
 func fold(names []string, most int) []string {
-	list := minimal(names)
+	list := slices.Clone(names)
+	slices.Sort(list)
+	if list = slices.Compact(list); len(list) > most {
+		list = minimal(list)
+	}
 	for len(list) > most {
 		deepest := labels(slices.MaxFunc(list, func(a, b string) int { return cmp.Compare(labels(a), labels(b)) }))
 		if deepest == 1 {

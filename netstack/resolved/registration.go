@@ -224,6 +224,8 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 		r.told = err != nil
 		return 0, err
 	}
+	rivals := rivals(all, domains)
+	domains = fold(append(domains, rivals...), maxDomains)
 	want := settings{
 		server: r.cfg.Server, domains: domains, defaultRoute: fallback, dnssec: strictest(all, domains),
 	}
@@ -247,8 +249,9 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 		}
 	}
 	r.told = true
-	if !first && !subset(domains, r.known) {
-		// Below a new domain, resolved may have cached answers from a time when the domain was registered before.
+	if !first && !subset(domains, r.known) || len(rivals) > 0 {
+		// Below a new domain, resolved may have cached answers from a time when the domain was registered before. Those
+		// of a rival would win over ours.
 		if err := b.set(ctx, "FlushCaches"); err != nil {
 			return 0, err
 		}
@@ -261,6 +264,10 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 		r.log.Warn("put back the link's DNS settings, which somebody changed", "link", r.cfg.Link)
 	} else {
 		r.log.Info("systemd-resolved asks pinproxy for the rules' names", "link", r.cfg.Link, "domains", domains)
+	}
+	if len(rivals) > 0 {
+		r.log.Warn("systemd-resolved asks another interface too for names in these domains, and takes the first answer: names that only a wildcard is for may leave unpinned",
+			"link", r.cfg.Link, "domains", rivals, "hint", "rules for exact names, or for addresses, are followed all the same")
 	}
 	return 0, nil
 }

@@ -19,7 +19,8 @@ func TestFold(t *testing.T) {
 		want  string
 	}{
 		{"", 4, ""},
-		{"bank.example www.bank.example a.b.bank.example", 4, "bank.example"},
+		{"bank.example www.bank.example a.b.bank.example", 4, "a.b.bank.example bank.example www.bank.example"},
+		{"bank.example www.bank.example a.b.bank.example", 2, "bank.example"},
 		{"www.bank.example mail.bank.example", 4, "mail.bank.example www.bank.example"},
 		{"bank.example xbank.example", 4, "bank.example xbank.example"},
 		{"b a a", 2, "a b"},
@@ -110,6 +111,23 @@ func TestMulticastOnly(t *testing.T) {
 	} {
 		if got := multicastOnly(test.all, test.name); got != test.want {
 			t.Errorf("multicastOnly(%q) = %v with %v", test.name, got, test.all)
+		}
+	}
+}
+
+func TestRivals(t *testing.T) {
+	all := append(slices.Clone(networks), scope{link: 6, servers: srv("203.0.113.9"), domains: []string{"office.example", "a.lab.example"}})
+	for names, want := range map[string]string{
+		"office.example":                 "office.example vpn.office.example",
+		"vpn.office.example":             "vpn.office.example",
+		"www.office.example":             "",
+		"lab.example":                    "a.lab.example", // our policy rules reach what the global settings lead to
+		"www.bank.example":               "",              // an interface without servers
+		"bank.example":                   "bank.example",
+		"bank.example a.b.local.example": "bank.example",
+	} {
+		if got := strings.Join(rivals(all, strings.Fields(names)), " "); got != want {
+			t.Errorf("rivals(%q) = %q, want %q", names, got, want)
 		}
 	}
 }

@@ -59,6 +59,24 @@ func multicastOnly(all []scope, name string) bool {
 	})
 }
 
+// rivals returns the domains of interfaces that are in one of domains. For names in these, resolved asks the interface
+// besides us, or alone, and takes the first answer. What it asks by the global settings is not bound to an interface, so
+// policy rules bring it to us.
+func rivals(all []scope, domains []string) (list []string) {
+	for _, s := range all {
+		if s.link == 0 || len(s.servers) == 0 {
+			continue
+		}
+		for _, d := range s.domains {
+			if subset([]string{d}, domains) {
+				list = append(list, d)
+			}
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
 // upstreams returns the servers to ask for name. own lists the addresses of this host.
 func upstreams(all []scope, name string, own []netip.Addr) [][]dns.Upstream {
 	var lists [][]dns.Upstream
