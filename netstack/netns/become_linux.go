@@ -254,7 +254,11 @@ func (o order) cover() (warnings []error, step string, err error) {
 		if overlaid(own, f) {
 			continue
 		}
-		err := unix.Mount(own, f.Path, "", unix.MS_BIND, "")
+		from, to := own, f.Path
+		if f.Alone {
+			from, to = filepath.Dir(own), filepath.Dir(f.Path)
+		}
+		err := unix.Mount(from, to, "", unix.MS_BIND, "")
 		if errors.Is(err, fs.ErrNotExist) && f.Make {
 			if err := overlay(filepath.Dir(own), filepath.Dir(f.Path)); err != nil {
 				warnings = append(warnings, fmt.Errorf("make %s for the command: %w", f.Path, err))

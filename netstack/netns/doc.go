@@ -55,7 +55,9 @@
 //
 // A mount over a file ends when another file is renamed to its place, which is how resolv.conf is usually replaced. The
 // command then sees the host's. So where resolv.conf is a link into a directory that nobody else writes to, such as
-// systemd-resolved's, an overlay covers that directory. For a file in /etc there is no such way: it would be read-only.
+// systemd-resolved's, an overlay covers that directory. For a file in /etc there is no such way: it would be read-only,
+// and show other files as they were when the command first looked at them. nscd has a directory for itself, which an
+// empty socket covers alone.
 //
 // # Signals and job control
 //

@@ -23,6 +23,7 @@ type File struct {
 	Path    string
 	Content string
 	Make    bool // if there is none, create one; its directory is then read-only
+	Alone   bool // nothing else is in its directory
 
 	// Dirs are directories that no command writes to. If Path is a symbolic link to a file in one of them, the whole
 	// directory is covered, and read-only.

@@ -3,6 +3,7 @@ package netns
 import (
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -78,9 +79,10 @@ func (r *Resolvers) Files() []File {
 			files = append(files, File{Path: Nsswitch, Content: own})
 		}
 	}
-	// nscd would look up names outside. If nobody listens on its socket, the C library looks them up itself.
-	if _, err := os.Stat(nscdSocket); err == nil {
-		files = append(files, File{Path: nscdSocket})
+	// nscd would look up names outside. If nobody listens on its socket, the C library looks them up itself. Whenever
+	// nscd starts it makes a socket anew, but it keeps the directory.
+	if _, err := os.Stat(filepath.Dir(nscdSocket)); err == nil {
+		files = append(files, File{Path: nscdSocket, Alone: true})
 	}
 	return files
 }

@@ -91,24 +91,27 @@ func TestCloseBeforeExec(t *testing.T) {
 	}
 }
 
-// systemd-resolved and its like replace the file that resolv.conf links to. The command keeps its own.
+// systemd-resolved and its like replace the file that resolv.conf links to, and nscd makes its socket anew. The command
+// keeps its own.
 func TestFileIsReplaced(t *testing.T) {
 	dir := t.TempDir()
 	link, target, began, out := filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "run", "stub.conf"), filepath.Join(dir, "began"), filepath.Join(dir, "out")
+	socket := filepath.Join(dir, "nscd", "socket")
 	put := func(path, content string) {
 		t.Helper()
 		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(os.Mkdir(filepath.Dir(target), 0o755), os.Symlink("run/stub.conf", link), unix.Mkfifo(began, 0o600)); err != nil {
+	if err := errors.Join(os.Mkdir(filepath.Dir(target), 0o755), os.Mkdir(filepath.Dir(socket), 0o755), os.Symlink("run/stub.conf", link), unix.Mkfifo(began, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	put(target, "nameserver 127.0.0.53\n")
 	put(filepath.Join(dir, "run", "other"), "other\n")
+	put(socket, "nscd\n")
 	c, err := Start(t.Context(), Config{
-		Path: "/bin/sh", Argv: []string{"sh", "-c", "cat " + began + " " + link + " " + dir + "/run/other >" + out},
-		Files: []File{{Path: link, Content: "nameserver 192.0.0.53\n", Dirs: []string{filepath.Dir(target)}}},
+		Path: "/bin/sh", Argv: []string{"sh", "-c", "cat " + began + " " + link + " " + dir + "/run/other " + socket + " >" + out},
+		Files: []File{{Path: link, Content: "nameserver 192.0.0.53\n", Dirs: []string{filepath.Dir(target)}}, {Path: socket, Content: "deaf\n", Alone: true}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -118,14 +121,15 @@ func TestFileIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	put(target+".new", "nameserver 127.0.0.54\n")
-	if err := os.Rename(target+".new", target); err != nil {
+	if err := errors.Join(os.Rename(target+".new", target), os.Remove(socket)); err != nil {
 		t.Fatal(err)
 	}
+	put(socket, "nscd again\n")
 	put(began, "") // the command waits for this
 	if status := c.Wait(); status != 0 {
 		t.Errorf("status %d", status)
 	}
-	if b, err := os.ReadFile(out); string(b) != "nameserver 192.0.0.53\nother\n" || err != nil {
+	if b, err := os.ReadFile(out); string(b) != "nameserver 192.0.0.53\nother\ndeaf\n" || err != nil {
 		t.Errorf("the command saw %q, %v", b, err)
 	}
 	if b, err := os.ReadFile(link); string(b) != "nameserver 127.0.0.54\n" || err != nil {
