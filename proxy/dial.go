@@ -39,17 +39,16 @@ type kernelConn interface {
 // destinations; see the package's theory of operation. If a TIME_WAIT of our own holds the very 4-tuple, Dial ends
 // it, if it may, and does not fail.
 func (s Sockets) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error) {
-	c, err := s.connect(ctx, pin, dst, nil)
-	if pin.IsValid() && errors.Is(err, syscall.EADDRNOTAVAIL) && !fromCall(err, "bind") {
-		freed, ferr := s.makeRoom(pin, dst)
-		if ferr != nil {
-			return nil, fmt.Errorf("%w; %w", err, ferr)
-		}
-		if freed {
-			c, err = s.connect(ctx, pin, dst, nil)
+	c, err := s.connectFreed(ctx, pin, dst)
+	if inUse(err) && pin.Addr().IsUnspecified() {
+		// The port may be in use only on addresses that a connection to dst does not leave from.
+		if from, serr := s.source(dst); serr == nil {
+			if beside, berr := s.connectFreed(ctx, netip.AddrPortFrom(from, pin.Port()), dst); !inUse(berr) {
+				c, err = beside, berr
+			}
 		}
 	}
-	if errors.Is(err, syscall.EADDRINUSE) && fromCall(err, "bind") {
+	if inUse(err) {
 		if shared, serr := s.connectInRange(ctx, pin, dst); serr == nil || !errors.Is(serr, errors.ErrUnsupported) && !errors.Is(serr, syscall.EADDRNOTAVAIL) {
 			c, err = shared, serr
 		}
@@ -59,6 +58,25 @@ func (s Sockets) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error
 	}
 	return newUpstream(c)
 }
+
+// connectFreed connects, and does so again if it could end the TIME_WAIT that was in the way.
+func (s Sockets) connectFreed(ctx context.Context, pin, dst netip.AddrPort) (kernelConn, error) {
+	c, err := s.connect(ctx, pin, dst, nil)
+	if !pin.IsValid() || !errors.Is(err, syscall.EADDRNOTAVAIL) || fromCall(err, "bind") {
+		return c, err
+	}
+	freed, ferr := s.makeRoom(pin, dst)
+	switch {
+	case ferr != nil:
+		return nil, fmt.Errorf("%w; %w", err, ferr)
+	case freed:
+		return s.connect(ctx, pin, dst, nil)
+	}
+	return nil, err
+}
+
+// inUse reports whether bind has refused the port.
+func inUse(err error) bool { return errors.Is(err, syscall.EADDRINUSE) && fromCall(err, "bind") }
 
 // DialPlain connects a socket that has the mark and uses the link, and nothing else. It is for our own DNS queries
 // and those we relay. network is "udp" or "tcp".

@@ -184,6 +184,54 @@ func TestListenerOfTheOtherFamily(t *testing.T) {
 	}
 }
 
+// A program that has the pin's port on an address from which the dial would not leave is neither in its way nor blamed
+// when another one is.
+func TestListenerOnAnotherAddress(t *testing.T) {
+	top := lab.ForTest(t).Topology()
+	listen := func(local string) net.Listener {
+		l, err := top.Client.Listen("tcp", local)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	for _, test := range []struct{ from, server, other, own string }{
+		{"0.0.0.0:63999", lab.Server4, "127.0.0.1:63999", lab.Client4 + ":63999"},
+		{"[::]:63999", lab.Server6, "[::1]:63999", "[" + lab.Client6 + "]:63999"},
+	} {
+		pin, dst := netip.MustParseAddrPort(test.from), netip.AddrPortFrom(netip.MustParseAddr(test.server), 7)
+		server := top.Server.Serve(dst.String(), lab.Echo)
+		dial := func() (o Obstacle, err error) {
+			err = top.Client.Do(func() error {
+				c, err := Sockets{}.Dial(t.Context(), pin, dst)
+				if err != nil {
+					o = Sockets{Owners: ofNobody}.Obstacle(pin, dst)
+					return err
+				}
+				write(t, c, "hello")
+				wantRead(t, c, "hello") // the server has accepted it
+				closeByReset(c)
+				return nil
+			})
+			return o, err
+		}
+		other := listen(test.other)
+		if o, err := dial(); err != nil {
+			t.Errorf("%s beside a listener on %s: %v (%s)", pin, test.other, err, o.Cause)
+		}
+		for _, src := range server.Seen() {
+			if src.Port() != 63999 {
+				t.Errorf("the server saw %s", src)
+			}
+		}
+		own := listen(test.own)
+		if o, err := dial(); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(o.Cause, "listens on "+test.own) {
+			t.Errorf("%s on the port of a listener on %s: %v, blamed: %q", pin, test.own, err, o.Cause)
+		}
+		_, _ = own.Close(), other.Close()
+	}
+}
+
 // Over IPv6 a router that forbids the connection looks like this host's own firewall, but must not be mistaken for
 // it.
 func TestForbiddenOnTheWay(t *testing.T) {

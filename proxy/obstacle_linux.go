@@ -98,10 +98,16 @@ func (s Sockets) Obstacle(pin, dst netip.AddrPort) Obstacle {
 	if err != nil {
 		return Obstacle{}
 	}
+	addr := pin.Addr()
+	if addr.IsUnspecified() { // the dial has also tried the address that it would leave from
+		if from, err := s.source(dst); err == nil {
+			addr = from
+		}
+	}
 	var living, over []sockdiag.Socket
 	for _, socket := range list {
 		switch {
-		case socket.Beside(pin.Addr()):
+		case socket.Beside(addr):
 		case !socket.State.Over() || !socket.Orphan():
 			living = append(living, socket)
 		case on(socket, pin, dst):

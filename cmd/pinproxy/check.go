@@ -267,9 +267,10 @@ func (s situation) order(table *pinJSON) []uint16 {
 }
 
 func (c *checker) lookAt(s situation, port uint16, table *pinJSON) (portState, error) {
-	addr := s.rule.Pin().Addr()
-	if !addr.IsValid() {
-		addr = unspecified(s.dst.Addr())
+	addr := s.bindAddr()
+	from := addr
+	if addr.IsUnspecified() && s.dialErr == nil {
+		from = s.dial.Source
 	}
 	p := portState{
 		local:     netip.AddrPortFrom(addr, port),
@@ -278,6 +279,10 @@ func (c *checker) lookAt(s situation, port uint16, table *pinJSON) (portState, e
 		mayEnd:    c.mayMark || s.running, // a pinproxy without CAP_NET_ADMIN would not run
 	}
 	p.bindErr = sockdiag.Bind(p.local)
+	if errors.Is(p.bindErr, syscall.EADDRINUSE) && from != addr { // as a dial does
+		p.local = netip.AddrPortFrom(from, port)
+		p.bindErr = sockdiag.Bind(p.local)
+	}
 	switch {
 	case port >= c.lowest:
 	case !s.running:
@@ -294,7 +299,7 @@ func (c *checker) lookAt(s situation, port uint16, table *pinJSON) (portState, e
 		p.sockets = append(p.sockets, socketState{
 			Socket: socket, owner: owners[i],
 			ours: s.running && (s.pid != 0 && owners[i].PID == s.pid || socket.Mark == host.Mark),
-			same: socket.Remote == s.dst && (addr.IsUnspecified() || socket.Local.Addr() == addr),
+			same: socket.Remote == s.dst && (from.IsUnspecified() || socket.Local.Addr() == from),
 		})
 	}
 	if table == nil {
@@ -313,8 +318,12 @@ func (c *checker) lookAt(s situation, port uint16, table *pinJSON) (portState, e
 	return p, nil
 }
 
-func unspecified(like netip.Addr) netip.Addr {
-	if like.Is4() {
+// bindAddr is the address that a dial binds to: the pin's, or any.
+func (s situation) bindAddr() netip.Addr {
+	switch addr := s.rule.Pin().Addr(); {
+	case addr.IsValid():
+		return addr
+	case s.dst.Addr().Is4():
 		return netip.IPv4Unspecified()
 	}
 	return netip.IPv6Unspecified()
@@ -332,10 +341,7 @@ func (c *checker) try(ctx context.Context, s situation) *connectJSON {
 	ctx, cancel := context.WithTimeout(ctx, c.dialTimeout)
 	defer cancel()
 	v := judge(s)
-	pin := s.ports[0].local
-	if v.port != 0 {
-		pin = netip.AddrPortFrom(pin.Addr(), v.port)
-	}
+	pin := netip.AddrPortFrom(s.bindAddr(), cmp.Or(v.port, s.ports[0].local.Port()))
 	sockets := proxy.Sockets{}
 	switch {
 	case c.mayMark:

@@ -184,7 +184,7 @@ func (s socketState) why(p portState) string {
 		return "harmless: it is to another destination"
 	case s.over() && p.mayEnd:
 		return "harmless: it is ended when the port is wanted"
-	case s.State == sockdiag.Listen && (p.bindErr == nil || s.Beside(p.local.Addr())):
+	case s.State == sockdiag.Listen && p.bindErr == nil, s.Beside(p.local.Addr()):
 		return "harmless: it is on another address"
 	case s.harmless(p):
 		return "harmless: the port is shared with it"

@@ -209,6 +209,32 @@ func TestApplicationReusesItsSourcePort(t *testing.T) {
 	}
 }
 
+// An application that asks for the pin itself, as it had to before, is not in its own way: its end of the flow has the
+// device's address.
+func TestApplicationAsksForThePin(t *testing.T) {
+	each(t, func(w *network, f family) {
+		server := w.Server.Serve(at(f.server, 7), lab.Echo)
+		p := w.pinproxy("--rule", inRule(f.server)+":7=63999 busy=fail")
+		d := net.Dialer{LocalAddr: &net.TCPAddr{Port: 63999}, Timeout: patience} // without SO_REUSEADDR
+		var c net.Conn
+		if err := w.Client.Do(func() (err error) { c, err = d.Dial("tcp", at(f.server, 7)); return err }); err != nil {
+			w.t.Fatal(err)
+		}
+		echo(w.t, c, "hello")
+		if s, ok := w.statusNow(); !ok || len(s.Ports) != 1 || s.Ports[0].State != portFlow || len(s.Ports[0].Holders) != 1 {
+			w.t.Errorf("ports: %+v", s.Ports)
+		}
+		_ = c.Close()
+		p.await("flow", 1)
+		echo(w.t, w.mustConnect(at(f.server, 7)), "hello") // what is left of its end is not in the way either
+		for _, from := range server.Seen() {
+			if from.Port() != 63999 {
+				w.t.Errorf("a connection came from %v", from)
+			}
+		}
+	})
+}
+
 // connectAgain connects from one port. The client's own kernel refuses that while the last FIN is on its way.
 func (w *network) connectAgain(addr string) (c net.Conn, err error) {
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"pinproxy/netstack/host"
 	"pinproxy/proxy/sockdiag"
 	"pinproxy/rules"
 )
@@ -199,7 +200,9 @@ func (l *lookout) sockets(ports rules.PortSet, flows map[[2]netip.AddrPort]bool)
 	}
 	var owned []sockdiag.Socket
 	for _, s := range list {
-		switch {
+		switch a := s.Local.Addr(); {
+		case a.IsLoopback(), a == host.Addr4, a == host.Addr6:
+			// A dial leaves from another address. The last two are applications' ends of flows.
 		case flows[[2]netip.AddrPort{s.Local, s.Remote}], s.Mark != 0 && s.Mark == l.c.mark && !s.Orphan():
 			// Those that no flow has are being dialed, or have just ended.
 		case s.State.Over() && s.Orphan():

@@ -45,7 +45,7 @@ type situation struct {
 
 // portState is what is known of a source port towards the destination.
 type portState struct {
-	local      netip.AddrPort // unspecified address if the pin has none
+	local      netip.AddrPort // unspecified address if the pin has none, and bind allows that
 	reserved   bool           // in ip_local_reserved_ports
 	ephemeral  bool           // in ip_local_port_range
 	privileged bool           // the process that would bind it may not
