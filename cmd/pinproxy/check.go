@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -56,6 +57,7 @@ func check(ctx context.Context, o options, stdout io.Writer) (status int, err er
 	if err != nil {
 		r.Error = err.Error()
 	}
+	var looked []situation
 	for _, addr := range addrs {
 		s, err := c.look(ctx, netip.AddrPortFrom(addr, o.target.port))
 		if err != nil {
@@ -66,6 +68,12 @@ func check(ctx context.Context, o options, stdout io.Writer) (status int, err er
 			a.Connect = c.try(ctx, s)
 		}
 		r.Addresses = append(r.Addresses, a)
+		looked = append(looked, s)
+	}
+	for i, s := range looked { // when all are looked at, as it leaves a TIME_WAIT
+		if a := r.Addresses[i]; o.connect && a.Pinned && a.Connect.OK && s.rule.Cooldown() == 0 {
+			a.Connect.Through = c.through(ctx, s)
+		}
 	}
 	r.conclude()
 	if o.json {
@@ -358,6 +366,35 @@ func (c *checker) try(ctx context.Context, s situation) *connectJSON {
 		return failed
 	}
 	return &connectJSON{OK: true, Local: trial.Local.String(), Took: trial.Took.Seconds()}
+}
+
+// through makes a connection as programs do: into the device. A firewall of this host that has never heard of the
+// device is in the way of its packets, and nothing but a connection shows that. Where a rule has a cooldown, one on the
+// way may be in the way of a second connection so soon, so there is none.
+func (c *checker) through(ctx context.Context, s situation) *connectJSON {
+	begun := time.Now()
+	d := net.Dialer{Timeout: c.dialTimeout}
+	conn, err := d.DialContext(ctx, "tcp", s.dst.String())
+	took := time.Since(begun)
+	if err == nil {
+		defer conn.Close()
+		_ = conn.(*net.TCPConn).CloseWrite()
+		_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+		_, _ = io.Copy(io.Discard, conn) // until the port is free again for who comes next
+		return &connectJSON{OK: true, Took: took.Seconds()}
+	}
+	silent, ok := errors.AsType[net.Error](err)
+	switch {
+	case ok && silent.Timeout():
+		return &connectJSON{Cause: fmt.Sprintf("no answer through %s within %s, though there was one to the pin", s.way.Link, c.dialTimeout), Hint: letPass(s.way.Link)}
+	case errors.Is(err, fs.ErrPermission):
+		return &connectJSON{Cause: cause(err).Error(), Hint: letPass(s.way.Link)}
+	}
+	return &connectJSON{Cause: cause(err).Error(), Hint: "see the log of the running pinproxy"}
+}
+
+func letPass(link string) string {
+	return fmt.Sprintf("let this host's firewall pass what leaves and comes by %s, as by: nft insert rule inet filter output oifname %[1]s accept; or see the log of pinproxy, if it has a line for this", link)
 }
 
 // mayBindLow reads whether this process may bind any port (proc_pid_status(5)). The number is that of linux/capability.h.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
-	"time"
 
 	"pinproxy/netstack/host"
 	"pinproxy/proxy/sockdiag"
@@ -77,12 +76,10 @@ func (a addressJSON) text(b *strings.Builder, r report) {
 		}
 		a.Pin.text(b, r)
 	}
-	if c := a.Connect; c != nil && c.OK {
-		line(b, "connected", "from %s, in %s", c.Local, short(time.Duration(c.Took*float64(time.Second))))
-	} else if c != nil {
-		line(b, "connected", "no: %s", c.Cause)
-		if c.Hint != "" {
-			line(b, "hint", "%s", c.Hint)
+	if c := a.Connect; c != nil {
+		c.text(b, "connected", "from "+c.Local)
+		if c.Through != nil {
+			c.Through.text(b, "through", a.Route.Link)
 		}
 	}
 	if a.Pinned {
@@ -92,6 +89,17 @@ func (a addressJSON) text(b *strings.Builder, r report) {
 	line(b, "pinned", "no: %s", a.Cause)
 	if a.Hint != "" && (a.Connect == nil || a.Connect.Hint != a.Hint) {
 		line(b, "hint", "%s", a.Hint)
+	}
+}
+
+func (c *connectJSON) text(b *strings.Builder, what, by string) {
+	if c.OK {
+		line(b, what, "%s, in %s", by, short(inSeconds(c.Took)))
+		return
+	}
+	line(b, what, "no: %s", c.Cause)
+	if c.Hint != "" {
+		line(b, "hint", "%s", c.Hint)
 	}
 }
 

@@ -38,6 +38,7 @@ import (
 //	over LOCAL ADDR         one that has been closed on our side
 //	sysctl KEY VALUE        of the client
 //	firewall RANGE...       of the router, which drops TCP from any other port
+//	drop-output DEV         of the client's own firewall
 //	no-route IPv4|IPv6      of the client: nothing but its own link can be reached
 func TestCheckTranscripts(t *testing.T) {
 	t.Parallel()
@@ -69,6 +70,7 @@ func TestCheckTranscripts(t *testing.T) {
 					"over":         s.over,
 					"sysctl":       s.sysctl,
 					"firewall":     s.firewall,
+					"drop-output":  s.dropOutput,
 					"no-route":     s.noRoute,
 				},
 			})
@@ -167,7 +169,7 @@ var variable = []struct{ pattern, with string }{
 	{`(198\.51\.100\.2|2001:db8:1::2\]):([345]\d{4})`, `$1:PORT`},
 	{`pinproxy \(devel\)[^,"]*`, `pinproxy VERSION`},
 	{`"20\d\d-[^"]*"`, `"WHEN"`},
-	{`within [0-9.]+s`, `within TIME`},
+	{`within [0-9.]+m?s`, `within TIME`},
 	{`though port \d+`, `though port PORT`},
 	{`"uid": \d+`, `"uid": UID`},
 	{`"(goroutines|heap|endpoints)": \d+`, `"$1": COUNT`},
@@ -267,6 +269,10 @@ func (s *checkScript) firewall(ts *testscript.TestScript, _ bool, args []string)
 		f.Ports = append(f.Ports, r)
 	}
 	s.Router.Firewall(f)
+}
+
+func (s *checkScript) dropOutput(_ *testscript.TestScript, _ bool, args []string) {
+	s.Client.DropOutput(args[0])
 }
 
 func (s *checkScript) noRoute(ts *testscript.TestScript, _ bool, args []string) {

@@ -115,7 +115,12 @@ type connectJSON struct {
 	Took  float64 `json:"took,omitempty"`
 	Cause string  `json:"cause,omitempty"`
 	Hint  string  `json:"hint,omitempty"`
+
+	Through *connectJSON `json:"through,omitempty"` // the same by way of the device, if the connection would be pinned
 }
+
+// ok says whether what was tried succeeded.
+func (c *connectJSON) ok() bool { return c == nil || c.OK && c.Through.ok() }
 
 // report returns what follows from the situation, with what led to it.
 func (s situation) report(facts host.Facts) addressJSON {
@@ -197,7 +202,7 @@ func (r *report) conclude() {
 			continue
 		}
 		reached++
-		if !a.Pinned || a.Connect != nil && !a.Connect.OK {
+		if !a.Pinned || !a.Connect.ok() {
 			r.Pinned = false
 		}
 	}

@@ -74,7 +74,7 @@ Flags:
                            (default pinproxy if that user exists, else nobody)
       --http ADDRESS:PORT  serve a live page, /metrics and /healthz; ADDRESS defaults
                            to 127.0.0.1
-      --connect            check: also make a connection from the pin, sending nothing
+      --connect            check: also connect, from the pin and as programs do, sending nothing
       --json               check, status: print JSON
       --watch              status: refresh every second
       --version            print the version
