@@ -133,6 +133,10 @@ func (k *shaky) sendWith(options header.IPv4OptionsSerializer, port uint16, flag
 	ip.Encode(&header.IPv4Fields{TotalLength: uint16(len(b)), TTL: 64, Protocol: uint8(tcp.ProtocolNumber), SrcAddr: tcpip.AddrFrom4([4]byte{192, 0, 2, 1}), DstAddr: tcpip.AddrFrom4([4]byte{203, 0, 113, 5}), Options: options})
 	ip.SetChecksum(^ip.CalculateChecksum())
 	header.TCP(b[ip.HeaderLength():]).Encode(&header.TCPFields{SrcPort: port, DstPort: 443, DataOffset: header.TCPMinimumSize, Flags: flags, SeqNum: seq, AckNum: ack, WindowSize: 65535})
+	k.inject(b)
+}
+
+func (k *shaky) inject(b []byte) {
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
 	k.device.InjectInbound(header.IPv4ProtocolNumber, pkt)
 	pkt.DecRef()
@@ -562,6 +566,22 @@ func TestSilence(t *testing.T) {
 func TestDamagedSYN(t *testing.T) {
 	k := newShaky(t, 0)
 	k.send(4711, header.TCPFlagSyn, 0, 0)
+	if n := k.Stats().Flows; n != 0 {
+		t.Errorf("%d flows", n)
+	}
+}
+
+// Nor does one whose options end before they begin, or beyond its own end.
+func TestMalformedSYN(t *testing.T) {
+	k := newShaky(t, stack.CapabilityRXChecksumOffload)
+	for _, offset := range []uint8{0, 16, 24, 60} {
+		b := make([]byte, header.IPv4MinimumSize+header.TCPMinimumSize)
+		ip := header.IPv4(b)
+		ip.Encode(&header.IPv4Fields{TotalLength: uint16(len(b)), TTL: 64, Protocol: uint8(tcp.ProtocolNumber), SrcAddr: tcpip.AddrFrom4([4]byte{192, 0, 2, 1}), DstAddr: tcpip.AddrFrom4([4]byte{203, 0, 113, 5})})
+		ip.SetChecksum(^ip.CalculateChecksum())
+		header.TCP(ip.Payload()).Encode(&header.TCPFields{SrcPort: 4711, DstPort: 443, DataOffset: offset, Flags: header.TCPFlagSyn, WindowSize: 65535})
+		k.inject(b)
+	}
 	if n := k.Stats().Flows; n != 0 {
 		t.Errorf("%d flows", n)
 	}

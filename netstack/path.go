@@ -39,9 +39,6 @@ func (f *Flow) far(syn *stack.PacketBuffer, mtu int) {
 // that are too big for pin0. A SYN without the option means 536 (RFC 9293, section 3.7.1), less than any link has.
 func clampMSS(syn *stack.PacketBuffer, most uint16) {
 	h := header.TCP(syn.TransportHeader().Slice())
-	if len(h) < header.TCPMinimumSize || int(h.DataOffset()) > len(h) || int(h.DataOffset()) < header.TCPMinimumSize {
-		return
-	}
 	for o := h[header.TCPMinimumSize:h.DataOffset()]; len(o) > 0; {
 		switch {
 		case o[0] == header.TCPOptionEOL:

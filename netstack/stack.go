@@ -345,7 +345,8 @@ func (s *Stack) context() context.Context {
 // gVisor, which answers with a reset.
 func (s *Stack) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	h := header.TCP(pkt.TransportHeader().Slice())
-	if len(h) < header.TCPMinimumSize || h.Flags()&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
+	if len(h) < header.TCPMinimumSize || len(h) != int(h.DataOffset()) ||
+		h.Flags()&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
 		return false
 	}
 	if n := pkt.Network(); !pkt.RXChecksumValidated &&
