@@ -51,6 +51,7 @@ type Flow struct {
 	ended   bool          // the application's FIN or RST, or our RST, has been seen
 	retired bool          // the application has begun another connection on this 4-tuple
 	shaking *tcp.Endpoint // gVisor's endpoint, once its SYN-ACK has been taken; nil once open
+	window  window        // of an application on another host
 	lastSYN time.Time     // while parked
 	pause   time.Duration // between the last two SYNs; 0 after only one
 	asked   time.Time     // when gVisor was shown the SYN

@@ -99,6 +99,11 @@ func (k *shaky) serve(t *testing.T, device stack.LinkEndpoint, h Handler) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	k.start(t, s, h)
+}
+
+// start is serve for a stack that has been made already.
+func (k *shaky) start(t *testing.T, s *Stack, h Handler) {
 	ctx, cancel := context.WithCancel(t.Context())
 	k.Stack, k.served, k.stop = s, make(chan error, 1), cancel
 	go func() { k.served <- s.Serve(ctx, h) }()
@@ -123,16 +128,16 @@ func (k *shaky) end(t *testing.T) {
 
 // send sends a segment from a port of the application's host, with a wrong checksum.
 func (k *shaky) send(port uint16, flags header.TCPFlags, seq, ack uint32) {
-	k.sendWith(nil, port, flags, seq, ack)
+	k.sendWith(nil, port, flags, seq, ack, 65535)
 }
 
-// sendWith sends a segment with IP options.
-func (k *shaky) sendWith(options header.IPv4OptionsSerializer, port uint16, flags header.TCPFlags, seq, ack uint32) {
+// sendWith sends a segment with IP options and a window.
+func (k *shaky) sendWith(options header.IPv4OptionsSerializer, port uint16, flags header.TCPFlags, seq, ack uint32, window uint16) {
 	b := make([]byte, header.IPv4MinimumSize+int(options.Length())+header.TCPMinimumSize)
 	ip := header.IPv4(b)
 	ip.Encode(&header.IPv4Fields{TotalLength: uint16(len(b)), TTL: 64, Protocol: uint8(tcp.ProtocolNumber), SrcAddr: tcpip.AddrFrom4([4]byte{192, 0, 2, 1}), DstAddr: tcpip.AddrFrom4([4]byte{203, 0, 113, 5}), Options: options})
 	ip.SetChecksum(^ip.CalculateChecksum())
-	header.TCP(b[ip.HeaderLength():]).Encode(&header.TCPFields{SrcPort: port, DstPort: 443, DataOffset: header.TCPMinimumSize, Flags: flags, SeqNum: seq, AckNum: ack, WindowSize: 65535})
+	header.TCP(b[ip.HeaderLength():]).Encode(&header.TCPFields{SrcPort: port, DstPort: 443, DataOffset: header.TCPMinimumSize, Flags: flags, SeqNum: seq, AckNum: ack, WindowSize: window})
 	k.inject(b)
 }
 
@@ -473,7 +478,7 @@ func testGivenUpWhileItsEndpointIsMade(t *testing.T, options header.IPv4OptionsS
 		Eventually(t, "the endpoint is registered", func() bool { return len(k.gv.RegisteredEndpoints()) == 1 })
 		deliver()
 	}
-	k.sendWith(options, 4711, header.TCPFlagSyn, 2000, 0)
+	k.sendWith(options, 4711, header.TCPFlagSyn, 2000, 0, 65535)
 	resume()
 	if err := <-k.accepted; !errors.Is(err, ErrGone) {
 		t.Errorf("Accept = %v, want %v", err, ErrGone)
@@ -483,7 +488,7 @@ func testGivenUpWhileItsEndpointIsMade(t *testing.T, options header.IPv4OptionsS
 		Eventually(t, "the first SYN's endpoint has come and gone", func() bool {
 			return k.gv.Stats().TCP.SegmentsSent.Value() > 0 && len(k.gv.RegisteredEndpoints()) == 0
 		})
-		k.sendWith(options, 4711, header.TCPFlagSyn, 2000, 0)
+		k.sendWith(options, 4711, header.TCPFlagSyn, 2000, 0, 65535)
 	}
 	k.opens(t, 4711, 2000)
 }

@@ -44,16 +44,17 @@ func (g *gate) Attach(d stack.NetworkDispatcher) {
 }
 
 // WritePackets lets every packet pass except a flow's first SYN-ACK and an ACK that a reply may replace. Those come
-// alone.
+// alone. More than one are a flow's next segments.
 func (g *gate) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
-	if pkts.Len() == 1 && g.stack.keep(pkts.AsSlice()[0]) {
+	n := pkts.Len()
+	if g.stack.keep(pkts.AsSlice()[n-1], n == 1) {
 		return 1, nil
 	}
 	return g.LinkEndpoint.WritePackets(pkts)
 }
 
-// keep reports whether a packet is held back.
-func (s *Stack) keep(pkt *stack.PacketBuffer) bool {
+// keep reports whether a packet is held back, if it comes alone.
+func (s *Stack) keep(pkt *stack.PacketBuffer, alone bool) bool {
 	h := header.TCP(pkt.TransportHeader().Slice())
 	if pkt.TransportProtocolNumber != tcp.ProtocolNumber || len(h) < header.TCPMinimumSize {
 		return false
@@ -69,8 +70,8 @@ func (s *Stack) keep(pkt *stack.PacketBuffer) bool {
 	if h.Flags()&synAck == synAck {
 		return s.takeSYNACK(id, pkt, h.AckNumber())
 	}
-	f := s.known(id)
-	if f == nil {
+	f := s.leaving(id, h.SequenceNumber()+uint32(pkt.Data().Size()))
+	if f == nil || !alone {
 		return false
 	}
 	if h.Flags()&header.TCPFlagRst != 0 {
@@ -107,6 +108,9 @@ func (in *inbound) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *
 				}
 				return // an odd one is lost, and the application's kernel repeats it
 			}
+		}
+		if in.stack.cfg.Path != nil && seg.flags&header.TCPFlagAck != 0 {
+			in.stack.heed(seg, pkt)
 		}
 		if seg.flags&(header.TCPFlagPsh|header.TCPFlagFin) != 0 {
 			if f := in.stack.known(seg.id); f != nil {

@@ -232,6 +232,7 @@ func (s *Stack) takeSYNACK(id stack.TransportEndpointID, pkt *stack.PacketBuffer
 		return true
 	}
 	f.shaking = ep
+	f.window.sent = header.TCP(pkt.TransportHeader().Slice()).SequenceNumber() + 1
 	s.shaking[ep] = f
 	f.synAck <- pkt.IncRef()
 	return true

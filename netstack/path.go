@@ -12,10 +12,6 @@ import (
 // An application on another host may vanish without a word: powered off, or out of range. Its kernel's own probes
 // would only find our netstack alive, so it is up to us to ask. Otherwise the flow, and its source port, would be
 // kept forever. The times are those of the upstream side (package proxy).
-//
-// One case escapes the probes: a host announces a window that is smaller than a segment it has not acknowledged, but not
-// zero, and then vanishes. As long as a segment is unacknowledged gVisor repeats it instead of probing, but not if it
-// does not fit into the window, and then no timer runs (postXmit). Linux announces no such window.
 const (
 	keepAliveIdle     = tcpip.KeepaliveIdleOption(60 * time.Second)
 	keepAliveInterval = tcpip.KeepaliveIntervalOption(15 * time.Second)
@@ -31,6 +27,50 @@ func (f *Flow) far(syn *stack.PacketBuffer, mtu int) {
 	}
 	if most := mtu - overhead; most > 0 && most < 0xffff {
 		clampMSS(syn, uint16(most))
+	}
+	o := header.ParseSynOptions(header.TCP(syn.TransportHeader().Slice()).Options(), false)
+	f.stack.mu.Lock()
+	defer f.stack.mu.Unlock()
+	f.window = window{scale: uint8(max(o.WS, 0)), segment: uint32(o.MSS)}
+}
+
+// window is what must be known about the receive window of an application on another host.
+//
+// As long as a segment is unacknowledged gVisor repeats it instead of probing. But it does not repeat a segment for which
+// the window has become too small, and then no timer runs (postXmit). If the host vanished, or its next window got lost,
+// the flow would be kept forever. Only a window of zero is always asked about again, for as long as the host answers. So
+// a window that is too small for what has been sent is taken for zero. Hosts are not to take back what they have offered
+// (RFC 9293, section 3.8.6), but some do.
+type window struct {
+	scale   uint8
+	segment uint32 // the largest that the host takes; 0: it is this one, or not known yet
+	sent    uint32 // the sequence number behind all that has been sent
+}
+
+// leaving returns the flow of a 4-tuple, or nil, and records that a segment which ends before end is sent.
+func (s *Stack) leaving(id stack.TransportEndpointID, end uint32) *Flow {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.flows[id]
+	if f != nil && int32(end-f.window.sent) > 0 {
+		f.window.sent = end
+	}
+	return f
+}
+
+// heed closes the window in a segment if something that has been sent no longer fits into it.
+func (s *Stack) heed(seg segment, pkt *stack.PacketBuffer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.flows[seg.id]
+	if f == nil {
+		return
+	}
+	h := header.TCP(pkt.AsSlices()[0][seg.ip:])
+	size := uint32(h.WindowSize()) << f.window.scale
+	if size < f.window.segment && int32(f.window.sent-h.AckNumber()) > int32(size) {
+		h.SetChecksum(updated(h.Checksum(), h.WindowSize(), 0, false))
+		h.SetWindowSize(0)
 	}
 }
 

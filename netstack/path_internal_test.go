@@ -1,12 +1,19 @@
 package netstack
 
 import (
+	"context"
+	"net/netip"
 	"testing"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/faketime"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"pinproxy/netstack/link"
 )
 
 // synWith returns a parsed SYN with options and a checksum that is valid without a pseudo-header.
@@ -42,6 +49,65 @@ func TestClampMSS(t *testing.T) {
 			if sum := checksum.Checksum(h, 0); sum != 0xffff {
 				t.Errorf("the checksum is wrong: %#x", sum)
 			}
+		})
+	}
+}
+
+// A host on the other side of this one takes its window back when something is under way, but for a few bytes. Then it
+// vanishes, or waits for an hour and opens the window again.
+func TestWindowShrinks(t *testing.T) {
+	const size = 536 // the largest segment of a host that names none
+	for _, alive := range []bool{false, true} {
+		clock := faketime.NewManualClock()
+		k := &shaky{device: channel.New(1024, 1500, "")}
+		s, err := newStack(link.New("channel", k.device, nil), Config{Path: func(netip.Addr) int { return 1500 }}, stack.Options{Clock: clock})
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns := make(chan Conn, 1)
+		k.device.LinkEPCapabilities = stack.CapabilityRXChecksumOffload
+		k.start(t, s, func(_ context.Context, f *Flow) {
+			f.AcceptFunc(func(c Conn, _ error) { conns <- c })
+		})
+		k.send(4711, header.TCPFlagSyn, 1000, 0)
+		next := k.heard(t, synAck).SequenceNumber() + 1
+		k.send(4711, header.TCPFlagAck, 1001, next)
+		c := (<-conns).(*conn)
+		if _, err := c.Write(make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+		k.heard(t, header.TCPFlagAck|header.TCPFlagPsh)
+		answer := func(window uint16) { k.sendWith(nil, 4711, header.TCPFlagAck, 1001, next, window) }
+		answer(400)
+		if !alive {
+			Eventually(t, "the connection times out", func() bool {
+				clock.Advance(5 * time.Second)
+				return c.Broken()
+			})
+			continue
+		}
+		asked, start := 0, clock.NowMonotonic()
+		Eventually(t, "an hour passes", func() bool {
+			clock.Advance(10 * time.Second)
+			for pkt := k.device.Read(); pkt != nil; pkt = k.device.Read() {
+				pkt.DecRef()
+				answer(400)
+				asked++
+			}
+			return clock.NowMonotonic().Sub(start) > time.Hour
+		})
+		if c.Broken() || asked < 20 {
+			t.Errorf("broken: %v, asked %d times in an hour", c.Broken(), asked)
+		}
+		answer(65535)
+		Eventually(t, "the segment is repeated", func() bool {
+			pkt := k.device.Read()
+			if pkt == nil {
+				clock.Advance(time.Second)
+				return false
+			}
+			defer pkt.DecRef()
+			return pkt.Data().Size() == size && header.TCP(pkt.TransportHeader().Slice()).SequenceNumber() == next
 		})
 	}
 }
