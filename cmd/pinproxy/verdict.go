@@ -303,7 +303,7 @@ func (s situation) uncaptured() obstacle {
 		return obstacle{"no pinproxy is running, and no rule was given", "pinproxy check --rule RULE …, or start pinproxy"}
 	case !s.running:
 		return obstacle{"no pinproxy is running", fmt.Sprintf("sudo pinproxy --rule %s", quote(s.rule.String()))}
-	case s.instead != nil:
+	case s.instead != nil && (s.rule != nil || s.way.Ours): // a rule that is gone decides for a minute, but captures nothing
 		return s.misnamed()
 	case s.askErr == nil && s.rule == nil:
 		return obstacle{cause: "no rule is for this destination"}

@@ -182,6 +182,10 @@ func TestVerdict(t *testing.T) {
 		{name: "no rule known", is: func(s *situation) { s.running, s.rule, s.way.Ours = false, nil, false }, cause: "no rule was given", chosen: "By the kernel"},
 		{name: "no rule for it", is: func(s *situation) { s.rule, s.theirs, s.way.Ours = nil, "", false }, cause: "no rule is for this destination", chosen: "By the kernel"},
 		{name: "no given rule for it", is: func(s *situation) { s.rule, s.given = nil, true }, cause: "none of the rules that were given", chosen: "By the running pinproxy's rule"},
+		{name: "its rule is gone since a moment", is: func(s *situation) {
+			s.name, s.rule, s.theirs, s.way.Ours = "www.bank.example", nil, "", false
+			s.instead = &insteadJSON{"www.bank.example:443=1", "www.bank.example"}
+		}, cause: "no rule is for this destination", chosen: "By the kernel"},
 		{name: "not in theirs", is: func(s *situation) { s.theirs, s.way.Ours = "", false }, port: 63998, cause: "the running pinproxy has no rule", chosen: "By the kernel"},
 		{name: "another of theirs", is: func(s *situation) { s.theirs = "*:443=1" }, port: 63998, cause: "goes by another rule, *:443=1", chosen: "By the running pinproxy's rule *:443=1"},
 		{name: "theirs has the same pin", is: func(s *situation) { s.theirs = "*:443=63998-63999" }, pinned: true, port: 63998, chosen: "port 63998"},
