@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,12 +41,18 @@ func choosePort(fd int, port uint16) error {
 
 // inLocalRange reports whether the kernel may choose the port for programs that do not choose one.
 func inLocalRange(port uint16) bool {
-	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	fd, err := unix.Open("/proc/sys/net/ipv4/ip_local_port_range", unix.O_RDONLY|unix.O_CLOEXEC, 0) // an os.File would go to the poller
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var text [32]byte
+	n, err := unix.Read(fd, text[:])
 	if err != nil {
 		return false
 	}
 	var first, last uint16
-	if _, err := fmt.Sscan(string(text), &first, &last); err != nil {
+	if _, err := fmt.Sscan(string(text[:n]), &first, &last); err != nil {
 		return false
 	}
 	return first <= port && port <= last

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/netip"
+	"sync"
 	"time"
 )
 
@@ -25,4 +26,48 @@ func (l *live) obstacle(pin, dst netip.AddrPort) Obstacle {
 		return d.Obstacle(pin, dst)
 	}
 	return Obstacle{}
+}
+
+// lookShare is how many times as long as a look took there is none after it, up to lookPause. A look goes through all
+// TCP sockets, and hundreds of flows may each want one at each try. lookPause is so short that a flow with a single port
+// has a look at each try: if only a connection that is over holds the port, a look is what frees it.
+const (
+	lookShare = 10
+	lookPause = lastRest / 2
+)
+
+// looks spaces the looks of all flows. The zero value is ready for use.
+type looks struct {
+	mu      sync.Mutex
+	looking bool
+	next    time.Time // not before this
+}
+
+// begin reports whether it is time for a look. The caller then looks and calls end.
+func (s *looks) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.looking || time.Now().Before(s.next) {
+		return false
+	}
+	s.looking = true
+	return true
+}
+
+func (s *looks) end(took time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.looking, s.next = false, time.Now().Add(min(lookShare*took, lookPause))
+}
+
+// obstacleNow asks the dialer, unless it is too early for another look.
+func (l *live) obstacleNow(pin, dst netip.AddrPort) (Obstacle, bool) {
+	s := &l.proxy.looks
+	if !s.begin() {
+		return Obstacle{}, false
+	}
+	begun := time.Now()
+	o := l.obstacle(pin, dst)
+	s.end(time.Since(begun))
+	return o, true
 }

@@ -127,6 +127,7 @@ type Proxy struct {
 	rest     rest
 	watch    watch
 	rescues  rescues
+	looks    looks
 
 	tallies  tallies
 	throttle throttle

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"pinproxy/proxy/lease"
@@ -114,10 +115,20 @@ func (w *wait) refused(err error, port netip.AddrPort) (rest time.Duration) {
 	w.last, w.port = err, port
 	rest = w.rest
 	w.rest = min(2*w.rest, lastRest)
-	if !w.waiting || time.Since(w.begun) < lookAfter {
+	if !w.waiting {
 		return rest
 	}
-	w.obstacle = w.flow.obstacle(w.port, w.flow.upstream)
+	if w.tries > freeTries {
+		rest = max(rest, tryPace*time.Duration(w.rule.Pin().Ports().Len()))
+	}
+	if time.Since(w.begun) < lookAfter {
+		return rest
+	}
+	found, ok := w.flow.obstacleNow(w.port, w.flow.upstream)
+	if !ok {
+		return rest
+	}
+	w.obstacle = found
 	if left := w.obstacle.Left; left > 0 {
 		// A rule that does not say how long to wait outlasts the kernel, which keeps the 4-tuple for a minute.
 		if ends := time.Now().Add(left + overdue); w.flow.patient() && ends.After(w.ends) {
@@ -171,13 +182,19 @@ func (w *wait) failed(err error) error {
 		return &pinError{err: err}
 	}
 	w.flow.proxy.rescueLater(rescueKey{w.rule, w.flow.upstream})
-	if busy := (*lease.BusyError)(nil); w.waiting && errors.As(err, &busy) {
+	busy := (*lease.BusyError)(nil)
+	if errors.As(err, &busy) && w.waiting {
 		busy.Waited = time.Since(w.begun) // in all, not since the kernel's last refusal
 	}
-	if w.last == nil {
+	if busy != nil && w.last == nil { // the flows before it may have had all tries, and been refused
+		w.port, w.last = busy.Free, syscall.EADDRINUSE
+	}
+	if w.port.IsValid() {
+		w.obstacle = w.flow.obstacle(w.port, w.flow.upstream)
+	}
+	if w.tries == 0 && w.obstacle.Cause == "" {
 		return &pinError{err: err, hint: busyHint(w.rule, err)}
 	}
-	w.obstacle = w.flow.obstacle(w.port, w.flow.upstream)
 	hint := w.obstacle.Hint
 	if hint == "" {
 		hint = busyHint(w.rule, err)

@@ -24,6 +24,7 @@ type kept struct {
 	left  bool // whether it says how long
 	dials atomic.Int32
 	looks atomic.Int32
+	takes time.Duration // a look
 }
 
 func (k *kept) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error) {
@@ -36,6 +37,7 @@ func (k *kept) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error) 
 
 func (k *kept) Obstacle(netip.AddrPort, netip.AddrPort) Obstacle {
 	k.looks.Add(1)
+	time.Sleep(k.takes)
 	o := Obstacle{Cause: "the last connection is in TIME_WAIT", Hint: "a range"}
 	if k.left {
 		o.Left = time.Until(k.until)
@@ -102,6 +104,51 @@ func TestTakenPortIsPolled(t *testing.T) {
 		}
 		if lines := h.log.with("flow waits for the kernel to free its source port"); len(lines) != 3 {
 			t.Errorf("%d lines in 25 s, want 3", len(lines))
+		}
+	})
+}
+
+// However many ports the kernel refuses, and however many flows wait for them, tries are few, and looks take a small part
+// of the time. Nevertheless the flows go on soon after the ports are free, and one that fails can say what was in its way.
+func TestWidePinIsPolledSparingly(t *testing.T) {
+	const (
+		ports, flows = 2000, 100
+		free         = 25*time.Second + 7*time.Millisecond
+		takes        = 2 * time.Millisecond
+	)
+	other := netip.MustParseAddrPort("198.51.100.8:443")
+	synctest.Test(t, func(t *testing.T) {
+		k := &kept{Dialer: make(memDialer, flows), until: time.Now().Add(free), takes: takes}
+		h := newHarness(t, Config{Dialer: k}, fmt.Sprintf("%s:*=1000-%d", dst4.Addr(), 999+ports), fmt.Sprintf("%s:*=3000-%d busy=wait:20s", other.Addr(), 2999+ports))
+		start := time.Now()
+		var waiting, failing []*testFlow
+		for range flows {
+			waiting = append(waiting, h.openWith(t, dst4, memory))
+			failing = append(failing, h.openWith(t, other, memory))
+		}
+		for _, f := range failing {
+			if answer := <-f.answers; answer != "permission denied" {
+				t.Errorf("a flow without a port: %s", answer)
+			}
+		}
+		for _, f := range waiting {
+			if answer := <-f.answers; answer != "accept" {
+				t.Errorf("a flow that waited long enough: %s", answer)
+			}
+		}
+		if late := time.Since(start) - free; late > 2*time.Second {
+			t.Errorf("the last flow went on %v after the ports were free", late)
+		}
+		if n, most := int(k.dials.Load()), 2*(2*freeTries*flows+int(free/tryPace)); n > most {
+			t.Errorf("%d tries, want %d at most", n, most)
+		}
+		if n, most := int(k.looks.Load())-flows, int(free/(10*takes)); n > most { // each that fails has one of its own
+			t.Errorf("%d looks, want %d at most", n, most)
+		}
+		for _, line := range h.log.with("flow failed") {
+			if !strings.Contains(line.Attrs["err"], "in TIME_WAIT") || line.Attrs["hint"] != "a range" {
+				t.Errorf("%v", line)
+			}
 		}
 	})
 }

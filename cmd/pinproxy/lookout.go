@@ -21,7 +21,6 @@ type lookout struct {
 
 	mu     sync.Mutex // held while looking
 	before moved
-	owners owners
 }
 
 // moved is what had been moved by a given moment.

@@ -52,29 +52,6 @@ type holderJSON struct {
 	Text    string  `json:"text,omitempty"` // what a program does there
 }
 
-// owners remembers which programs have sockets, since finding that out takes a search through all processes.
-type owners map[uint64]sockdiag.Process
-
-// of uses find to name the owners of the sockets, and forgets those of others.
-func (o *owners) of(list []sockdiag.Socket, find func([]sockdiag.Socket) []sockdiag.Process) owners {
-	now := make(owners)
-	var unknown []sockdiag.Socket
-	for _, s := range list {
-		if p, ok := (*o)[s.ID()]; ok {
-			now[s.ID()] = p
-		} else {
-			unknown = append(unknown, s)
-		}
-	}
-	if len(unknown) > 0 {
-		for i, p := range find(unknown) {
-			now[unknown[i].ID()] = p
-		}
-	}
-	*o = now
-	return now
-}
-
 // ports fills in which ports the pins have, and what holds them.
 func (l *lookout) ports(s *statusJSON) {
 	var all []rules.PortRange
@@ -213,9 +190,9 @@ func (l *lookout) sockets(ports rules.PortSet, flows map[[2]netip.AddrPort]bool)
 			owned = append(owned, s)
 		}
 	}
-	known := l.owners.of(owned, l.c.owners)
-	for _, s := range owned {
-		p := known[s.ID()]
+	owners := l.c.owners(owned)
+	for i, s := range owned {
+		p := owners[i]
 		if p.PID == os.Getpid() {
 			continue // being dialed, or just ended
 		}

@@ -24,6 +24,7 @@ import (
 	"pinproxy/netstack/link"
 	"pinproxy/netstack/resolved"
 	"pinproxy/proxy"
+	"pinproxy/proxy/sockdiag"
 	"pinproxy/rules"
 )
 
@@ -109,7 +110,8 @@ func serve(stop, now context.Context, o options, h *handover, stderr io.Writer) 
 	if err != nil {
 		return err
 	}
-	return capture(stop, now, o, dev, proxy.Sockets{Mark: host.Mark, Owners: owners}, h.Bus, lock, site, hangups, log)
+	memory := sockdiag.Memory{Find: owners}
+	return capture(stop, now, o, dev, proxy.Sockets{Mark: host.Mark, Owners: memory.Owners}, h.Bus, lock, site, hangups, log)
 }
 
 // outliveReader keeps us alive when nobody reads the log any more, as when the journal is restarted. Without it, Go

@@ -19,11 +19,12 @@ type BusyError struct {
 	Dst    netip.AddrPort
 	Waited time.Duration
 
-	Held    []Held    // who holds the pin's ports, by port; the first few
-	Holding int       // how many of the pin's ports are held
-	Resting int       // how many are free but may not be used again yet
-	FreeAt  time.Time // when the first rest ends; zero if no port rests
-	Waiting int       // how many other requests wait for the same ports
+	Held    []Held         // who holds the pin's ports, by port; the first few
+	Holding int            // how many of the pin's ports are held
+	Resting int            // how many are free but may not be used again yet
+	FreeAt  time.Time      // when the first rest ends; zero if no port rests
+	Free    netip.AddrPort // the port whose rest that is; invalid if no port rests
+	Waiting int            // how many other requests wait for the same ports
 
 	at time.Time
 }
@@ -55,7 +56,7 @@ func (p *pool) busy(waited time.Duration, now stamp) *BusyError {
 	}
 	err.Holding = p.pin.Ports().Len() - err.Resting
 	if e := p.heaps[resting].top(); e != nil {
-		err.FreeAt = t.time(stamp(e.key))
+		err.FreeAt, err.Free = t.time(stamp(e.key)), e.tuple.local()
 	}
 	looks := 0
 	for _, r := range p.pin.Ports().Ranges() {
