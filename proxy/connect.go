@@ -19,8 +19,8 @@ const (
 	firstRest = time.Millisecond
 	lastRest  = 50 * time.Millisecond
 	// tryPace bounds the tries of a wide pin of which another program has all ports: after freeTries of a flow each rests
-	// as many times as long as there are ports. Otherwise one flow would try them all without a pause.
-	tryPace   = 3 * time.Millisecond
+	// up to as many times as long as there are ports. Otherwise one flow would try them all without a pause.
+	tryPace   = 5 * time.Millisecond
 	freeTries = 16
 	// lookAfter is when we ask what the matter is. By then it is none of the short causes.
 	lookAfter = 20 * time.Millisecond

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"syscall"
 	"time"
@@ -119,7 +120,7 @@ func (w *wait) refused(err error, port netip.AddrPort) (rest time.Duration) {
 		return rest
 	}
 	if w.tries > freeTries {
-		rest = max(rest, tryPace*time.Duration(w.rule.Pin().Ports().Len()))
+		rest = max(rest, rand.N(tryPace*time.Duration(w.rule.Pin().Ports().Len())))
 	}
 	if time.Since(w.begun) < lookAfter {
 		return rest
