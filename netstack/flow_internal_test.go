@@ -385,7 +385,7 @@ func TestShakenIsWhoseEndpointItIs(t *testing.T) {
 // makes then is not taken for that of the next connection from the same port, and is not in its way.
 func TestSYNACKOfThePredecessor(t *testing.T) {
 	k := newShaky(t, stack.CapabilityRXChecksumOffload)
-	l, err := k.listenerOf(listenerKey{header.IPv4ProtocolNumber, int(k.receiveBuffer.Load())})
+	l, err := k.listenerOf(listenerKey{proto: header.IPv4ProtocolNumber, receive: int(k.receiveBuffer.Load())})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -455,7 +455,7 @@ func testGivenUpWhileItsEndpointIsMade(t *testing.T, options header.IPv4OptionsS
 			}
 		})
 	})
-	l, err := k.listenerOf(listenerKey{header.IPv4ProtocolNumber, int(k.receiveBuffer.Load())})
+	l, err := k.listenerOf(listenerKey{proto: header.IPv4ProtocolNumber, receive: int(k.receiveBuffer.Load())})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,13 +32,14 @@ type listener struct {
 type listenerKey struct {
 	proto   tcpip.NetworkProtocolNumber
 	receive int // bytes
+	mss     int // the largest segment that the application may send; 0: what the device carries
 }
 
 // shared is the port flags of all endpoints (SO_REUSEADDR). They allow a connection to begin on a 4-tuple whose last
 // endpoint has not finished its clean-up. The gate knows when that is safe.
 var shared = ports.Flags{TupleOnly: true}
 
-// listenerOf returns the listener for key. Buffers come in few sizes, so listeners are few and are kept.
+// listenerOf returns the listener for key. Buffers and paths come in few sizes, so listeners are few and are kept.
 func (s *Stack) listenerOf(key listenerKey) (*listener, error) {
 	s.listenMu.Lock()
 	defer s.listenMu.Unlock()
@@ -63,6 +64,7 @@ func (s *Stack) listen(key listenerKey) (*listener, tcpip.Error) {
 	l.SocketOptions().SetReuseAddress(true)
 	l.SocketOptions().SetV6Only(true)
 	l.SocketOptions().SetReceiveBufferSize(int64(key.receive), false)
+	_ = l.SetSockOptInt(tcpip.MaxSegOption, key.mss) // fails for 0
 	// Nothing reaches it even while it is briefly in the demultiplexer: gVisor takes no packet to a loopback address
 	// from a device.
 	loopback := tcpip.FullAddress{Addr: header.IPv4Loopback}
@@ -178,12 +180,13 @@ func (f *Flow) shake() error {
 		return ErrGone
 	}
 	defer syn.DecRef()
+	key := listenerKey{proto: syn.NetworkProtocolNumber, receive: int(f.stack.receiveBuffer.Load())}
 	if path := f.stack.cfg.Path; path != nil {
 		if mtu := path(f.src.Addr()); mtu > 0 {
-			f.far(syn, mtu)
+			key.mss = f.far(syn, mtu)
 		}
 	}
-	l, err := f.stack.listenerOf(listenerKey{syn.NetworkProtocolNumber, int(f.stack.receiveBuffer.Load())})
+	l, err := f.stack.listenerOf(key)
 	if err != nil {
 		return err
 	}

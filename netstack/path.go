@@ -18,8 +18,10 @@ const (
 	keepAliveCount    = 8
 )
 
-// far prepares f for an application on another host, reached with packets of up to mtu bytes.
-func (f *Flow) far(syn *stack.PacketBuffer, mtu int) {
+// far prepares f for an application on another host, reached with packets of up to mtu bytes. It returns the maximum
+// segment size to tell that host. What it sends must fit as well: packets that a router between us has to fragment have no
+// ports for the kernel's policy rules, and pass us by.
+func (f *Flow) far(syn *stack.PacketBuffer, mtu int) (mss int) {
 	f.remote = true
 	overhead := header.IPv4MinimumSize + header.TCPMinimumSize
 	if f.src.Addr().Is6() {
@@ -27,11 +29,13 @@ func (f *Flow) far(syn *stack.PacketBuffer, mtu int) {
 	}
 	if most := mtu - overhead; most > 0 && most < 0xffff {
 		clampMSS(syn, uint16(most))
+		mss = most
 	}
 	o := header.ParseSynOptions(header.TCP(syn.TransportHeader().Slice()).Options(), false)
 	f.stack.mu.Lock()
 	defer f.stack.mu.Unlock()
 	f.window = window{scale: uint8(max(o.WS, 0)), segment: uint32(o.MSS)}
+	return mss
 }
 
 // window is what must be known about the receive window of an application on another host.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/sys/unix"
 
 	"pinproxy/netstack/host"
 	"pinproxy/netstack/lab"
@@ -259,6 +261,32 @@ func (l *lan) branch() *lab.Host {
 	l.Client.Route("192.0.2.192/28", lab.Inner4)
 	l.Client.Route("2001:db8:4::/64", lab.Inner6)
 	return b
+}
+
+// Not every host has its packets marked as not to be fragmented. Fragments have no ports, so the kernel's rules would miss
+// them.
+func TestGatewayOfAHostThatLetsRoutersFragment(t *testing.T) {
+	l := newLAN(t, 1400)
+	branch := l.branch()
+	l.Server.Serve(":7", lab.Echo)
+	l.pins("--rule", "203.0.113.2:7=63999")
+	c, err := branch.Dial(soon(t), "tcp", at(lab.Server4, 7))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+	})
+	if err := errors.Join(cerr, err); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetDeadline(time.Now().Add(patience))
+	echo(t, c, strings.Repeat("long", 1000))
 }
 
 // Clients often ask the gateway itself, at its own address in their network. Traffic to this host is never captured.
