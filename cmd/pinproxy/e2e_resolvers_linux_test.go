@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -204,4 +205,44 @@ func (h *household) awaitResolver(r resolver) {
 		_, _, err := h.Client.Run(first("ready.example"))
 		return err == nil
 	})
+}
+
+// A resolver that asks each zone's own servers learns from one of them that a name is an alias, and the addresses from
+// another. A wildcard is for the alias only.
+func TestResolverFollowsAnAlias(t *testing.T) {
+	path := need(t, "unbound")
+	h := newHome(t)
+	all := lab.Zone(`
+		www.bank.example   60 CNAME www.edge.example
+		www.edge.example   60 CNAME node.cdn.example
+		node.cdn.example   60 A     192.0.2.7
+		ready.example      60 A     192.0.2.8
+	`)
+	names := h.answer(func(q lab.Query) lab.Answer {
+		a := all(q)
+		a.Records = a.Records[:min(1, len(a.Records))] // a zone's server knows no other zone
+		return a
+	})
+	server := h.Server.Serve(":443", lab.Echo)
+	config := unboundConfig
+	for _, zone := range []string{"bank.example", "edge.example", "cdn.example", "ready.example"} {
+		config += "stub-zone:\n  name: " + zone + "\n  stub-addr: " + lab.Server4 + "\n"
+	}
+	h.write("etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:5\n")
+	h.write("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
+	h.write("run/resolver.conf", config)
+	if _, err := h.Client.Start(h.command(path, "-c", "/run/resolver.conf")); err != nil {
+		t.Fatal(err)
+	}
+	h.awaitResolver(resolver{program: "unbound"})
+	h.pinproxy("--rule", "*.bank.example:443=63999")
+	c := h.mustConnect(h.lookUp("www.bank.example") + ":443")
+	echo(t, c, "hello")
+	_ = c.Close()
+	cameFrom(t, server.Seen(), 1, 63999)
+	for _, alias := range []string{"www.bank.example", "www.edge.example", "node.cdn.example"} {
+		if !slices.ContainsFunc(names.Queries(), func(q lab.Query) bool { return q.Name == alias }) {
+			t.Errorf("nobody asked for %s", alias)
+		}
+	}
 }

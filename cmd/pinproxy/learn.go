@@ -37,16 +37,38 @@ type learner struct {
 	log    *slog.Logger
 
 	withheld atomic.Uint64 // answers to applications, withheld because routes could not be set
+	aliases  aliases
 
 	mu sync.Mutex // held from a change of names until the routes have changed
 }
 
 // Wants implements dns.Observer.
-func (l *learner) Wants(name string) bool { return len(l.names.Set().NameSets(name)) > 0 }
+func (l *learner) Wants(name string) bool { return len(l.meant(name)) > 0 }
+
+// meant returns the names with rules that the addresses of name are for: itself, or else its aliases.
+func (l *learner) meant(name string) []string {
+	if len(l.names.Set().NameSets(name)) > 0 {
+		return []string{name}
+	}
+	return l.aliases.names(name, time.Now())
+}
+
+// Alias implements dns.Observer. The addresses of a target with a rule of its own are its own.
+func (l *learner) Alias(name, target string, ttl time.Duration) {
+	if len(l.names.Set().NameSets(target)) > 0 {
+		return
+	}
+	for _, n := range l.meant(name) {
+		l.aliases.add(n, target, ttl, time.Now())
+	}
+}
 
 // Observe implements dns.Observer, for answers to an application.
 func (l *learner) Observe(name string, addrs []netip.Addr, ttl time.Duration) error {
-	err := l.learn(name, addrs, ttl, true)
+	var err error
+	for _, n := range l.meant(name) {
+		err = errors.Join(err, l.learn(n, addrs, ttl, true))
+	}
 	if err != nil {
 		l.withheld.Add(1)
 	}

@@ -42,16 +42,8 @@ func (r slowRouter) Remove(ctx context.Context, list []host.Capture) error {
 // its connections, and they would fail.
 func TestAllThatExpiresIsReleased(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		list, err := rules.ParseFile("test", strings.NewReader("*.bank.example:443=63999\n*.bank.example:80=63998\n"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		set, err := rules.NewSet(list)
-		if err != nil {
-			t.Fatal(err)
-		}
 		routes := make(slowRouter)
-		l := &learner{names: rules.NewNames(set, rules.Limits{}), routes: routes, log: slog.New(slog.DiscardHandler)}
+		l := learnerOf(t, routes, "*.bank.example:443=63999\n*.bank.example:80=63998\n")
 		const names, each = 60, 500
 		addr := netip.MustParseAddr("2001:db8::1")
 		for i := range names {
@@ -73,6 +65,63 @@ func TestAllThatExpiresIsReleased(t *testing.T) {
 		}
 		if len(routes) != 0 || l.names.Len() != 0 {
 			t.Errorf("%d captures and %d addresses are left", len(routes), l.names.Len())
+		}
+	})
+}
+
+func learnerOf(t *testing.T, routes router, text string) *learner {
+	t.Helper()
+	list, err := rules.ParseFile("test", strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := rules.NewSet(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &learner{names: rules.NewNames(set, rules.Limits{}), routes: routes, log: slog.New(slog.DiscardHandler)}
+}
+
+// The addresses of a name that another is an alias of are that one's, for as long as it is, unless it has a rule itself.
+func TestAliases(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := learnerOf(t, make(slowRouter), "*.bank.example:443=63999\nedge.example:443=63998\n")
+		l.Alias("other.example", "x.example", time.Hour) // of no rule
+		l.Alias("www.bank.example", "edge.example", time.Hour)
+		l.Alias("www.bank.example", "a.example", time.Minute)
+		l.Alias("mail.bank.example", "a.example", time.Second)
+		l.Alias("a.example", "b.example", time.Hour)
+		addr := netip.MustParseAddr("192.0.2.0")
+		for name, want := range map[string]string{
+			"x.example":    "",
+			"edge.example": "edge.example",
+			"a.example":    "mail.bank.example www.bank.example",
+			"b.example":    "mail.bank.example www.bank.example",
+		} {
+			addr = addr.Next()
+			if err := l.Observe(name, []netip.Addr{addr}, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for e := range l.names.All() {
+				if e.Addr == addr {
+					got = append(got, e.Name)
+				}
+			}
+			if strings.Join(got, " ") != want || l.Wants(name) != (want != "") {
+				t.Errorf("the address of %s is that of %q, want %q", name, got, want)
+			}
+		}
+		time.Sleep(2 * rules.DefaultGrace)
+		if l.Wants("a.example") || !l.Wants("b.example") {
+			t.Error("an alias has not ended, or has ended too early")
+		}
+		for i := range 2 * maxAliases {
+			l.Alias("www.bank.example", fmt.Sprintf("n%d.example", i), time.Hour)
+			l.Alias(fmt.Sprintf("n%d.bank.example", i), "b.example", time.Hour)
+		}
+		if n, names := len(l.aliases.of), len(l.meant("b.example")); n != maxAliases || names > rules.DefaultNamesPerAddr {
+			t.Errorf("%d targets, and %d names of one, are remembered", n, names)
 		}
 	})
 }

@@ -20,7 +20,9 @@ type Answer struct {
 	Type  dnsmessage.Type
 	Class dnsmessage.Class
 	Addrs []netip.Addr  // no duplicates, IPv4 never mapped; may be empty
-	TTL   time.Duration // the lowest TTL between the name and the addresses; 0 without addresses
+	TTL   time.Duration // the lowest TTL between the name and the addresses or targets; 0 without either
+
+	Targets []string // names that Name is an alias of, and whose addresses the application may ask for separately
 }
 
 // Answers parses a DNS response. It reports false if msg is not the response to a single standard query of
@@ -119,7 +121,13 @@ func collect(p dnsmessage.Parser, q question, msg []byte) Answer {
 		}
 	}
 	if len(c.addrs) > 0 {
-		a.Addrs, a.TTL = c.addrs, time.Duration(c.ttl)*time.Second
+		a.Addrs = c.addrs
+	}
+	if len(c.addrs) == 0 || q.service() {
+		a.Targets = slices.DeleteFunc(c.names[1:], func(name string) bool { return name == a.Name })
+	}
+	if len(a.Addrs) > 0 || len(a.Targets) > 0 {
+		a.TTL = time.Duration(c.ttl) * time.Second
 	}
 	return a
 }

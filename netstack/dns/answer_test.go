@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/net/dns/dnsmessage"
 )
 
@@ -41,6 +43,7 @@ func TestAnswers(t *testing.T) {
 		want  string
 		as    string // "" = bank.example
 		ttl   time.Duration
+		leads string // to names without addresses
 	}{
 		{name: "A", host: h, typ: a, rrs: rrs{rec(h, 60, one), rec(h, 30, two)}, want: one + " " + two, ttl: 30 * time.Second},
 		{name: "AAAA", host: h, typ: aaaa, rrs: rrs{rec(h, 60, six)}, want: six, ttl: time.Minute},
@@ -61,19 +64,19 @@ func TestAnswers(t *testing.T) {
 		{name: "chain in between", host: h, typ: a, rrs: rrs{cname("a.", 60, "b."), rec("b.", 9, one), cname(h, 60, "a."), rec("b.", 60, two)}, want: one + " " + two, ttl: 9 * time.Second},
 		{name: "chain with strangers", host: h, typ: a, rrs: rrs{cname("x.", 1, "b."), cname(h, 60, "b."), rec("y.", 1, other), rec("b.", 60, one)}, want: one, ttl: time.Minute},
 		{name: "chain and case", host: h, typ: a, rrs: rrs{cname(h, 60, "A.Example."), rec("a.eXample.", 60, one)}, want: one, ttl: time.Minute},
-		{name: "chain without end", host: h, typ: a, rrs: rrs{cname(h, 60, "a.")}},
+		{name: "chain without end", host: h, typ: a, rrs: rrs{cname(h, 60, "A."), cname("a.", 9, "b.")}, leads: "a b", ttl: 9 * time.Second},
 		{name: "loop on itself", host: h, typ: a, rrs: rrs{cname(h, 60, h), rec(h, 60, one)}, want: one, ttl: time.Minute},
-		{name: "loop", host: "n0.", typ: a, rrs: loop, as: "n0"},
-		{name: "too long", host: "n0.", typ: a, rrs: long, as: "n0"},
+		{name: "loop", host: "n0.", typ: a, rrs: loop, as: "n0", leads: "n1 n2 n3 n4", ttl: time.Minute},
+		{name: "too long", host: "n0.", typ: a, rrs: long, as: "n0", leads: "n1 n2 n3 n4 n5 n6 n7 n8 n9 n10 n11 n12 n13 n14 n15", ttl: time.Minute},
 
 		{name: "HTTPS hints", host: h, typ: svc, rrs: rrs{https(h, 60, 1, ".", one+" "+six), https(h, 60, 2, ".", two)}, want: one + " " + six + " " + two, ttl: time.Minute},
-		{name: "HTTPS over CNAME", host: h, typ: svc, rrs: rrs{cname(h, 8, "a."), https("a.", 60, 1, ".", one)}, want: one, ttl: 8 * time.Second},
-		{name: "HTTPS alias has no hints", host: h, typ: svc, rrs: rrs{https(h, 60, 0, "cdn.", other)}},
-		{name: "HTTPS alias, additional", host: h, typ: svc, rrs: rrs{https(h, 60, 0, "cdn.", "")}, extra: rrs{rec("x.", 1, other), rec("cdn.", 9, one), opt()}, want: one, ttl: 9 * time.Second},
-		{name: "HTTPS target", host: h, typ: svc, rrs: rrs{https(h, 60, 1, "cdn.", two)}, extra: rrs{rec("cdn.", 60, six)}, want: two + " " + six, ttl: time.Minute},
+		{name: "HTTPS over CNAME", host: h, typ: svc, rrs: rrs{cname(h, 8, "a."), https("a.", 60, 1, ".", one)}, want: one, ttl: 8 * time.Second, leads: "a"},
+		{name: "HTTPS alias has no hints", host: h, typ: svc, rrs: rrs{https(h, 60, 0, "cdn.", other)}, leads: "cdn", ttl: time.Minute},
+		{name: "HTTPS alias, additional", host: h, typ: svc, rrs: rrs{https(h, 60, 0, "cdn.", "")}, extra: rrs{rec("x.", 1, other), rec("cdn.", 9, one), opt()}, want: one, ttl: 9 * time.Second, leads: "cdn"},
+		{name: "HTTPS target", host: h, typ: svc, rrs: rrs{https(h, 60, 1, "cdn.", two)}, extra: rrs{rec("cdn.", 60, six)}, want: two + " " + six, ttl: time.Minute, leads: "cdn"},
 		{name: "HTTPS on another port", host: "_8443._https.bank.example.", typ: svc, rrs: rrs{https("_8443._https.bank.example.", 60, 1, "bank.example.", one)}, want: one, ttl: time.Minute},
 		{name: "HTTPS of another", host: h, typ: svc, rrs: rrs{https("x.", 60, 1, ".", other)}},
-		{name: "additional only for services", host: h, typ: a, rrs: rrs{cname(h, 60, "cdn.")}, extra: rrs{rec("cdn.", 60, other)}},
+		{name: "additional only for services", host: h, typ: a, rrs: rrs{cname(h, 60, "cdn.")}, extra: rrs{rec("cdn.", 60, other)}, leads: "cdn", ttl: time.Minute},
 		{name: "ANY", host: h, typ: dnsmessage.TypeALL, rrs: rrs{rec(h, 60, one), rec(h, 60, six), https(h, 60, 1, ".", two)}, want: one + " " + six + " " + two, ttl: time.Minute},
 		{name: "hints of odd lengths", host: h, typ: svc, rrs: rrs{oddHints(h)}, want: one, ttl: time.Minute},
 
@@ -89,12 +92,12 @@ func TestAnswers(t *testing.T) {
 			if tt.edit != nil {
 				tt.edit(&m)
 			}
-			want := Answer{Name: tt.as, Type: tt.typ, Class: dnsmessage.ClassINET, TTL: tt.ttl, Addrs: addrs(tt.want)}
+			want := Answer{Name: tt.as, Type: tt.typ, Class: dnsmessage.ClassINET, TTL: tt.ttl, Addrs: addrs(tt.want), Targets: strings.Fields(tt.leads)}
 			if want.Name == "" {
 				want.Name = "bank.example"
 			}
 			got, ok := Answers(pack(m))
-			if d := cmp.Diff(want, got, byAddr); !ok || d != "" {
+			if d := cmp.Diff(want, got, byAddr, cmpopts.EquateEmpty()); !ok || d != "" {
 				t.Errorf("ok = %v; want, got:\n%s", ok, d)
 			}
 		})

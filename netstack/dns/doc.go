@@ -59,10 +59,12 @@
 // HTTPS and SVCB (RFC 9460): ipv4hint and ipv6hint of records in ServiceMode count, whatever their TargetName,
 // since a client may connect to them for the name it asked for. A TargetName other than "." continues the chain
 // as a CNAME does. This includes the addresses that a resolver adds in the additional section (RFC 9460,
-// section 4.2), which is read for these two types only. Addresses that the client requests in a separate query
-// for the target are not learned for the first name: that would need state across queries, and a rule can name
-// the target. Labels with a leading underscore (_8443._https.host) are removed from such a question: the
-// addresses are the host's.
+// section 4.2), which is read for these two types only. Labels with a leading underscore (_8443._https.host) are
+// removed from such a question: the addresses are the host's.
+//
+// An answer may lead to names whose addresses are asked for separately: by a client that follows an HTTPS record, or by
+// a resolver on this host that asks each zone's own servers. The observer is told of them ([Observer.Alias]), so that it
+// can want them too.
 //
 // # Ordering
 //
@@ -99,7 +101,7 @@
 // # Limits
 //
 // DNS over HTTPS, TLS or QUIC is invisible. So is a resolver on this host that answers over loopback. Its own queries
-// are seen if they leave through the link, but if it follows a CNAME with a query of its own, the answer to that query
-// names only the CNAME's target. Multiple questions in one message, other classes and other opcodes are relayed but not
-// learned. What an application cached before pinproxy started is covered by the Resolver, for exact names only.
+// are seen if they leave through the link. Multiple questions in one message, other classes and other opcodes are
+// relayed but not learned. What an application cached before pinproxy started is covered by the Resolver, for exact
+// names only.
 package dns

@@ -163,8 +163,15 @@ type observer struct {
 	wants   func(name string) bool
 	observe func(observed) error
 
-	mu   sync.Mutex
-	seen []observed
+	mu      sync.Mutex
+	seen    []observed
+	aliases []string // name and target
+}
+
+func (o *observer) Alias(name, target string, _ time.Duration) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.aliases = append(o.aliases, name+" "+target)
 }
 
 func (o *observer) Wants(name string) bool { return o.wants == nil || o.wants(name) }

@@ -156,8 +156,11 @@ func (w *wire) failed(err error) {
 	errors.As(err, &w.errno)
 }
 
-// Wants and Observe make wire the Observer of a TCP stream.
+// Wants, Alias and Observe make wire the Observer of a TCP stream.
 func (w *wire) Wants(string) bool { return true }
+
+// Alias does nothing.
+func (w *wire) Alias(string, string, time.Duration) {}
 
 func (w *wire) Observe(_ string, _ []netip.Addr, ttl time.Duration) error {
 	w.mu.Lock()

@@ -7,11 +7,14 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// Observer is told what names were resolved to. Both methods are called concurrently.
+// Observer is told what names were resolved to. Its methods are called concurrently.
 type Observer interface {
 	// Wants reports whether some rule matches name (lower case, no final dot). It is called for every query, on
 	// the packet path, so it must be fast.
 	Wants(name string) bool
+
+	// Alias says that name is an alias of target, whose addresses may be asked for separately. They are name's as well.
+	Alias(name, target string, ttl time.Duration)
 
 	// Observe returns nil once connections made to addrs for name are captured, that is, once the routes are
 	// set. The answer is held back until then, and replaced by SERVFAIL on an error. Observe must return in
@@ -29,6 +32,9 @@ type learner struct {
 // true).
 func (l *learner) release(p dnsmessage.Parser, q question, msg []byte) []byte {
 	a := collect(p, q, msg)
+	for _, target := range a.Targets {
+		l.obs.Alias(a.Name, target, a.TTL)
+	}
 	if len(a.Addrs) == 0 {
 		return msg
 	}

@@ -198,6 +198,23 @@ func TestRelayObserveFails(t *testing.T) {
 	}
 }
 
+// An answer without addresses tells for which names they may be asked.
+func TestRelayTellsOfAliases(t *testing.T) {
+	leaks(t)
+	dst := udpServer(t, "127.0.0.1", func(q []byte) [][]byte {
+		return [][]byte{answerTo(q, cname("bank.example.", 60, "Cdn.example."))}
+	})
+	obs := &observer{}
+	r := NewRelay(directly, obs, nil, Limits{})
+	serve(t, r)
+	d := newQuery(dst, query(7, "bank.example.", dnsmessage.TypeA))
+	r.Handle(d)
+	receive(t, d.replies)
+	if got := fmt.Sprint(obs.aliases, obs.all()); got != "[bank.example cdn.example] []" {
+		t.Errorf("told of %s", got)
+	}
+}
+
 // Only answers to queries that were asked are accepted.
 func TestRelayBelief(t *testing.T) {
 	leaks(t)
@@ -532,4 +549,5 @@ func BenchmarkRelay(b *testing.B) {
 type quiet bool
 
 func (q quiet) Wants(string) bool                                 { return bool(q) }
+func (q quiet) Alias(string, string, time.Duration)               {}
 func (q quiet) Observe(string, []netip.Addr, time.Duration) error { return nil }

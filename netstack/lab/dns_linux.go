@@ -143,7 +143,8 @@ func (s *DNS) reply(q Query, msg []byte) []byte {
 	out := dnsmessage.Message{
 		Header: dnsmessage.Header{
 			ID: in.ID, Response: true, RCode: a.RCode,
-			RecursionDesired: in.RecursionDesired, RecursionAvailable: true,
+			RecursionDesired: in.RecursionDesired, RecursionAvailable: in.RecursionDesired,
+			Authoritative: !in.RecursionDesired, // other resolvers ask like this
 		},
 		Questions: in.Questions,
 	}
