@@ -9,8 +9,8 @@ import (
 
 // Observer is told what names were resolved to. Its methods are called concurrently.
 type Observer interface {
-	// Wants reports whether some rule matches name (lower case, no final dot). It is called for every query, on
-	// the packet path, so it must be fast.
+	// Wants reports whether the addresses of name (lower case, no final dot) matter to some rule. It is called for
+	// every query, on the packet path, so it must be fast.
 	Wants(name string) bool
 
 	// Alias says that name is an alias of target, whose addresses may be asked for separately. They are name's as well.
