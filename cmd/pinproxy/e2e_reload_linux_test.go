@@ -406,6 +406,31 @@ func TestReloadBehindAGateway(t *testing.T) {
 	})
 }
 
+// A masqueraded host's packets can't be told from others' of that host: its address is hidden only within the device.
+func TestReloadBehindAGatewayThatMasquerades(t *testing.T) {
+	eachLAN(t, func(l *lan, f family) {
+		l.Client.Masquerade("pin0")
+		server := l.Server.Serve(":7", lab.Echo)
+		file := newRulesFile(l.t, inRule(f.server)+":7=63999", inRule(f.server)+":8=63999")
+		p := l.pins("--rules", file.path)
+		c := l.mustConnect(at(f.server, 7))
+		echo(l.t, c, "hello")
+		file.reread(p, inRule(f.server)+":8=63999")
+		if e := p.await("flow", 1)[0]; e.End != "its rule is gone" {
+			l.t.Errorf("logged %+v", e)
+		}
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+			l.t.Errorf("%v, want a reset", err)
+		}
+		if n := strings.Count(l.Client.Snapshot(), "priority 4399"); n > 0 {
+			l.t.Errorf("%d policy rules for it", n)
+		}
+		if n := len(server.Seen()); n != 1 {
+			l.t.Errorf("the server saw %d connections", n)
+		}
+	})
+}
+
 // There is room for so many of them. The others, those that have been idle longest, are reset.
 func TestReloadBehindAGatewayWithManyFlows(t *testing.T) {
 	l := newLAN(t, 1500)

@@ -175,23 +175,29 @@ func (r *reloader) stillLeased(former *rules.Set) []host.PortRange {
 }
 
 // lingering keeps flows of hosts behind a gateway alive that one of the sets does not capture. If there are none, it
-// need not be called again until rules change. It resets those for which there is no room, the longest idle ones: the
-// kernel would forward what their hosts send next.
+// need not be called again until rules change. It resets flows that can't be kept, as the kernel would forward what their
+// hosts send next: those for which there is no room, the longest idle ones, and those of masqueraded hosts, which have
+// another address when the kernel looks at its rules.
 func (r *reloader) lingering(sets ...*rules.Set) {
-	flows := slices.DeleteFunc(r.pins.Flows(), func(f proxy.FlowInfo) bool {
-		misses := func(s *rules.Set) bool { return s.Match(f.Name, f.Dst) == nil }
-		return !slices.ContainsFunc(sets, misses) || !r.behind(f.Src.Addr())
-	})
-	if len(flows) > lingerMost {
-		slices.SortStableFunc(flows, func(a, b proxy.FlowInfo) int { return cmp.Compare(a.Idle, b.Idle) })
-		r.log.Warn("connections of hosts behind a gateway are reset: their rule is gone, and there are too many to keep them without",
-			"reset", len(flows)-lingerMost, "kept", lingerMost)
-		r.pins.Reset(flows[lingerMost:], "its rule is gone")
-		flows = flows[:lingerMost]
-	}
+	flows := r.pins.Flows()
+	slices.SortStableFunc(flows, func(a, b proxy.FlowInfo) int { return cmp.Compare(a.Idle, b.Idle) })
 	var keep [][2]netip.AddrPort
+	var lost []proxy.FlowInfo
 	for _, f := range flows {
-		keep = append(keep, [2]netip.AddrPort{f.Src, f.Dst})
+		misses := func(s *rules.Set) bool {
+			return s.Match(f.Name, f.Dst) == nil && (f.Dst.Port() != dnsPort || !s.HasNames())
+		}
+		switch src := f.Src.Addr(); {
+		case !slices.ContainsFunc(sets, misses) || !r.behind(src):
+		case hidden(src) || len(keep) == lingerMost:
+			lost = append(lost, f)
+		default:
+			keep = append(keep, [2]netip.AddrPort{f.Src, f.Dst})
+		}
+	}
+	if len(lost) > 0 {
+		r.log.Warn("connections of hosts behind a gateway are reset: their rule is gone", "reset", len(lost), "kept", len(keep))
+		r.pins.Reset(lost, "its rule is gone")
 	}
 	if err := r.host.Linger(keep); err != nil {
 		r.log.Warn("keep flows of hosts behind a gateway: " + err.Error())
