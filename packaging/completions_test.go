@@ -57,6 +57,8 @@ var tab = []struct{ typed, want string }{
 	{"pinproxy --log-level=info --gatew", "--gateway"},
 	{"pinproxy check --conn", "--connect"},
 	{"pinproxy status --wat", "--watch"},
+	{"pinproxy status --s", "--socket"}, // neither --strict nor --socket-group
+	{"pinproxy check --d", "--dial-timeout"},
 	{"pinproxy --rule a:1=2 -- mktem", "mktemp"},
 	{"pinproxy --rule a:1=2 -- cat packag", "packaging_test.go"},
 }
