@@ -107,10 +107,11 @@ install: bin/pinproxy ## install into PREFIX (/usr/local) and SYSCONFDIR (/etc),
 	install -D -m 644 packaging/udev/80-pinproxy.rules $(DESTDIR)$(PREFIX)/lib/udev/rules.d/80-pinproxy.rules
 	test -e $(DESTDIR)$(SYSCONFDIR)/pinproxy/pinproxy.rules || install -D -m 644 packaging/pinproxy.rules $(DESTDIR)$(SYSCONFDIR)/pinproxy/pinproxy.rules
 	test -e $(DESTDIR)$(SYSCONFDIR)/default/pinproxy || install -D -m 644 packaging/pinproxy.default $(DESTDIR)$(SYSCONFDIR)/default/pinproxy
-	@if test -d $(DESTDIR)/etc/apparmor.d; then \
+	@if test -e $(DESTDIR)/etc/apparmor.d/abi/4.0; then \
 		set -x; install -m 644 packaging/apparmor/pinproxy $(DESTDIR)/etc/apparmor.d/pinproxy; \
-		if test -z "$(DESTDIR)" && command -v apparmor_parser >/dev/null; then apparmor_parser -r /etc/apparmor.d/pinproxy; fi; \
-	else echo "no /etc/apparmor.d: leaving out the AppArmor profile"; fi
+		if test -z "$(DESTDIR)" && test -d /sys/module/apparmor && command -v apparmor_parser >/dev/null; then \
+			apparmor_parser -r /etc/apparmor.d/pinproxy || echo "the AppArmor profile could not be loaded"; fi; \
+	else echo "no AppArmor 4 in /etc/apparmor.d: leaving out its profile"; fi
 	@if test -z "$(DESTDIR)"; then \
 		echo "for the service: systemd-sysusers && systemctl daemon-reload, rules in $(SYSCONFDIR)/pinproxy/pinproxy.rules, systemctl enable --now pinproxy"; fi
 

@@ -110,17 +110,28 @@ func TestInstall(t *testing.T) {
 		t.Errorf("the rules are %q now, %v", b, err)
 	}
 
-	// And it goes again, with an AppArmor profile that nobody has changed.
+	// An older AppArmor could not read the profile.
 	profile := root + "/etc/apparmor.d/pinproxy"
-	if err := os.Mkdir(filepath.Dir(profile), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(profile)+"/abi", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "make", "-s", "-C", "..", "install", "DESTDIR="+root, "PREFIX=/usr")
+	if b, err := os.ReadFile(profile); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("for an old AppArmor there is the profile %q, %v", b, err)
+	}
+
+	// And all goes again, with a profile that nobody has changed.
+	abi := filepath.Dir(profile) + "/abi/4.0"
+	if err := os.WriteFile(abi, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, prefix := range []string{"/opt/p", "/usr"} {
 		run(t, "make", "-s", "-C", "..", "install", "DESTDIR="+root, "PREFIX="+prefix)
 		run(t, "make", "-s", "-C", "..", "uninstall", "DESTDIR="+root, "PREFIX="+prefix)
 	}
-	if got := tree(t, root); !slices.Equal(got, installed[:2]) {
-		t.Errorf("make uninstall left\n%q, want\n%q", got, installed[:2])
+	left := append([]string{strings.TrimPrefix(abi, root)}, installed[:2]...)
+	if got := tree(t, root); !slices.Equal(got, left) {
+		t.Errorf("make uninstall left\n%q, want\n%q", got, left)
 	}
 	if err := os.WriteFile(profile, []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
