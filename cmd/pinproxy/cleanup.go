@@ -5,13 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
+	"slices"
 
 	"pinproxy/netstack/host"
+	"pinproxy/proxy/sockdiag"
 )
 
 // cleanup undoes what a killed pinproxy left behind, and prints what it did.
 func cleanup(ctx context.Context, stdout, stderr io.Writer) error {
+	ended := endStranded()
 	done, err := host.Cleanup(ctx, stateDir())
+	done = append(ended, done...)
 	if held, ok := errors.AsType[*host.HeldError](err); ok {
 		return &runningError{held}
 	}
@@ -29,6 +35,36 @@ func cleanup(ctx context.Context, stdout, stderr io.Writer) error {
 		fmt.Fprintln(stderr, "pinproxy: nothing to clean up")
 	}
 	return err
+}
+
+// endStranded ends the connections that applications have through a device that is gone. Nobody carries their bytes any
+// more, and an application that only reads would never notice. It must come before the policy rules go, which keep the
+// resets on this host. Those that know of an end already, and those that are still being made, are left alone. So are
+// all where the kernel can't end them. The result is what a person would have typed.
+func endStranded() (done []string) {
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	for _, addr := range []netip.Addr{host.Addr4, host.Addr6} {
+		if slices.ContainsFunc(own, func(a net.Addr) bool { n, ok := a.(*net.IPNet); return ok && n.IP.Equal(addr.AsSlice()) }) {
+			continue // a running pinproxy's, or that of the command whose network this is
+		}
+		list, _ := sockdiag.From(addr)
+		ended := 0
+		for _, s := range list {
+			switch s.State {
+			case sockdiag.Established, sockdiag.FinWait1, sockdiag.FinWait2:
+				if !s.Orphan() && sockdiag.Destroy(s) == nil {
+					ended++
+				}
+			}
+		}
+		if ended > 0 {
+			done = append(done, fmt.Sprintf("ss -tK src %s", addr))
+		}
+	}
+	return done
 }
 
 // runningError says that what is there belongs to a running pinproxy.

@@ -380,6 +380,10 @@ func TestDeviceDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.ended(1)
+	_ = c.SetReadDeadline(time.Now().Add(patience))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) { // it would wait for its time-out
+		t.Errorf("an application that reads was told %v", err)
+	}
 	if !strings.Contains(p.Stderr(), "pin0") {
 		t.Errorf("it does not name the device: %s", p.Stderr())
 	}

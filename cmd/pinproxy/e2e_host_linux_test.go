@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -131,6 +132,63 @@ func TestKilled(t *testing.T) {
 	if left, err := os.ReadDir(w.run); len(left) > 0 || err != nil {
 		t.Errorf("%v is left, %v", left, err)
 	}
+}
+
+// An application that only reads is told that its connection is lost, at the next start or by cleanup. One that has
+// read everything up to the end keeps that. So does another's connection that has an address of the host.
+func TestKilledWhileApplicationsRead(t *testing.T) {
+	for _, name := range []string{"cleanup", "start"} {
+		t.Run(name, func(t *testing.T) {
+			w := newNetwork(t)
+			w.Server.Serve(":7", lab.Echo)
+			w.Server.Serve(":19", lab.Source(100_000))
+			p := w.pinproxy("--rule", "*:7,19=63000-63999")
+			var reading, complete []*net.TCPConn
+			for _, f := range families {
+				c := w.mustConnect(at(f.server, 7))
+				echo(t, c, "hello")
+				reading = append(reading, c)
+				complete = append(complete, w.mustConnect(at(f.server, 19)))
+			}
+			for _, c := range complete {
+				w.poll("the end to be there", func() bool { return stateOf(t, c) == unix.BPF_TCP_CLOSE_WAIT })
+			}
+			p.kill()
+			other := w.mustConnect(at(lab.Server4, 7))
+			echo(t, other, "hello")
+			if name == "start" {
+				w.pinproxy("--rule", "*:7=63999").before = p.before
+			} else if out, _, err := w.Client.Run(w.command("cleanup")); err != nil || !strings.HasPrefix(out, "ss -tK src 192.0.0.8\nss -tK src fd86:e9ca:f62c::8\nip rule del ") {
+				t.Errorf("cleanup printed %q, %v", out, err)
+			}
+			for _, c := range reading {
+				_ = c.SetReadDeadline(time.Now().Add(patience))
+				if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
+					t.Errorf("an application that reads from %s was told %v", c.RemoteAddr(), err)
+				}
+			}
+			for _, c := range complete {
+				if b, err := io.ReadAll(c); len(b) != 100_000 || err != nil {
+					t.Errorf("of what was there when it was killed, %d bytes were read from %s, and %v", len(b), c.RemoteAddr(), err)
+				}
+			}
+			echo(t, other, "still there")
+		})
+	}
+}
+
+// stateOf returns the state that a connection has for the application's kernel.
+func stateOf(t *testing.T, c *net.TCPConn) uint8 {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info *unix.TCPInfo
+	if cerr := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) }); cerr != nil || err != nil {
+		t.Fatal(cerr, err)
+	}
+	return info.State
 }
 
 // synsSentAgain returns how often the client's kernel has repeated a SYN that nobody had answered.

@@ -88,8 +88,9 @@ func serve(stop, now context.Context, o options, h *handover, stderr io.Writer) 
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Release()) }()
+	ended := endStranded()
 	left, err := lock.Cleanup(stop, stateDir())
-	for _, line := range left {
+	for _, line := range append(ended, left...) {
 		log.Info("cleaned up after a killed pinproxy", "did", line)
 	}
 	if damaged, ok := err.(*host.DamagedError); ok { // alone: nothing else went wrong
@@ -258,6 +259,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	// The netstack resets what is still open, which needs the device. So the device goes down afterwards.
 	cancel()
 	err = parts.Wait()
+	endStranded() // only if somebody has deleted the device: the netstack's resets did not get there
 	undone, done := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer done()
 	return errors.Join(err, undo(undone))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -70,6 +71,15 @@ func OnPorts(in func(port uint16) bool) ([]Socket, error) {
 		return nil, fmt.Errorf("list the sockets on the pins' ports: %w", err)
 	}
 	return list, nil
+}
+
+// From lists the sockets that have the local address. It looks at every TCP socket.
+func From(addr netip.Addr) ([]Socket, error) {
+	list, err := dump(0, func(uint16) bool { return true })
+	if err != nil {
+		return nil, fmt.Errorf("list the sockets from %s: %w", addr, err)
+	}
+	return slices.DeleteFunc(list, func(s Socket) bool { return s.Local.Addr() != addr }), nil
 }
 
 // dump has the kernel list the sockets on port (0 for any) and returns those in the set.

@@ -16,6 +16,9 @@ func OnPort(uint16) ([]Socket, error) { return nil, errors.ErrUnsupported }
 // OnPorts is only supported on Linux.
 func OnPorts(func(port uint16) bool) ([]Socket, error) { return nil, errors.ErrUnsupported }
 
+// From is only supported on Linux.
+func From(netip.Addr) ([]Socket, error) { return nil, errors.ErrUnsupported }
+
 // Destroy is only supported on Linux.
 func Destroy(Socket) error { return errors.ErrUnsupported }
 
