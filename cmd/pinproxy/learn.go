@@ -19,6 +19,10 @@ const (
 	routeTimeout = 2 * time.Second
 	// withdrawAtOnce is how many captures are removed within routeTimeout.
 	withdrawAtOnce = 1000
+	// shortestTTL is the shortest that counts. The C library does not tell programs of the TTL. Firefox goes by an
+	// address for a minute, and for another one while it looks it up anew (network.dnsCacheExpiration and
+	// GracePeriod); for the latter there is rules.DefaultGrace.
+	shortestTTL = time.Minute
 	// expireEvery is how often we look for addresses that nobody needs any more.
 	expireEvery = time.Second
 )
@@ -86,7 +90,7 @@ func (l *learner) learn(name string, addrs []netip.Addr, ttl time.Duration, aske
 	defer l.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), routeTimeout)
 	defer cancel()
-	learned, err := l.names.Observe(name, addrs, ttl, asked, time.Now())
+	learned, err := l.names.Observe(name, addrs, max(ttl, shortestTTL), asked, time.Now())
 	for _, s := range learned.Shared {
 		l.log.Warn(s.String())
 	}

@@ -59,12 +59,29 @@ func TestAllThatExpiresIsReleased(t *testing.T) {
 		if len(routes) != 2*names*each {
 			t.Fatalf("%d captures, want %d", len(routes), 2*names*each)
 		}
-		time.Sleep(2 * rules.DefaultGrace)
+		time.Sleep(shortestTTL + 2*rules.DefaultGrace)
 		if err := l.sweep(t.Context()); err != nil {
 			t.Error(err)
 		}
 		if len(routes) != 0 || l.names.Len() != 0 {
 			t.Errorf("%d captures and %d addresses are left", len(routes), l.names.Len())
+		}
+	})
+}
+
+// Browsers use an address for two minutes, however short its TTL.
+func TestShortTTL(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		routes := make(slowRouter)
+		l := learnerOf(t, routes, "*.bank.example:443=63999")
+		if err := l.Observe("www.bank.example", []netip.Addr{netip.MustParseAddr("192.0.2.1")}, 5*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		for _, left := range []int{1, 0} {
+			time.Sleep(119 * time.Second)
+			if err := l.sweep(t.Context()); err != nil || len(routes) != left {
+				t.Errorf("%d captures, want %d: %v", len(routes), left, err)
+			}
 		}
 	})
 }
