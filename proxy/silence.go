@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,10 +28,11 @@ type silenceError struct {
 	err      error
 	pin, dst netip.AddrPort
 	waited   time.Duration
+	told     string // with what a probe showed; may be empty
 	hint     string
 }
 
-func (e *silenceError) Error() string { return e.err.Error() }
+func (e *silenceError) Error() string { return cmp.Or(e.told, e.err.Error()) }
 func (e *silenceError) Unwrap() error { return e.err }
 
 // unanswered reports whether a dial ended without any word from the other side.
@@ -128,6 +130,10 @@ func (e *silenceError) probe(ctx context.Context, d Dialer) verdict {
 
 // explain puts what a probe showed into the error.
 func (e *silenceError) explain(v verdict) {
-	e.err = fmt.Errorf("no answer from %s to source port %d within %v, %s: %w", e.dst, e.pin.Port(), e.waited.Round(100*time.Millisecond), v.other, e.err)
+	why := e.err.Error()
+	if errors.Is(e.err, context.Canceled) {
+		why = "the application gave up"
+	}
+	e.told = fmt.Sprintf("no answer from %s to source port %d within %v, %s: %s", e.dst, e.pin.Port(), e.waited.Round(100*time.Millisecond), v.other, why)
 	e.hint = v.hint
 }

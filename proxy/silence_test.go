@@ -79,7 +79,7 @@ func TestSilenceIsExplainedToTheImpatient(t *testing.T) {
 		cause string
 	}{
 		{time.Second, slog.LevelInfo, errGaveUp.Error()},
-		{4 * time.Second, slog.LevelWarn, "within 4s, though port"},
+		{4 * time.Second, slog.LevelWarn, "within 4s, though port 0 was answered at once: the application gave up"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			var others atomic.Int32
