@@ -162,7 +162,7 @@ var variable = []struct{ pattern, with string }{
 	{`TIME_WAIT \d+s`, `TIME_WAIT TIME`},
 	{`resting [0-9hms]+`, `resting TIME`},
 	{`(held for|link pin0, for) [0-9.µm]+s`, `$1 TIME`},
-	{`(bank.example +\S+) +\d+s`, `$1 TTL`},
+	{`(bank.example +\S+) +(?:1m0|\d+)s`, `$1 TTL`},
 	{` 0?[0-9]s`, ` TIME`},
 	{`\b[0-9][0-9.ms]*s (more|ago)`, `TIME $1`},
 	{`(192\.0\.0\.8|f62c::8\]):\d+`, `$1:PORT`},
