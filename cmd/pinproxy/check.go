@@ -48,7 +48,7 @@ func check(ctx context.Context, o options, stdout io.Writer) (status int, err er
 	r := report{Target: o.target.String(), Rules: c.rulesFrom(), PortRange: rangeJSON(c.facts.LocalPorts)}
 	if c.instance != nil {
 		about := c.instance.about
-		r.Pinproxy = &pinproxyJSON{PID: cmp.Or(c.instance.PID, about.PID), Socket: c.instance.path, Link: about.Link, Strict: about.Strict, Ending: about.Ending, apart: c.instance.PID != about.PID}
+		r.Pinproxy = &pinproxyJSON{PID: cmp.Or(c.instance.PID, about.PID), Socket: c.instance.path, Link: about.Link, Strict: about.Strict, Ending: about.Ending, apart: c.instance.PID == 0}
 		if c.instance.err != nil {
 			r.Pinproxy.Error = c.instance.err.Error()
 		}

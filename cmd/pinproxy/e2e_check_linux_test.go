@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -26,6 +27,7 @@ import (
 // numbers that differ each time are replaced by words in capitals: see variable.
 //
 //	start ARGS              pinproxy ARGS runs, and is ready
+//	start-secluded ARGS     likewise, in a PID namespace, with a /proc, of its own
 //	run STATUS ARGS         pinproxy ARGS ends with STATUS; stdout and stderr are looked at afterwards
 //	run-as-user STATUS ARGS likewise, by an ordinary user; where there is one: [user]
 //	run-secluded STATUS ARGS likewise, by root in a PID namespace, with a /proc, of its own
@@ -57,21 +59,22 @@ func TestCheckTranscripts(t *testing.T) {
 				UpdateScripts: *update,
 				Condition:     otherUsers,
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
-					"start":        s.start,
-					"run":          s.run,
-					"run-as-user":  s.runAsUser,
-					"run-secluded": s.runSecluded,
-					"serve":        s.serve,
-					"listen":       s.listen,
-					"connect":      s.connect,
-					"waits":        s.waits,
-					"fails":        s.fails,
-					"hold":         s.hold,
-					"over":         s.over,
-					"sysctl":       s.sysctl,
-					"firewall":     s.firewall,
-					"drop-output":  s.dropOutput,
-					"no-route":     s.noRoute,
+					"start":          s.start,
+					"start-secluded": s.startSecluded,
+					"run":            s.run,
+					"run-as-user":    s.runAsUser,
+					"run-secluded":   s.runSecluded,
+					"serve":          s.serve,
+					"listen":         s.listen,
+					"connect":        s.connect,
+					"waits":          s.waits,
+					"fails":          s.fails,
+					"hold":           s.hold,
+					"over":           s.over,
+					"sysctl":         s.sysctl,
+					"firewall":       s.firewall,
+					"drop-output":    s.dropOutput,
+					"no-route":       s.noRoute,
 				},
 			})
 		})
@@ -86,8 +89,17 @@ type checkScript struct {
 }
 
 func (s *checkScript) start(ts *testscript.TestScript, _ bool, args []string) {
+	s.startAs(ts, args, func(*exec.Cmd) {})
+}
+
+func (s *checkScript) startSecluded(ts *testscript.TestScript, _ bool, args []string) {
+	s.startAs(ts, args, seclude)
+}
+
+func (s *checkScript) startAs(ts *testscript.TestScript, args []string, change func(*exec.Cmd)) {
 	cmd := s.command(append([]string{"--log-format=json"}, args...)...)
 	cmd.Dir = ts.MkAbs(".")
+	change(cmd)
 	s.pinproxy = s.startCommand(cmd)
 	ts.Check(s.pinproxy.Expect(soon(s.t), `"msg":"ready"`))
 }
@@ -104,13 +116,20 @@ func (s *checkScript) runSecluded(ts *testscript.TestScript, _ bool, args []stri
 	s.runProgram(ts, "secluded", args)
 }
 
+// seclude makes PID and mount namespaces for cmd.
+func seclude(cmd *exec.Cmd) {
+	cmd.Args[0] = "secluded"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
+}
+
 // secluded is pinproxy in PID and mount namespaces that were made for it.
 func secluded() {
-	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
-		fmt.Fprintln(os.Stderr, "mount /proc:", err)
-		os.Exit(exitFailed)
+	err := unix.Mount("proc", "/proc", "proc", 0, "")
+	if err == nil {
+		err = unix.Exec("/proc/self/exe", append([]string{"pinproxy"}, os.Args[1:]...), os.Environ())
 	}
-	main()
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(exitFailed)
 }
 
 // unprivileged is pinproxy as a user without any privilege, and without a file or a process.
@@ -140,7 +159,7 @@ func (s *checkScript) runProgram(ts *testscript.TestScript, name string, args []
 	cmd := s.command(args[1:]...)
 	cmd.Args[0], cmd.Dir = name, ts.MkAbs(".")
 	if name == "secluded" {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
+		seclude(cmd)
 	}
 	p, err := s.Client.Start(cmd)
 	ts.Check(err)
