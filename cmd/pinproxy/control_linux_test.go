@@ -309,10 +309,14 @@ func TestCheckOfStoppedPinproxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, _, err := w.Client.Run(w.command("check", "203.0.113.2:443"))
+	_, _, serr := w.Client.Run(w.command("status"))
 	if err := p.Signal(unix.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	want := fmt.Sprintf("pid %d, but can't ask for its control socket: it does not answer", p.Pid())
+	if exitStatus(serr) != exitFailed || !strings.Contains(serr.Error(), want) {
+		t.Errorf("status: %v", serr)
+	}
 	if exitStatus(err) != exitFailed || !strings.Contains(out, want) || !strings.Contains(out, "captured  yes, into pin0") {
 		t.Errorf("%v\n%s", err, out)
 	}

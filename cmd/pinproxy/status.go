@@ -36,6 +36,8 @@ func askStatus(ctx context.Context, o options) (s statusJSON, err error) {
 		return s, err
 	case i == nil:
 		return s, notRunningError{}
+	case i.path == "":
+		return s, fmt.Errorf("a pinproxy is running, pid %d, but can't %w", i.PID, i.err)
 	case i.err != nil:
 		return s, i.err
 	}
