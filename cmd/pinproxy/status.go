@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -41,7 +42,9 @@ func askStatus(ctx context.Context, o options) (s statusJSON, err error) {
 	case i.err != nil:
 		return s, i.err
 	}
-	return s, i.ask(ctx, "/status", nil, &s)
+	err = i.ask(ctx, "/status", nil, &s)
+	s.PID = cmp.Or(i.PID, s.PID) // its own may be from another PID namespace
+	return s, err
 }
 
 // writeLine writes what as one line of JSON.
