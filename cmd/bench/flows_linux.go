@@ -39,8 +39,9 @@ func (s *system) release(ctx context.Context) {
 	_ = errors.Join(err, serverErr) // the next one to use them will see it
 }
 
-// Many flows share the processors, and each takes time to get going.
-func busyWarm(o options, n int) time.Duration   { return warm(o) * time.Duration(200+n) / 200 }
+// Many flows share the processors, and each takes time to get going. Where a page of memory is slow to get, as in some
+// virtual machines, a system that needs a few hundred mebibytes for them is busy with that for seconds.
+func busyWarm(o options, n int) time.Duration   { return warm(o) * time.Duration(min(12+n, 336)) / 12 }
 func busyWindow(o options, n int) time.Duration { return o.window * time.Duration(500+n) / 500 }
 
 // busyTime is the time for flows that have to be opened first.

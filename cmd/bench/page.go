@@ -88,8 +88,8 @@ reno. The MTU is 1500 with segmentation offload, as on virtual Ethernet.
   haproxy are listeners, which a host behind would have to know.
 - **Busy flows**: throughput of all of them together, at the same time and through one process. They are opened first. Here the
   load has a thread for each processor, not for each flow, and keeps no more than %d MiB waiting to be sent if there are many
-  flows. 1,000 flows get 7 times as long to warm up, and are counted for 3 times as long. This takes long, so it is measured
-  in every other round only, and for few systems.
+  flows. 100 flows get 9 times as long to warm up, and 1,000 28 times, and these are counted for 3 times as long. This takes
+  long, so it is measured in every other round only, and for few systems.
 - **Memory**: growth of the resident set for each of %s idle flows, in a process that has just been started; 500
   flows where one costs hundreds of kilobytes.
 

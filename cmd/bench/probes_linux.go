@@ -41,7 +41,7 @@ func warmWindow(o options) time.Duration { return o.window + warm(o) + 70*time.M
 // settle is how long flows are idle before memory is looked at, so that garbage has been collected and stacks have
 // shrunk. It is longer if there are more flows than usual.
 func settle(o options) time.Duration {
-	return min(2*time.Second, 5*o.window) + time.Duration(max(0, o.flows-5000))*300*time.Microsecond
+	return min(3*time.Second, 8*o.window) + time.Duration(max(0, o.flows-5000))*300*time.Microsecond
 }
 
 func idleTime(o options) time.Duration {
