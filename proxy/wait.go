@@ -183,12 +183,11 @@ func (w *wait) failed(err error) error {
 		return &pinError{err: err}
 	}
 	w.flow.proxy.rescueLater(rescueKey{w.rule, w.flow.upstream})
-	busy := (*lease.BusyError)(nil)
-	if errors.As(err, &busy) && w.waiting {
+	if busy := (*lease.BusyError)(nil); w.waiting && errors.As(err, &busy) {
 		busy.Waited = time.Since(w.begun) // in all, not since the kernel's last refusal
-	}
-	if busy != nil && w.last == nil { // the flows before it may have had all tries, and been refused
-		w.port, w.last = busy.Free, syscall.EADDRINUSE
+		if w.last == nil {                // the flows before it may have had all tries, and been refused
+			w.port, w.last = busy.Free, syscall.EADDRINUSE
+		}
 	}
 	if w.port.IsValid() {
 		w.obstacle = w.flow.obstacle(w.port, w.flow.upstream)

@@ -153,6 +153,27 @@ func TestWidePinIsPolledSparingly(t *testing.T) {
 	})
 }
 
+// Who does not wait does not look either: with busy=any that would be a look for each connection beyond the ports.
+func TestRestingPortIsNotLookedAt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &kept{Dialer: make(memDialer, 1)}
+		h := newHarness(t, Config{Dialer: k}, "*:*=1000 cooldown=1m busy=fail")
+		first := h.openWith(t, dst4, memory)
+		if answer := <-first.answers; answer != "accept" {
+			t.Fatal(answer)
+		}
+		first.app.Close()
+		(<-k.Dialer.(memDialer)).Close()
+		synctest.Wait()
+		if answer := <-h.openWith(t, dst4, memory).answers; answer != "permission denied" {
+			t.Errorf("while the port rests: %s", answer)
+		}
+		if n := k.looks.Load(); n != 0 {
+			t.Errorf("%d looks", n)
+		}
+	})
+}
+
 // What the kernel says about a pin, in words, with what to do about it.
 func TestExplain(t *testing.T) {
 	pin, from, dst := netip.MustParseAddrPort("0.0.0.0:22"), netip.MustParseAddrPort("192.0.2.10:1000"), dst4
