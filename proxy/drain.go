@@ -42,8 +42,13 @@ func (p *Proxy) Drain(ctx context.Context, grace time.Duration) {
 // silence for their end, the shortest where they are known to have come. Flows that are still unanswered then are
 // given up. Finish does not wait for the other ends to close theirs. It reports whether all flows have ended. For
 // those that have not, everything has been handed to the kernel, FIN included, and only the end of this process is
-// still to come.
+// still to come, so their lines are logged.
 func (p *Proxy) Finish(ctx context.Context, grace time.Duration) (ended bool) {
+	defer p.each(func(l *live) {
+		if l.spliced() {
+			l.log(l.ended())
+		}
+	})
 	return p.drain(ctx, grace, finishTick, func(l *live, since time.Duration) (settled bool) {
 		still, needed := l.stillness()
 		switch {

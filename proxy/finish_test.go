@@ -37,6 +37,10 @@ func TestFinishDoesNotWaitForUpstream(t *testing.T) {
 		if ended, took := h.finish(t.Context(), time.Minute); ended || took < finishIdle || took > 3*finishIdle {
 			t.Errorf("Finish: %v after %v, want false after %v", ended, took, 2*finishIdle)
 		}
+		// The process ends now, so this is the last that the log can say of the flow.
+		if lines := h.log.with("flow"); len(lines) != 1 || lines[0].Attrs["end"] != "stopped" || lines[0].Attrs["up"] != "10" {
+			t.Errorf("log: %v", lines)
+		}
 		_ = up.Close()
 		f.ended(t)
 		if ended, took := h.finish(t.Context(), time.Minute); !ended || took != 0 {

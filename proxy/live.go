@@ -29,6 +29,7 @@ type live struct {
 	lastMoved atomic.Int64 // when the last byte moved, in nanoseconds after started; 0 until spliced
 	writing   atomic.Int32 // directions with bytes that the other end has not taken yet
 	heard     atomic.Bool  // everything the application sent has been passed on, including its end
+	logged    atomic.Bool  // its line has been written
 
 	mu       sync.Mutex
 	cancel   context.CancelFunc // gives the flow up while it is not spliced yet
@@ -225,6 +226,9 @@ func (l *live) fail(err error) {
 
 // log writes the one log line of a spliced flow.
 func (l *live) log(end string) {
+	if l.logged.Swap(true) {
+		return
+	}
 	l.tally.ended.Add(1)
 	l.proxy.ended.Add(1)
 	ctx, log := context.Background(), l.proxy.cfg.Log
