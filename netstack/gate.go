@@ -44,17 +44,16 @@ func (g *gate) Attach(d stack.NetworkDispatcher) {
 }
 
 // WritePackets lets every packet pass except a flow's first SYN-ACK and an ACK that a reply may replace. Those come
-// alone. More than one are a flow's next segments.
+// alone, as all packets do: the NIC has no queue (delegatingQueueingDiscipline).
 func (g *gate) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
-	n := pkts.Len()
-	if g.stack.keep(pkts.AsSlice()[n-1], n == 1) {
+	if pkts.Len() == 1 && g.stack.keep(pkts.AsSlice()[0]) {
 		return 1, nil
 	}
 	return g.LinkEndpoint.WritePackets(pkts)
 }
 
-// keep reports whether a packet is held back, if it comes alone.
-func (s *Stack) keep(pkt *stack.PacketBuffer, alone bool) bool {
+// keep reports whether a packet is held back.
+func (s *Stack) keep(pkt *stack.PacketBuffer) bool {
 	h := header.TCP(pkt.TransportHeader().Slice())
 	if pkt.TransportProtocolNumber != tcp.ProtocolNumber || len(h) < header.TCPMinimumSize {
 		return false
@@ -71,7 +70,7 @@ func (s *Stack) keep(pkt *stack.PacketBuffer, alone bool) bool {
 		return s.takeSYNACK(id, pkt, h.AckNumber())
 	}
 	f := s.leaving(id, h.SequenceNumber()+uint32(pkt.Data().Size()))
-	if f == nil || !alone {
+	if f == nil {
 		return false
 	}
 	if h.Flags()&header.TCPFlagRst != 0 {

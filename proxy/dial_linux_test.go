@@ -144,40 +144,49 @@ func TestPortOfAnOrdinaryConnectionIsShared(t *testing.T) {
 // ofNobody is a Sockets.Owners that does not know this process.
 func ofNobody(list []sockdiag.Socket) []sockdiag.Process { return make([]sockdiag.Process, len(list)) }
 
+// occupy has another program listen.
+func occupy(t *testing.T, h *lab.Host, network, local string) net.Listener {
+	t.Helper()
+	l, err := h.Listen(network, local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// dialOrBlame dials an echo server from pin, and ends the connection by a reset once the server has accepted it. If it can't
+// be made, it returns what is in the way.
+func dialOrBlame(t *testing.T, h *lab.Host, pin, dst netip.AddrPort) (o Obstacle, err error) {
+	t.Helper()
+	err = h.Do(func() error {
+		c, err := Sockets{}.Dial(t.Context(), pin, dst)
+		if err != nil {
+			o = Sockets{Owners: ofNobody}.Obstacle(pin, dst)
+			return err
+		}
+		write(t, c, "hello")
+		wantRead(t, c, "hello")
+		closeByReset(c)
+		return nil
+	})
+	return o, err
+}
+
 // A program that has a pin's port of IPv4 alone is neither in the way of a dial over IPv6 nor blamed when another one is.
 func TestListenerOfTheOtherFamily(t *testing.T) {
 	top := lab.ForTest(t).Topology()
-	listen := func(network, local string) net.Listener {
-		l, err := top.Client.Listen(network, local)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return l
-	}
 	for _, test := range []struct{ from, server, network, other, own string }{
 		{"[::]:63999", lab.Server6, "tcp4", "0.0.0.0:63999", "[::]:63999"},
 		{"0.0.0.0:63999", lab.Server4, "tcp6", "[::]:63999", "0.0.0.0:63999"},
 	} {
 		pin, dst := netip.MustParseAddrPort(test.from), netip.AddrPortFrom(netip.MustParseAddr(test.server), 7)
 		top.Server.Serve(dst.String(), lab.Echo)
-		dial := func() (o Obstacle, err error) {
-			err = top.Client.Do(func() error {
-				c, err := Sockets{}.Dial(t.Context(), pin, dst)
-				if err != nil {
-					o = Sockets{Owners: ofNobody}.Obstacle(pin, dst)
-					return err
-				}
-				closeByReset(c)
-				return nil
-			})
-			return o, err
-		}
-		other := listen(test.network, test.other)
-		if o, err := dial(); err != nil {
+		other := occupy(t, top.Client, test.network, test.other)
+		if o, err := dialOrBlame(t, top.Client, pin, dst); err != nil {
 			t.Errorf("%s beside a listener on %s: %v (%s)", pin, test.other, err, o.Cause)
 		}
-		own := listen(map[string]string{"tcp4": "tcp6", "tcp6": "tcp4"}[test.network], test.own)
-		if o, err := dial(); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(o.Cause, "listens on "+test.own) {
+		own := occupy(t, top.Client, map[string]string{"tcp4": "tcp6", "tcp6": "tcp4"}[test.network], test.own)
+		if o, err := dialOrBlame(t, top.Client, pin, dst); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(o.Cause, "listens on "+test.own) {
 			t.Errorf("%s on the port of a listener on %s: %v, blamed: %q", pin, test.own, err, o.Cause)
 		}
 		_, _ = own.Close(), other.Close()
@@ -188,35 +197,14 @@ func TestListenerOfTheOtherFamily(t *testing.T) {
 // when another one is.
 func TestListenerOnAnotherAddress(t *testing.T) {
 	top := lab.ForTest(t).Topology()
-	listen := func(local string) net.Listener {
-		l, err := top.Client.Listen("tcp", local)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return l
-	}
 	for _, test := range []struct{ from, server, other, own string }{
 		{"0.0.0.0:63999", lab.Server4, "127.0.0.1:63999", lab.Client4 + ":63999"},
 		{"[::]:63999", lab.Server6, "[::1]:63999", "[" + lab.Client6 + "]:63999"},
 	} {
 		pin, dst := netip.MustParseAddrPort(test.from), netip.AddrPortFrom(netip.MustParseAddr(test.server), 7)
 		server := top.Server.Serve(dst.String(), lab.Echo)
-		dial := func() (o Obstacle, err error) {
-			err = top.Client.Do(func() error {
-				c, err := Sockets{}.Dial(t.Context(), pin, dst)
-				if err != nil {
-					o = Sockets{Owners: ofNobody}.Obstacle(pin, dst)
-					return err
-				}
-				write(t, c, "hello")
-				wantRead(t, c, "hello") // the server has accepted it
-				closeByReset(c)
-				return nil
-			})
-			return o, err
-		}
-		other := listen(test.other)
-		if o, err := dial(); err != nil {
+		other := occupy(t, top.Client, "tcp", test.other)
+		if o, err := dialOrBlame(t, top.Client, pin, dst); err != nil {
 			t.Errorf("%s beside a listener on %s: %v (%s)", pin, test.other, err, o.Cause)
 		}
 		for _, src := range server.Seen() {
@@ -224,8 +212,8 @@ func TestListenerOnAnotherAddress(t *testing.T) {
 				t.Errorf("the server saw %s", src)
 			}
 		}
-		own := listen(test.own)
-		if o, err := dial(); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(o.Cause, "listens on "+test.own) {
+		own := occupy(t, top.Client, "tcp", test.own)
+		if o, err := dialOrBlame(t, top.Client, pin, dst); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(o.Cause, "listens on "+test.own) {
 			t.Errorf("%s on the port of a listener on %s: %v, blamed: %q", pin, test.own, err, o.Cause)
 		}
 		_, _ = own.Close(), other.Close()

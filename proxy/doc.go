@@ -38,8 +38,8 @@
 // The lease table knows only our own flows. The kernel may hold a 4-tuple all the same: after we closed first
 // (TIME_WAIT, FIN_WAIT2), or for another program. Bind or connect then fails with EADDRINUSE or EADDRNOTAVAIL. The
 // port rests for a moment, and the flow continues as if the port were busy, without losing its turn. If that takes
-// more than 20 ms, the Dialer is asked what is in the way (Obstacle). The log reports it, and if the kernel gives a
-// time, the port rests for that long.
+// more than 20 ms, the Dialer is asked what is in the way (Obstacle), for all flows together a tenth of the time at
+// most. The log reports it, and if the kernel gives a time, the port rests for that long.
 //
 // Flows are numbered in the order of their SYNs. They are served in that order, and the log identifies them by
 // number. Each flow has a stage and, while it waits, a cause (Flows). The number of unanswered flows is bounded per

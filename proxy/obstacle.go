@@ -38,36 +38,23 @@ const (
 
 // looks spaces the looks of all flows. The zero value is ready for use.
 type looks struct {
-	mu      sync.Mutex
-	looking bool
-	next    time.Time // not before this
+	mu   sync.Mutex // held while looking
+	next time.Time  // not before this
 }
 
-// begin reports whether it is time for a look. The caller then looks and calls end.
-func (s *looks) begin() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.looking || time.Now().Before(s.next) {
-		return false
-	}
-	s.looking = true
-	return true
-}
-
-func (s *looks) end(took time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.looking, s.next = false, time.Now().Add(min(lookShare*took, lookPause))
-}
-
-// obstacleNow asks the dialer, unless it is too early for another look.
+// obstacleNow asks the dialer, unless somebody else does at this moment or it is too early for another look.
 func (l *live) obstacleNow(pin, dst netip.AddrPort) (Obstacle, bool) {
 	s := &l.proxy.looks
-	if !s.begin() {
+	if !s.mu.TryLock() {
 		return Obstacle{}, false
 	}
+	defer s.mu.Unlock()
 	begun := time.Now()
+	if begun.Before(s.next) {
+		return Obstacle{}, false
+	}
 	o := l.obstacle(pin, dst)
-	s.end(time.Since(begun))
+	end := time.Now()
+	s.next = end.Add(min(lookShare*end.Sub(begun), lookPause))
 	return o, true
 }

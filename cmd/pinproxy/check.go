@@ -397,22 +397,6 @@ func letPass(link string) string {
 	return fmt.Sprintf("let this host's firewall pass what leaves and comes by %s, as by: nft insert rule inet filter output oifname %[1]s accept; or see the log of pinproxy, if it has a line for this", link)
 }
 
-// mayBindLow reads whether this process may bind any port (proc_pid_status(5)). The number is that of linux/capability.h.
-func mayBindLow() bool {
-	const bindService = 1 << 10
-	b, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return false
-	}
-	for line := range strings.Lines(string(b)) {
-		if mask, ok := strings.CutPrefix(line, "CapEff:"); ok {
-			set, _ := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
-			return set&bindService != 0
-		}
-	}
-	return false
-}
-
 // lowestUnprivileged reads the sysctl ip_unprivileged_port_start.
 func lowestUnprivileged() uint16 {
 	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")

@@ -463,6 +463,13 @@ func TestReloadBehindAGatewayWithManyFlows(t *testing.T) {
 	if n := len(server.Seen()); n != len(open) {
 		t.Errorf("the server saw %d connections, want %d", n, len(open))
 	}
+	p.kill()
+	if _, _, err := l.Client.Run(l.command("cleanup")); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(lines(p.before), lines(l.Client.Snapshot())); diff != "" {
+		t.Errorf("cleanup left the host changed (-before +after):\n%s", diff)
+	}
 }
 
 // status is what the control socket says.

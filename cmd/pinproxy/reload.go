@@ -179,19 +179,18 @@ func (r *reloader) stillLeased(former *rules.Set) []host.PortRange {
 // hosts send next: those for which there is no room, the longest idle ones, and those of masqueraded hosts, which have
 // another address when the kernel looks at its rules.
 func (r *reloader) lingering(sets ...*rules.Set) {
-	flows := r.pins.Flows()
+	flows := slices.DeleteFunc(r.pins.Flows(), func(f proxy.FlowInfo) bool {
+		return !r.behind(f.Src.Addr()) || !slices.ContainsFunc(sets, func(s *rules.Set) bool {
+			return s.Match(f.Name, f.Dst) == nil && (f.Dst.Port() != dnsPort || !s.HasNames())
+		})
+	})
 	slices.SortStableFunc(flows, func(a, b proxy.FlowInfo) int { return cmp.Compare(a.Idle, b.Idle) })
 	var keep [][2]netip.AddrPort
 	var lost []proxy.FlowInfo
 	for _, f := range flows {
-		misses := func(s *rules.Set) bool {
-			return s.Match(f.Name, f.Dst) == nil && (f.Dst.Port() != dnsPort || !s.HasNames())
-		}
-		switch src := f.Src.Addr(); {
-		case !slices.ContainsFunc(sets, misses) || !r.behind(src):
-		case hidden(src) || len(keep) == lingerMost:
+		if hidden(f.Src.Addr()) || len(keep) == lingerMost {
 			lost = append(lost, f)
-		default:
+		} else {
 			keep = append(keep, [2]netip.AddrPort{f.Src, f.Dst})
 		}
 	}

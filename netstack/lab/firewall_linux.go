@@ -151,13 +151,7 @@ func (w *Firewall) count(label string) (packets uint64) {
 // DropOutput makes the host's own firewall drop what leaves by a device.
 func (h *Host) DropOutput(dev string) {
 	h.net.helper()
-	conn, err := nftables.New(nftables.WithNetNSFd(int(h.ns)))
-	h.check("open nftables", err)
-	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "own"})
-	chain := conn.AddChain(&nftables.Chain{
-		Name: "output", Table: table, Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter,
-	})
-	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: append(outOf(dev, expr.CmpOpEq), drop)})
-	h.check("drop what leaves by "+dev, conn.Flush())
+	h.addRule("own", nftables.Chain{
+		Name: "output", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter,
+	}, append(outOf(dev, expr.CmpOpEq), drop))
 }

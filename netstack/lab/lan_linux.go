@@ -3,6 +3,7 @@ package lab
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -73,19 +74,19 @@ func (h *Host) MasqueradeFrom(prefix, dev string) {
 
 func (h *Host) masquerade(matches ...[]expr.Any) {
 	h.net.helper()
+	h.addRule("lan", nftables.Chain{
+		Name: "postrouting", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+	}, append(slices.Concat(matches...), &expr.Masq{}))
+}
+
+// addRule adds a rule to a chain of its own, in a table for IPv4 and IPv6.
+func (h *Host) addRule(table string, chain nftables.Chain, exprs []expr.Any) {
+	h.net.helper()
 	conn, err := nftables.New(nftables.WithNetNSFd(int(h.ns)))
 	h.check("open nftables", err)
-	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "lan"})
-	chain := conn.AddChain(&nftables.Chain{
-		Name: "postrouting", Table: table, Type: nftables.ChainTypeNAT,
-		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
-	})
-	var exprs []expr.Any
-	for _, m := range matches {
-		exprs = append(exprs, m...)
-	}
-	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: append(exprs, &expr.Masq{})})
-	h.check("masquerade", conn.Flush())
+	chain.Table = conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: table})
+	conn.AddRule(&nftables.Rule{Table: chain.Table, Chain: conn.AddChain(&chain), Exprs: exprs})
+	h.check("add a rule to table "+table, conn.Flush())
 }
 
 // outOf matches the device by which a packet leaves.

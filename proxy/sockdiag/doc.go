@@ -9,9 +9,9 @@
 //
 // Find looks up one 4-tuple in the kernel's hash table. OnPort walks through the whole table, filtered by the
 // kernel. On a host with many connections this takes up to milliseconds, so use it only for messages, and during
-// waits that have already begun. Owners reads all of /proc and is for messages only; a Memory
-// does so once for each socket in some seconds. Looking needs no privileges, but only root is told the processes of
-// other users.
+// waits that have already begun. OnPorts and From have the kernel list all sockets. Owners reads all of /proc and is
+// for messages only; a Memory does so once for each socket in some seconds. Looking needs no privileges, but only root
+// is told the processes of other users.
 //
 // Bind tries whether a port is available: nothing else shows which sockets have set SO_REUSEADDR.
 //
