@@ -155,7 +155,7 @@ type harness struct {
 func newHarness(t testing.TB, c Config, texts ...string) *harness {
 	t.Helper()
 	if c.Names == nil {
-		c.Names = rules.NewNames(setOf(t, texts...), rules.Limits{})
+		c.Names = rules.NewNames(setOf(t, texts...))
 	}
 	if c.Dialer == nil {
 		c.Dialer = Sockets{}

@@ -91,7 +91,7 @@ func ExampleNames() {
 		fmt.Println(err)
 		return
 	}
-	names := rules.NewNames(set, rules.Limits{})
+	names := rules.NewNames(set)
 	dst := netip.MustParseAddrPort("192.0.2.1:443")
 	asked := time.Date(2025, 1, 1, 12, 0, 0, 0, time.UTC)
 
@@ -107,7 +107,7 @@ func ExampleNames() {
 	fmt.Println("an hour later, in use:", len(names.Expired(asked.Add(time.Hour))), "expired")
 	release()
 	names.Expired(asked.Add(2 * time.Hour)) // now it is known when it was used last
-	gone := names.Expired(asked.Add(2*time.Hour + rules.DefaultGrace))
+	gone := names.Expired(asked.Add(2*time.Hour + rules.Grace))
 	fmt.Println("a minute after use:", len(gone), "expired")
 	names.Forget(gone)
 	fmt.Println(names.Decide(dst).Rule)

@@ -10,23 +10,24 @@ import (
 	"time"
 )
 
-// Defaults of [Limits].
 const (
-	DefaultAddrsPerName = 1024
-	DefaultNamesPerAddr = 64
-	DefaultTotal        = 200_000
-	DefaultGrace        = time.Minute
+	// Grace is how long an address stays after its TTL and its name's last flow.
+	Grace = time.Minute
+	// MaxNamesPerAddr is how many names of one address are known.
+	MaxNamesPerAddr = 64
+
+	maxAddrsPerName = 1024
+	maxPairs        = 200_000
 )
 
 // maxTTL is the longest time an answer is believed (RFC 8767 section 4 recommends seven days).
 const maxTTL = 7 * 24 * time.Hour
 
-// Limits bound what [Names] holds. A field that is 0 or less stands for its default.
-type Limits struct {
-	AddrsPerName int           // addresses of one name
-	NamesPerAddr int           // names of one address
-	Total        int           // pairs of a name and an address
-	Grace        time.Duration // how long an address stays after its TTL and its name's last flow
+// limits bound what Names holds. Tests have smaller ones.
+type limits struct {
+	addrsPerName int
+	namesPerAddr int
+	pairs        int // of a name and an address
 }
 
 // Names holds what is known of the names that rules are interested in: the addresses from DNS answers, for as long
@@ -37,7 +38,7 @@ type Limits struct {
 // other, as the package documentation shows: Observe or Expired, then what they returned, then Forget, all under one
 // mutex of the caller's.
 type Names struct {
-	limits Limits
+	limits limits
 
 	mu     sync.RWMutex
 	set    *Set
@@ -116,14 +117,10 @@ type pair struct {
 }
 
 // NewNames returns Names for the rules of set. No name is known yet.
-func NewNames(set *Set, l Limits) *Names {
-	l.AddrsPerName = orDefault(l.AddrsPerName, DefaultAddrsPerName)
-	l.NamesPerAddr = orDefault(l.NamesPerAddr, DefaultNamesPerAddr)
-	l.Total = orDefault(l.Total, DefaultTotal)
-	l.Grace = orDefault(l.Grace, DefaultGrace)
+func NewNames(set *Set) *Names {
 	n := &Names{
 		set:    set,
-		limits: l,
+		limits: limits{maxAddrsPerName, MaxNamesPerAddr, maxPairs},
 		byName: make(map[string]*nameEntry),
 		byAddr: make(map[netip.Addr]*addrEntry),
 		warned: make(map[sharers]bool),
@@ -146,13 +143,6 @@ func (n *Names) advance(now time.Time) time.Duration {
 	clear(n.freed)
 	n.freed = n.freed[:0]
 	return n.now
-}
-
-func orDefault[T int | time.Duration](v, def T) T {
-	if v <= 0 {
-		return def
-	}
-	return v
 }
 
 // Decision is the rule for a connection, nil if there is none, and the name for which the rule was chosen, "" for

@@ -8,14 +8,14 @@ import (
 )
 
 // learn returns Names with n names of one address each, all under one wildcard, observed within one second.
-func learn(b *testing.B, n int, l Limits) *Names {
-	return learnFor(b, mustSet(b, "*.example:443=63999", "*.test:22=63998"), n, l)
+func learn(b *testing.B, n int) *Names {
+	return learnFor(b, mustSet(b, "*.example:443=63999", "*.test:22=63998"), n)
 }
 
 // learnFor is learn for other rules.
-func learnFor(b *testing.B, set *Set, n int, l Limits) *Names {
+func learnFor(b *testing.B, set *Set, n int) *Names {
 	b.Helper()
-	names := NewNames(set, l)
+	names := NewNames(set)
 	for i := range n {
 		_, err := names.Observe(nthName(i), []netip.Addr{nthAddr(i)}, time.Minute, true, start.Add(time.Duration(i)*time.Second/time.Duration(n)))
 		if err != nil {
@@ -34,7 +34,7 @@ func nthAddr(i int) netip.Addr {
 func BenchmarkDecide(b *testing.B) {
 	for _, n := range []int{1, 100_000} {
 		b.Run(fmt.Sprintf("addrs=%d", n), func(b *testing.B) {
-			names := learn(b, n, Limits{})
+			names := learn(b, n)
 			// The few connections of a machine, the same however much is known.
 			var dsts [64]netip.AddrPort
 			for i := range dsts {
@@ -62,7 +62,7 @@ func BenchmarkDecide(b *testing.B) {
 		}
 	})
 	b.Run("unknown/addrs=100000", func(b *testing.B) {
-		names := learn(b, 100_000, Limits{})
+		names := learn(b, 100_000)
 		dst := netip.MustParseAddrPort("[2001:db8::1]:443")
 		b.ReportAllocs()
 		for b.Loop() {
@@ -72,7 +72,7 @@ func BenchmarkDecide(b *testing.B) {
 		}
 	})
 	b.Run("parallel/addrs=100000", func(b *testing.B) {
-		names := learn(b, 100_000, Limits{})
+		names := learn(b, 100_000)
 		dst := netip.AddrPortFrom(nthAddr(50_000), 443)
 		b.ResetTimer()
 		b.RunParallel(func(pb *testing.PB) {
@@ -95,13 +95,13 @@ func learnMany(b *testing.B) (*Names, [64]netip.AddrPort) {
 	for i := range dsts {
 		dsts[i] = netip.AddrPortFrom(nthAddr(i*7919%n), 443)
 	}
-	return learnFor(b, set, n, Limits{}), dsts
+	return learnFor(b, set, n), dsts
 }
 
 func BenchmarkHold(b *testing.B) {
 	for _, n := range []int{1, 100_000} {
 		b.Run(fmt.Sprintf("addrs=%d", n), func(b *testing.B) {
-			names := learn(b, n, Limits{})
+			names := learn(b, n)
 			addr := nthAddr(n / 2)
 			b.ReportAllocs()
 			for b.Loop() {
@@ -114,7 +114,7 @@ func BenchmarkHold(b *testing.B) {
 func BenchmarkObserve(b *testing.B) {
 	for _, n := range []int{1, 100_000} {
 		b.Run(fmt.Sprintf("known/addrs=%d", n), func(b *testing.B) {
-			names := learn(b, n, Limits{})
+			names := learn(b, n)
 			name, addrs := nthName(n/2), []netip.Addr{nthAddr(n / 2)}
 			b.ReportAllocs()
 			for b.Loop() {
@@ -125,7 +125,7 @@ func BenchmarkObserve(b *testing.B) {
 		})
 	}
 	b.Run("ignored", func(b *testing.B) {
-		names := learn(b, 1, Limits{})
+		names := learn(b, 1)
 		addrs := []netip.Addr{nthAddr(1)}
 		b.ReportAllocs()
 		for b.Loop() {
@@ -137,7 +137,8 @@ func BenchmarkObserve(b *testing.B) {
 	// Every answer evicts the address of another.
 	for _, n := range []int{100, 100_000} {
 		b.Run(fmt.Sprintf("full/addrs=%d", n), func(b *testing.B) {
-			names := learn(b, n, Limits{Total: n})
+			names := learn(b, n)
+			names.limits.pairs = n
 			addrs := make([]netip.Addr, 1)
 			var next [4096]string
 			for i := range next {
@@ -161,7 +162,7 @@ func BenchmarkObserve(b *testing.B) {
 func BenchmarkExpired(b *testing.B) {
 	for _, n := range []int{1, 100_000} {
 		b.Run(fmt.Sprintf("none/addrs=%d", n), func(b *testing.B) {
-			names := learn(b, n, Limits{})
+			names := learn(b, n)
 			b.ReportAllocs()
 			for b.Loop() {
 				if len(names.Expired(at(10))) > 0 {
@@ -173,7 +174,7 @@ func BenchmarkExpired(b *testing.B) {
 	// All are in use: each is looked at once a Grace, but not more often.
 	b.Run("in use/addrs=100000", func(b *testing.B) {
 		const n = 100_000
-		names := learn(b, n, Limits{})
+		names := learn(b, n)
 		for i := range n {
 			names.Hold(nthAddr(i))
 		}
@@ -190,7 +191,7 @@ func BenchmarkExpired(b *testing.B) {
 		const n = 100_000
 		for b.Loop() {
 			b.StopTimer()
-			names := learn(b, n, Limits{})
+			names := learn(b, n)
 			b.StartTimer()
 			gone := names.Expired(at(1000))
 			names.Forget(gone)

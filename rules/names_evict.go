@@ -5,19 +5,19 @@ import "fmt"
 // makeRoom evicts pairs until one more address for the answer's name, one more name for a and one more pair are
 // within the limits.
 func (o *observation) makeRoom(a *addrEntry) error {
-	for o.name.live >= o.limits.AddrsPerName {
+	for o.name.live >= o.limits.addrsPerName {
 		if !o.evict(o.oldest(o.name.pairs)) {
-			return fmt.Errorf("%d addresses a name: %w", o.limits.AddrsPerName, ErrFull)
+			return fmt.Errorf("%d addresses a name: %w", o.limits.addrsPerName, ErrFull)
 		}
 	}
-	for a.live >= o.limits.NamesPerAddr {
+	for a.live >= o.limits.namesPerAddr {
 		if !o.evict(o.oldest(a.pairs)) {
-			return fmt.Errorf("%d names an address: %w", o.limits.NamesPerAddr, ErrFull)
+			return fmt.Errorf("%d names an address: %w", o.limits.namesPerAddr, ErrFull)
 		}
 	}
-	for o.live >= o.limits.Total {
+	for o.live >= o.limits.pairs {
 		if !o.evict(o.oldestOfAll()) {
-			return fmt.Errorf("%d addresses of all names: %w", o.limits.Total, ErrFull)
+			return fmt.Errorf("%d addresses of all names: %w", o.limits.pairs, ErrFull)
 		}
 	}
 	return nil

@@ -10,7 +10,7 @@ import (
 const batch = 1024
 
 // Expired returns the captures that nothing needs any more: the TTL of their names has passed, and so has
-// [Limits].Grace since then and since a flow last used any address of these names. The caller removes them and
+// [Grace] since then and since a flow last used any address of these names. The caller removes them and
 // passes them to [Names.Forget]. Until then connections are decided as before, and no capture is returned again.
 // Call Expired every second or so. The time it takes depends on what has expired, not on how much is known.
 func (n *Names) Expired(now time.Time) []Capture {
@@ -35,7 +35,7 @@ func (n *Names) expireBatch(now time.Time, gone []Capture) (_ []Capture, more bo
 		}
 		due := n.due(p)
 		if p.name.inUse() {
-			due.first = int64(at + n.limits.Grace) // the earliest possible, if its name were freed now
+			due.first = int64(at + Grace) // the earliest possible, if its name were freed now
 		}
 		if due.first > int64(at) {
 			n.ends.raise(p, due)

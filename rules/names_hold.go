@@ -6,7 +6,7 @@ import (
 )
 
 // Hold says that a flow uses addr, known or not. All addresses of its names then stay until release has been called
-// and [Limits].Grace has passed. Calling release again has no effect.
+// and [Grace] has passed. Calling release again has no effect.
 func (n *Names) Hold(addr netip.Addr) (release func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

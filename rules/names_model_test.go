@@ -18,7 +18,7 @@ type model struct {
 	set    *Set    // only for numbering port sets
 	other  []*Rule // decide where rules have no rule
 	settle time.Time
-	limits Limits
+	limits limits
 
 	now      time.Time
 	seq      int
@@ -44,7 +44,7 @@ type modelPair struct {
 	leaving bool
 }
 
-func newModel(set *Set, l Limits) *model {
+func newModel(set *Set, l limits) *model {
 	return &model{
 		rules: set.Rules(), set: set, limits: l,
 		pairs:    make(map[modelKey]*modelPair),
@@ -290,9 +290,9 @@ func (m *model) observe(name string, addrs []netip.Addr, ttl time.Duration, aske
 			limit int
 			pairs func() []*modelPair
 		}{
-			{m.limits.AddrsPerName, func() []*modelPair { return m.of(name, netip.Addr{}) }},
-			{m.limits.NamesPerAddr, func() []*modelPair { return m.of("", k.addr) }},
-			{m.limits.Total, func() []*modelPair { return m.of("", netip.Addr{}) }},
+			{m.limits.addrsPerName, func() []*modelPair { return m.of(name, netip.Addr{}) }},
+			{m.limits.namesPerAddr, func() []*modelPair { return m.of("", k.addr) }},
+			{m.limits.pairs, func() []*modelPair { return m.of("", netip.Addr{}) }},
 		} {
 			for room && m.live(bound.pairs()) >= bound.limit {
 				p := m.oldest(bound.pairs(), before)
@@ -329,7 +329,7 @@ func (m *model) expired(now time.Time) (gone []Capture) {
 		if freed, ok := m.freedAt[p.name]; ok && freed.After(end) {
 			end = freed
 		}
-		if !p.leaving && !m.inUse(p.name) && !now.Before(end.Add(m.limits.Grace)) {
+		if !p.leaving && !m.inUse(p.name) && !now.Before(end.Add(Grace)) {
 			due = append(due, p)
 		}
 	}
@@ -393,7 +393,7 @@ func (m *model) prepare(next *Set) (learned []Capture) {
 func (m *model) change(next *Set, learned []Capture, now time.Time) {
 	m.advance(now)
 	m.set, m.rules, m.other = next, next.Rules(), m.rules
-	m.settle = now.Add(m.limits.Grace)
+	m.settle = now.Add(Grace)
 	clear(m.going)
 	clear(m.captures)
 	for _, c := range learned {
@@ -446,9 +446,10 @@ func FuzzNames(f *testing.F) {
 			events = events[1:]
 			return b
 		}
-		limits := Limits{AddrsPerName: 1 + next(4), NamesPerAddr: 1 + next(4), Total: 1 + next(10), Grace: time.Minute}
+		small := limits{addrsPerName: 1 + next(4), namesPerAddr: 1 + next(4), pairs: 1 + next(10)}
 		set := mustSet(t, sets[0]...)
-		n, m := NewNames(set, limits), newModel(set, limits)
+		n, m := NewNames(set), newModel(set, small)
+		n.limits = small
 		now := start
 		routes := make(map[Capture]bool)
 		type flow struct {

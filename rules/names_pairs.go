@@ -137,7 +137,7 @@ func (n *Names) dropIfEmpty(a *addrEntry) {
 
 // due is when p may go if it is not used until then.
 func (n *Names) due(p *pair) queueKey {
-	return queueKey{int64(max(p.expires, p.name.freedAt) + n.limits.Grace), 0}
+	return queueKey{int64(max(p.expires, p.name.freedAt) + Grace), 0}
 }
 
 // age is when p was last observed or in use, in the order of events.

@@ -61,12 +61,12 @@ func (n *Names) Cancel() {
 }
 
 // Switch atomically makes the set given to Prepare decide. What is known of names that it has rules for stays known.
-// The former rules, and what is known of names that only they are for, decide for [Limits].Grace where the new rules
+// The former rules, and what is known of names that only they are for, decide for [Grace] where the new rules
 // have none. This is for connections that are on their way in. After that Expired forgets them.
 func (n *Names) Switch(now time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.settle = n.advance(now) + n.limits.Grace
+	n.settle = n.advance(now) + Grace
 	n.set, n.other, n.side = n.other, n.set, 1-n.side
 	clear(n.warned)
 

@@ -56,7 +56,7 @@ func TestSuccessorConflict(t *testing.T) {
 // A connection that arrives while the rules are replaced meets a rule, before and after.
 func TestNamesSwitch(t *testing.T) {
 	old := mustSet(t, "a.x:443=1", "b.x:443=2", "192.0.2.0/24:22=3", "c.x:80=6")
-	n := NewNames(old, Limits{})
+	n := NewNames(old)
 	for i, name := range []string{"a.x", "b.x", "c.x"} {
 		if _, err := n.Observe(name, addrs(fmt.Sprintf("203.0.113.%d", i+1)), time.Hour, true, start); err != nil {
 			t.Fatal(err)
@@ -91,9 +91,9 @@ func TestNamesSwitch(t *testing.T) {
 	if n.Set() != next || !n.HasNames() {
 		t.Error("the set is not the new one")
 	}
-	n.Expired(start.Add(DefaultGrace - 1))
+	n.Expired(start.Add(Grace - 1))
 	decide("just before the end", "a.x=11", "b.x=2", "c.x=6", "=3", "=4")
-	if gone := n.Expired(start.Add(DefaultGrace)); len(gone) > 0 {
+	if gone := n.Expired(start.Add(Grace)); len(gone) > 0 {
 		t.Errorf("captures go a second time: %v", gone)
 	}
 	decide("in the end", "a.x=11", "-", "-", "-", "=4")
@@ -113,7 +113,7 @@ func TestNamesSwitch(t *testing.T) {
 	if l, err := n.Observe("a.x", addrs("203.0.113.9"), time.Hour, true, start); err != nil || len(l.Add) > 0 {
 		t.Errorf("learned %v, %v", l.Add, err)
 	}
-	n.Expired(start.Add(2 * DefaultGrace))
+	n.Expired(start.Add(2 * Grace))
 	if n.HasNames() || len(n.byName)+len(n.byAddr)+n.live > 0 {
 		t.Errorf("left behind: %d names, %d addresses, %d live", len(n.byName), len(n.byAddr), n.live)
 	}
@@ -134,7 +134,7 @@ func TestNamesCarriedOver(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		first := mustSet(t, lists[rng.IntN(len(lists))]...)
 		last := successor(t, first, lists[rng.IntN(len(lists))]...)
-		n, fresh := NewNames(first, Limits{}), NewNames(last, Limits{})
+		n, fresh := NewNames(first), NewNames(last)
 		now := start
 		stands := make(map[Capture]bool) // according to fresh
 		observe := func(both bool) {
@@ -181,7 +181,7 @@ func TestNamesCarriedOver(t *testing.T) {
 			t.Fatalf("seed %d: learned (-fresh +carried over):\n%s", seed, diff)
 		}
 		n.Switch(now)
-		now = now.Add(DefaultGrace)
+		now = now.Add(Grace)
 		expire()
 		for range 20 {
 			if diff := cmp.Diff(slices.Collect(fresh.All()), slices.Collect(n.All()), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
@@ -211,7 +211,7 @@ func TestNamesCarriedOver(t *testing.T) {
 func TestNamesSwitchConcurrently(t *testing.T) {
 	sets := [][]string{{"a.x:443=1", "203.0.113.0/24:22=3"}, {"*.x:443=2", "203.0.113.1/32:22=4"}}
 	set := mustSet(t, sets[0]...)
-	n := NewNames(set, Limits{})
+	n := NewNames(set)
 	if _, err := n.Observe("a.x", addrs("203.0.113.1"), time.Hour, true, start); err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,7 @@ func (o *observation) share(p, other *pair, first bool) {
 	if o.warned[key] {
 		return
 	}
-	if len(o.warned) >= o.limits.Total {
+	if len(o.warned) >= o.limits.pairs {
 		clear(o.warned) // better to warn again than to grow without end
 	}
 	o.warned[key] = true

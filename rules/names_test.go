@@ -32,9 +32,9 @@ type namesTest struct {
 	set *Set
 }
 
-func newNamesTest(t *testing.T, l Limits, rules ...string) namesTest {
+func newNamesTest(t *testing.T, rules ...string) namesTest {
 	set := mustSet(t, rules...)
-	return namesTest{t, NewNames(set, l), set}
+	return namesTest{t, NewNames(set), set}
 }
 
 // observe has an application ask, at a given time, for a name that has the addresses for 30 s. It compares what is
@@ -97,7 +97,7 @@ func (t namesTest) known(want ...string) {
 }
 
 func TestNamesDecide(t *testing.T) {
-	n := newNamesTest(t, Limits{},
+	n := newNamesTest(t,
 		"a.example:443=1", "*.example:443=2", "*.example:80=3", "192.0.2.0/24:*=4", "*:22=5", "b.test:8443=6")
 	n.decide("192.0.2.1:443", " 4")
 	n.observe(0, "A.Example.", addrs("192.0.2.1", "2001:db8::1"),
@@ -136,7 +136,7 @@ func TestNamesDecide(t *testing.T) {
 }
 
 func TestNamesIgnoresWhatIsNotCaptured(t *testing.T) {
-	n := newNamesTest(t, Limits{}, "a.example:443=1")
+	n := newNamesTest(t, "a.example:443=1")
 	n.observe(0, "a.example", append(addrs(
 		"127.0.0.1", "::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255", "::ffff:127.0.0.1",
 		"::ffff:192.0.2.1", "192.0.2.1", "fe80::1%eth0", "169.254.169.254"), netip.Addr{}),
@@ -145,7 +145,7 @@ func TestNamesIgnoresWhatIsNotCaptured(t *testing.T) {
 }
 
 func TestNamesExpiry(t *testing.T) {
-	n := newNamesTest(t, Limits{}, "*.example:443=1")
+	n := newNamesTest(t, "*.example:443=1")
 	n.observe(0, "a.example", addrs("192.0.2.1", "192.0.2.2"), []string{"192.0.2.1/32 443", "192.0.2.2/32 443"}, nil)
 	n.observe(10, "a.example", addrs("192.0.2.2"), nil, nil)
 	n.expired(89)
@@ -167,7 +167,7 @@ func TestNamesExpiry(t *testing.T) {
 
 	// A negative TTL counts as 0, an absurd one as a week.
 	for ttl, seconds := range map[time.Duration]int{-time.Hour: 60, 1 << 62: 7*24*3600 + 60} {
-		n := newNamesTest(t, Limits{}, "*.example:443=1")
+		n := newNamesTest(t, "*.example:443=1")
 		if _, err := n.Observe("a.example", addrs("192.0.2.1"), ttl, true, at(0)); err != nil {
 			t.Error(err)
 		}
@@ -179,7 +179,8 @@ func TestNamesExpiry(t *testing.T) {
 // TestNamesExpireTogether lets more expire at once than one batch holds.
 func TestNamesExpireTogether(t *testing.T) {
 	const many = 2*batch + 100
-	n := NewNames(mustSet(t, "*.example:443,80=1", "*.example:22=2"), Limits{AddrsPerName: many})
+	n := NewNames(mustSet(t, "*.example:443,80=1", "*.example:22=2"))
+	n.limits.addrsPerName = many
 	all := make([]netip.Addr, many)
 	for i := range all {
 		all[i] = netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)})
@@ -209,7 +210,7 @@ func TestNamesExpireTogether(t *testing.T) {
 }
 
 func TestNamesTimeStandsStill(t *testing.T) {
-	n := newNamesTest(t, Limits{}, "*.example:443=1")
+	n := newNamesTest(t, "*.example:443=1")
 	n.observe(100, "a.example", addrs("192.0.2.1"), []string{"192.0.2.1/32 443"}, nil)
 	n.observe(0, "b.example", addrs("192.0.2.2"), []string{"192.0.2.2/32 443"}, nil)
 	n.expired(90)
@@ -218,7 +219,7 @@ func TestNamesTimeStandsStill(t *testing.T) {
 }
 
 func TestNamesHold(t *testing.T) {
-	n := newNamesTest(t, Limits{}, "*.example:443=1")
+	n := newNamesTest(t, "*.example:443=1")
 	n.observe(0, "a.example", addrs("192.0.2.1", "192.0.2.2"), []string{"192.0.2.1/32 443", "192.0.2.2/32 443"}, nil)
 	n.observe(0, "b.example", addrs("192.0.2.3"), []string{"192.0.2.3/32 443"}, nil)
 	first := n.Hold(netip.MustParseAddr("::ffff:192.0.2.1"))
@@ -252,7 +253,7 @@ func TestNamesHold(t *testing.T) {
 }
 
 func TestNamesSharedCapture(t *testing.T) {
-	n := newNamesTest(t, Limits{}, "*.example:443=1", "*.test:443,80=2", "a.test:443=3")
+	n := newNamesTest(t, "*.example:443=1", "*.test:443,80=2", "a.test:443=3")
 	n.observe(0, "a.example", addrs("192.0.2.1"), []string{"192.0.2.1/32 443"}, nil)
 	n.observe(10, "b.example", addrs("192.0.2.1"), nil, nil)
 	n.observe(20, "a.test", addrs("192.0.2.1"), []string{"192.0.2.1/32 80,443"}, nil)
@@ -269,7 +270,7 @@ func TestNamesRevived(t *testing.T) {
 	both := []string{"192.0.2.1/32 443", "192.0.2.2/32 443"}
 
 	t.Run("by a flow", func(t *testing.T) {
-		n := newNamesTest(t, Limits{}, rules...)
+		n := newNamesTest(t, rules...)
 		n.observe(0, "a.example", addrs("192.0.2.1", "192.0.2.2"), both, nil)
 		gone := n.expired(90, both...)
 		n.known()
@@ -282,7 +283,7 @@ func TestNamesRevived(t *testing.T) {
 		n.known()
 	})
 	t.Run("by an answer", func(t *testing.T) {
-		n := newNamesTest(t, Limits{}, rules...)
+		n := newNamesTest(t, rules...)
 		n.observe(0, "a.example", addrs("192.0.2.1", "192.0.2.2"), both, nil)
 		gone := n.expired(90, both...)
 		n.observe(91, "a.example", addrs("192.0.2.2"), both[1:], nil)
@@ -291,7 +292,7 @@ func TestNamesRevived(t *testing.T) {
 		n.observe(92, "a.example", addrs("192.0.2.2"), nil, nil)
 	})
 	t.Run("by another name", func(t *testing.T) {
-		n := newNamesTest(t, Limits{}, rules...)
+		n := newNamesTest(t, rules...)
 		n.observe(0, "a.example", addrs("192.0.2.1"), both[:1], nil)
 		gone := n.expired(90, both[:1]...)
 		n.observe(91, "b.example", addrs("192.0.2.1"), both[:1], nil)
@@ -302,7 +303,7 @@ func TestNamesRevived(t *testing.T) {
 }
 
 func TestNamesLost(t *testing.T) {
-	n := newNamesTest(t, Limits{}, "*.example:443=1")
+	n := newNamesTest(t, "*.example:443=1")
 	l := n.observe(0, "a.example", addrs("192.0.2.1", "192.0.2.2"), []string{"192.0.2.1/32 443", "192.0.2.2/32 443"}, nil)
 	n.Lost(l.Add[1:])
 	n.Lost([]Capture{{Dst: netip.MustParsePrefix("192.0.2.9/32")}, {Dst: l.Add[0].Dst, Set: 7}}) // not known
@@ -315,7 +316,8 @@ func TestNamesBounds(t *testing.T) {
 	hold := func(n namesTest, addr string) (release func()) { return n.Hold(netip.MustParseAddr(addr)) }
 
 	t.Run("addresses of a name", func(t *testing.T) {
-		n := newNamesTest(t, Limits{AddrsPerName: 2}, "*.example:443=1")
+		n := newNamesTest(t, "*.example:443=1")
+		n.limits.addrsPerName = 2
 		n.observe(0, "a.example", addrs("192.0.2.1", "192.0.2.2"), []string{"192.0.2.1/32 443", "192.0.2.2/32 443"}, nil)
 		n.observe(1, "a.example", addrs("192.0.2.1"), nil, nil)
 		l := n.observe(2, "a.example", addrs("192.0.2.3"), []string{"192.0.2.3/32 443"}, []string{"192.0.2.2/32 443"})
@@ -336,7 +338,8 @@ func TestNamesBounds(t *testing.T) {
 		n.observe(5, "b.example", addrs("192.0.2.5"), []string{"192.0.2.5/32 443"}, nil)
 	})
 	t.Run("one answer too large", func(t *testing.T) {
-		n := newNamesTest(t, Limits{AddrsPerName: 2}, "*.example:443=1")
+		n := newNamesTest(t, "*.example:443=1")
+		n.limits.addrsPerName = 2
 		n.observe(0, "a.example", addrs("192.0.2.3"), []string{"192.0.2.3/32 443"}, nil)
 		l, err := n.Observe("a.example", addrs("192.0.2.1", "192.0.2.2", "192.0.2.3"), 0, true, at(1))
 		if !errors.Is(err, ErrFull) {
@@ -348,7 +351,8 @@ func TestNamesBounds(t *testing.T) {
 		n.known("a.example 192.0.2.1", "a.example 192.0.2.3")
 	})
 	t.Run("names of an address", func(t *testing.T) {
-		n := newNamesTest(t, Limits{NamesPerAddr: 2}, "*.example:443=1", "*.test:22=2")
+		n := newNamesTest(t, "*.example:443=1", "*.test:22=2")
+		n.limits.namesPerAddr = 2
 		n.observe(0, "a.example", addrs("192.0.2.1"), []string{"192.0.2.1/32 443"}, nil)
 		n.observe(1, "b.example", addrs("192.0.2.1"), nil, nil)
 		n.observe(2, "c.example", addrs("192.0.2.1"), nil, nil)
@@ -364,7 +368,8 @@ func TestNamesBounds(t *testing.T) {
 		}
 	})
 	t.Run("total", func(t *testing.T) {
-		n := newNamesTest(t, Limits{Total: 3}, "*.example:443=1")
+		n := newNamesTest(t, "*.example:443=1")
+		n.limits.pairs = 3
 		n.observe(0, "a.example", addrs("192.0.2.1"), []string{"192.0.2.1/32 443"}, nil)
 		n.observe(1, "b.example", addrs("192.0.2.2"), []string{"192.0.2.2/32 443"}, nil)
 		n.observe(2, "c.example", addrs("192.0.2.3"), []string{"192.0.2.3/32 443"}, nil)
@@ -384,7 +389,8 @@ func TestNamesBounds(t *testing.T) {
 		}
 	})
 	t.Run("the same capture again", func(t *testing.T) {
-		n := newNamesTest(t, Limits{NamesPerAddr: 1}, "*.example:443=1")
+		n := newNamesTest(t, "*.example:443=1")
+		n.limits.namesPerAddr = 1
 		n.observe(0, "a.example", addrs("192.0.2.1"), []string{"192.0.2.1/32 443"}, nil)
 		n.observe(1, "b.example", addrs("192.0.2.1"), nil, nil) // neither added nor dropped
 		n.known("b.example 192.0.2.1")
@@ -393,7 +399,7 @@ func TestNamesBounds(t *testing.T) {
 }
 
 func TestNamesShared(t *testing.T) {
-	n := newNamesTest(t, Limits{},
+	n := newNamesTest(t,
 		"a.example:443=1", "b.example:443=2", "c.example:443=1", "d.example:22=3", "*.test:400-500,1=4", "e.example:*=1 busy=any")
 	warned := func(seconds int, name string, addr string, want ...string) {
 		t.Helper()
@@ -428,7 +434,7 @@ func TestNamesShared(t *testing.T) {
 	warned(1001, "b.example", "192.0.2.1")
 
 	// Our own resolution does not put a name first.
-	n = newNamesTest(t, Limits{}, "a.example:443=1", "b.example:443=2")
+	n = newNamesTest(t, "a.example:443=1", "b.example:443=2")
 	warned(0, "a.example", "192.0.2.1")
 	l, err := n.Observe("b.example", addrs("192.0.2.1"), 0, false, at(0))
 	if err != nil || len(l.Shared) != 1 {
@@ -442,7 +448,7 @@ func TestNamesShared(t *testing.T) {
 }
 
 func TestNamesOthers(t *testing.T) {
-	n := newNamesTest(t, Limits{}, "*.example:443=1")
+	n := newNamesTest(t, "*.example:443=1")
 	n.Observe("a.example", addrs("192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3"), time.Second, true, at(0))
 	n.Observe("a.example", addrs("192.0.2.4", "192.0.2.2", "2001:db8::2"), time.Hour, true, at(1))
 	n.Observe("b.example", addrs("192.0.2.9"), time.Hour, true, at(1))
@@ -469,7 +475,7 @@ func TestNamesOthers(t *testing.T) {
 }
 
 func TestNamesAll(t *testing.T) {
-	n := newNamesTest(t, Limits{}, "*.example:443=1")
+	n := newNamesTest(t, "*.example:443=1")
 	n.observe(0, "b.example", addrs("192.0.2.2", "192.0.2.1"), []string{"192.0.2.2/32 443", "192.0.2.1/32 443"}, nil)
 	n.observe(5, "a.example", addrs("192.0.2.3"), []string{"192.0.2.3/32 443"}, nil)
 	defer n.Hold(netip.MustParseAddr("192.0.2.1"))()
@@ -490,7 +496,8 @@ func TestNamesAll(t *testing.T) {
 // TestNamesConcurrently is for the race detector: flows come and go while one caller carries out captures.
 func TestNamesConcurrently(t *testing.T) {
 	set := mustSet(t, "*.example:443=1", "a.example:443=2")
-	n := NewNames(set, Limits{AddrsPerName: 8, NamesPerAddr: 4, Total: 30, Grace: time.Second})
+	n := NewNames(set)
+	n.limits = limits{addrsPerName: 8, namesPerAddr: 4, pairs: 30}
 	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(1 + i%12)}) }
 	const rounds = 2000
 	var wg sync.WaitGroup

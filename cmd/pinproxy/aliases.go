@@ -44,10 +44,10 @@ func (a *aliases) add(name, target string, ttl time.Duration, now time.Time) {
 		known = alias{}
 	}
 	names := slices.DeleteFunc(slices.Clone(known.names), func(n string) bool { return n == name })
-	if len(names) >= rules.DefaultNamesPerAddr {
+	if len(names) >= rules.MaxNamesPerAddr {
 		names = names[1:]
 	}
-	until := now.Add(min(ttl, aliasTTL) + rules.DefaultGrace)
+	until := now.Add(min(ttl, aliasTTL) + rules.Grace)
 	if until.Before(known.until) {
 		until = known.until
 	}

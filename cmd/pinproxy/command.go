@@ -96,7 +96,7 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 	if o.offload && !dev.Offload() {
 		log.Warn("the kernel gives the device no offloads: it will be slower", "link", dev.Name())
 	}
-	names := rules.NewNames(o.set, rules.Limits{})
+	names := rules.NewNames(o.set)
 	learn := &learner{names: names, routes: allRouted{}, log: log}
 	sockets := proxy.Sockets{Owners: new(sockdiag.Memory).Owners}
 	relay := dns.NewRelay(out.dial, learn, log, dns.Limits{})

@@ -37,7 +37,7 @@ func serveControl(t *testing.T) *instance {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := rules.NewNames(set, rules.Limits{})
+	names := rules.NewNames(set)
 	if _, err := names.Observe("www.bank.example", []netip.Addr{netip.MustParseAddr("203.0.113.2")}, time.Minute, true, time.Now()); err != nil {
 		t.Fatal(err)
 	}

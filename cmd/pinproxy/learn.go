@@ -21,7 +21,7 @@ const (
 	withdrawAtOnce = 1000
 	// shortestTTL is the shortest that counts. The C library does not tell programs of the TTL. Firefox goes by an
 	// address for a minute, and for another one while it looks it up anew (network.dnsCacheExpiration and
-	// GracePeriod); for the latter there is rules.DefaultGrace.
+	// GracePeriod); for the latter there is rules.Grace.
 	shortestTTL = time.Minute
 	// expireEvery is how often we look for addresses that nobody needs any more.
 	expireEvery = time.Second

@@ -59,7 +59,7 @@ func TestAllThatExpiresIsReleased(t *testing.T) {
 		if len(routes) != 2*names*each {
 			t.Fatalf("%d captures, want %d", len(routes), 2*names*each)
 		}
-		time.Sleep(shortestTTL + 2*rules.DefaultGrace)
+		time.Sleep(shortestTTL + 2*rules.Grace)
 		if err := l.sweep(t.Context()); err != nil {
 			t.Error(err)
 		}
@@ -96,7 +96,7 @@ func learnerOf(t *testing.T, routes router, text string) *learner {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &learner{names: rules.NewNames(set, rules.Limits{}), routes: routes, log: slog.New(slog.DiscardHandler)}
+	return &learner{names: rules.NewNames(set), routes: routes, log: slog.New(slog.DiscardHandler)}
 }
 
 // The addresses of a name that another is an alias of are that one's, for as long as it is, unless it has a rule itself.
@@ -129,7 +129,7 @@ func TestAliases(t *testing.T) {
 				t.Errorf("the address of %s is that of %q, want %q", name, got, want)
 			}
 		}
-		time.Sleep(2 * rules.DefaultGrace)
+		time.Sleep(2 * rules.Grace)
 		if l.Wants("a.example") || !l.Wants("b.example") {
 			t.Error("an alias has not ended, or has ended too early")
 		}
@@ -137,7 +137,7 @@ func TestAliases(t *testing.T) {
 			l.Alias("www.bank.example", fmt.Sprintf("n%d.example", i), time.Hour)
 			l.Alias(fmt.Sprintf("n%d.bank.example", i), "b.example", time.Hour)
 		}
-		if n, names := len(l.aliases.of), len(l.meant("b.example")); n != maxAliases || names > rules.DefaultNamesPerAddr {
+		if n, names := len(l.aliases.of), len(l.meant("b.example")); n != maxAliases || names > rules.MaxNamesPerAddr {
 			t.Errorf("%d targets, and %d names of one, are remembered", n, names)
 		}
 	})

@@ -138,7 +138,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		return err
 	}
 	defer func() { err = errors.Join(err, guard.close()) }()
-	names := rules.NewNames(o.set, rules.Limits{})
+	names := rules.NewNames(o.set)
 	learn := &learner{names: names, routes: h, log: log}
 	relay := dns.NewRelay(sockets.DialPlain, learn, log, dns.Limits{})
 	resolver := dns.NewResolver(sockets.DialPlain, learn.refresh, log)

@@ -51,7 +51,7 @@ func newAsleepNet(t *testing.T) *asleepNet {
 		t.Fatal(err)
 	}
 	n.pins = proxy.New(proxy.Config{
-		Names:  rules.NewNames(set, rules.Limits{}),
+		Names:  rules.NewNames(set),
 		Dialer: proxy.Sockets{},
 		Log:    slog.New(slog.DiscardHandler),
 		Direct: func(netip.AddrPort) bool { return true },
