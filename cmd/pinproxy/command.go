@@ -101,8 +101,8 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 	sockets := proxy.Sockets{Owners: new(sockdiag.Memory).Owners}
 	relay := dns.NewRelay(out.dial, learn, log, dns.Limits{})
 	resolver := dns.NewResolver(sockets.DialPlain, learn.refresh, quiet(log))
-	datagrams := udp.New(out.dialUDP, log, udp.Limits{})
-	pings := ping.NewRelay(out.dialPing, log, udp.Limits{})
+	datagrams := udp.New(out.dialUDP, log, udp.Timeouts{})
+	pings := ping.NewRelay(out.dialPing, log)
 	c := &command{out: out, names: names, tried: make(chan struct{})}
 	var stack *netstack.Stack // set before the first flow
 	c.pins = proxy.New(proxy.Config{

@@ -83,8 +83,8 @@ func carry(t testing.TB) *carried {
 		err = c.Client.Do(func() error { conn, err = ping.Dial(ctx, dst); return err })
 		return conn, err
 	}
-	c.relay = udp.New(dial, nil, udp.Limits{})
-	c.pings = ping.NewRelay(dialPing, nil, udp.Limits{})
+	c.relay = udp.New(dial, nil, udp.Timeouts{})
+	c.pings = ping.NewRelay(dialPing, nil)
 	s, err := netstack.New(dev, netstack.Config{
 		Datagrams: func(d *netstack.Datagram) { c.relay.Handle(d) },
 		Echoes:    func(e *netstack.Echo) { c.pings.Handle(e) },

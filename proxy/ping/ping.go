@@ -17,16 +17,9 @@ import (
 // session is how long an unused flow stays: RFC 5508, REQ-2, asks for 60 s.
 const session = 60 * time.Second
 
-// NewRelay returns a relay of echo requests over the sockets of dial, which is [Dial] or calls it. A zero field of
-// lim stands for its default: 60 s for both times, and udp's default for the rest. A nil log discards.
-func NewRelay(dial udp.Dialer, log *slog.Logger, lim udp.Limits) *udp.Relay {
-	if lim.Unanswered <= 0 {
-		lim.Unanswered = session
-	}
-	if lim.Answered <= 0 {
-		lim.Answered = session
-	}
-	return udp.New(dial, log, lim)
+// NewRelay returns a relay of echo requests over the sockets of dial, which is [Dial] or calls it. A nil log discards.
+func NewRelay(dial udp.Dialer, log *slog.Logger) *udp.Relay {
+	return udp.New(dial, log, udp.Timeouts{Unanswered: session, Answered: session})
 }
 
 // hint is for the person who sees that ping does not work.

@@ -104,7 +104,7 @@ func TestPing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h, _, dial := pinger(t, lo.addr)
 			mayPing(h)
-			r := ping.NewRelay(dial, nil, udp.Limits{})
+			r := ping.NewRelay(dial, nil)
 			serve(t, r)
 			for seq, size := range []int{0, 56, 65507} {
 				e := newEcho(lo.request, uint16(seq), strings.Repeat("x", size))
@@ -125,7 +125,7 @@ func TestPing(t *testing.T) {
 func TestPingHearsNoStranger(t *testing.T) {
 	h, conns, dial := pinger(t, "127.0.0.1")
 	mayPing(h)
-	r := ping.NewRelay(dial, nil, udp.Limits{})
+	r := ping.NewRelay(dial, nil)
 	serve(t, r)
 	e := newEcho(8, 1, "x")
 	r.Handle(e)
@@ -165,7 +165,7 @@ func TestPingForbidden(t *testing.T) {
 			if !errors.Is(err, syscall.EACCES) || !strings.Contains(err.Error(), "net.ipv4.ping_group_range") {
 				t.Errorf("Dial = %v, want EACCES and what to do", err)
 			}
-			r := ping.NewRelay(dial, nil, udp.Limits{})
+			r := ping.NewRelay(dial, nil)
 			serve(t, r)
 			e := newEcho(lo.request, 1, "x")
 			r.Handle(e)

@@ -31,7 +31,7 @@ const benchSize = 1200
 // BenchmarkUp sends to a socket that nobody reads, so it measures only the sender's cost.
 func BenchmarkUp(b *testing.B) {
 	server := listen(b, "127.0.0.1:0")
-	r := New(to(server.LocalAddr()), nil, Limits{})
+	r := New(to(server.LocalAddr()), nil, Timeouts{})
 	start(b, r)
 	d := counter{make([]byte, benchSize), new(atomic.Int64)}
 	r.Handle(d)
@@ -48,7 +48,7 @@ func BenchmarkDown(b *testing.B) {
 	for name, segments := range map[string]int{"single": 1, "segmented": 40} {
 		b.Run(name, func(b *testing.B) {
 			server := listen(b, "127.0.0.1:0")
-			r := New(to(server.LocalAddr()), nil, Limits{})
+			r := New(to(server.LocalAddr()), nil, Timeouts{})
 			start(b, r)
 			d := counter{make([]byte, benchSize), new(atomic.Int64)}
 			r.Handle(d)

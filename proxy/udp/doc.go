@@ -26,9 +26,8 @@
 //	   ▼                     ▼                         ▼
 //	 ICMP                  (none)                    (none)
 //
-// A datagram in either direction counts as use. When there are [Limits.Flows] flows, or [Limits.PerSource] from one
-// address, one flow is evicted: the longest-unused flow among those never answered, or, if all were answered, the
-// longest-unused of all. A port scan therefore does not end a call.
+// A datagram in either direction counts as use. When there are 4096 flows, one is evicted: the longest-unused among
+// those never answered, or, if all were answered, the longest-unused of all. A port scan therefore does not end a call.
 //
 // A buffer is taken when a datagram is there and given back before waiting for the next, so an idle flow holds none.
 // With UDP_GRO, one read returns what the network card or a sender on this machine has put together, up to 64 KiB.

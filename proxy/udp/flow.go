@@ -34,14 +34,13 @@ const (
 // The caller of Handle sends the application's datagrams, unless the socket takes no more. In that case a second
 // goroutine flushes the queue and ends.
 type flow struct {
-	relay  *Relay
-	key    key
-	source *order
+	relay *Relay
+	key   key
 
 	// The relay's mu guards these.
-	inAll, inSource place
-	used            time.Time // last datagram, in either direction
-	answered        bool
+	place    place
+	used     time.Time // last datagram, in either direction
+	answered bool
 
 	mu       sync.Mutex // taken before the relay's, if both are
 	over     bool
@@ -53,18 +52,16 @@ type flow struct {
 }
 
 // newFlow creates the flow of d, which is sent when run is called. relay.mu is held.
-func newFlow(r *Relay, k key, src *order, d Datagram) *flow {
-	f := &flow{relay: r, key: k, source: src, used: time.Now(), last: d, flushing: true}
+func newFlow(r *Relay, k key, d Datagram) *flow {
+	f := &flow{relay: r, key: k, used: time.Now(), last: d, flushing: true}
 	f.pushLocked(d)
-	r.all.add(f, &f.inAll)
-	src.add(f, &f.inSource)
+	r.order.add(f)
 	return f
 }
 
 func (f *flow) touchLocked() {
 	f.used = time.Now()
-	f.relay.all.used(&f.inAll)
-	f.source.used(&f.inSource)
+	f.relay.order.used(f)
 }
 
 // close ends the flow, which has been removed from the table.
@@ -293,9 +290,9 @@ func (f *flow) receive() {
 func (f *flow) wait() (until time.Time, over bool) {
 	f.relay.mu.Lock()
 	defer f.relay.mu.Unlock()
-	until = f.used.Add(f.relay.lim.Unanswered)
+	until = f.used.Add(f.relay.timeouts.Unanswered)
 	if f.answered {
-		until = f.used.Add(f.relay.lim.Answered)
+		until = f.used.Add(f.relay.timeouts.Answered)
 	}
 	if time.Now().Before(until) {
 		return until, false
@@ -326,8 +323,7 @@ func (f *flow) deliver(b []byte, size int) {
 	}
 	if !f.answered {
 		f.answered = true
-		f.relay.all.answer(f, &f.inAll)
-		f.source.answer(f, &f.inSource)
+		f.relay.order.answer(f)
 	}
 	f.touchLocked()
 }

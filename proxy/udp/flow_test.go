@@ -36,12 +36,12 @@ func (*scripted) errors(Datagram) (told, local bool) { return true, false }
 // Errors about earlier datagrams do not cost the one that is being sent from the queue, even if the socket is full
 // again, or has another error, by the time that it is sent once more.
 func TestFlushSendsAgain(t *testing.T) {
-	r := New(nil, nil, Limits{})
+	r := New(nil, nil, Timeouts{})
 	got := newInbox()
 	s := &scripted{errs: []error{syscall.ECONNREFUSED, errBusy, syscall.ECONNREFUSED, syscall.EHOSTUNREACH, errBusy}}
 	one, two := got.from(app4, dst4, "one"), got.from(app4, dst4, "two")
 	r.mu.Lock()
-	f := newFlow(r, key{app4, dst4}, new(order), one)
+	f := newFlow(r, key{app4, dst4}, one)
 	r.mu.Unlock()
 	f.socket = s
 	f.pushLocked(two)
@@ -73,11 +73,11 @@ func (*quiet) Close() error { return nil }
 // socket is closed begins a new flow. One that came before that step keeps the flow.
 func TestDatagramAtTheEndOfAFlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := New(func(context.Context, netip.AddrPort) (net.Conn, error) { return nil, errors.New("no socket") }, nil, Limits{})
-		got, src := newInbox(), new(order)
+		r := New(func(context.Context, netip.AddrPort) (net.Conn, error) { return nil, errors.New("no socket") }, nil, Timeouts{})
+		got := newInbox()
 		r.mu.Lock()
-		f := newFlow(r, key{app4, dst4}, src, got.from(app4, dst4, "one"))
-		r.flows[f.key], r.sources[app4.Addr()] = f, src
+		f := newFlow(r, key{app4, dst4}, got.from(app4, dst4, "one"))
+		r.flows[f.key] = f
 		r.mu.Unlock()
 		f.socket = new(quiet)
 		ended := make(chan time.Time)

@@ -75,8 +75,8 @@ func start(t testing.TB, r *Relay) {
 		if err := <-served; err != nil {
 			t.Errorf("Serve = %v", err)
 		}
-		if s := r.Stats(); s.Flows != 0 || r.queued.Load() != 0 || len(r.sources) != 0 || r.all.len() != 0 {
-			t.Errorf("after Serve: %+v, %d bytes queued, %d sources, %d in order", s, r.queued.Load(), len(r.sources), r.all.len())
+		if s := r.Stats(); s.Flows != 0 || r.queued.Load() != 0 || r.order.oldest() != nil {
+			t.Errorf("after Serve: %+v, %d bytes queued, in order: %v", s, r.queued.Load(), r.order.oldest())
 		}
 		eventually(t, "goroutines are back to the start", func() bool { return runtime.NumGoroutine() <= before })
 	})

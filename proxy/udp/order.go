@@ -5,29 +5,23 @@ import "container/list"
 // order lists flows by their last use, with those never answered apart from the others. The zero value is empty.
 type order struct{ unanswered, answered list.List }
 
-// place is a flow's position in one order.
+// place is a flow's position in the order.
 type place struct {
 	in   *list.List
 	elem *list.Element
 }
 
-func (o *order) add(f *flow, p *place) {
-	p.in = &o.unanswered
-	p.elem = p.in.PushBack(f)
-}
+func (o *order) add(f *flow) { f.place = place{&o.unanswered, o.unanswered.PushBack(f)} }
 
-func (o *order) used(p *place) { p.in.MoveToBack(p.elem) }
+func (o *order) used(f *flow) { f.place.in.MoveToBack(f.place.elem) }
 
 // answer moves f to the answered flows.
-func (o *order) answer(f *flow, p *place) {
-	p.in.Remove(p.elem)
-	p.in = &o.answered
-	p.elem = p.in.PushBack(f)
+func (o *order) answer(f *flow) {
+	o.remove(f)
+	f.place = place{&o.answered, o.answered.PushBack(f)}
 }
 
-func (o *order) remove(p *place) { p.in.Remove(p.elem) }
-
-func (o *order) len() int { return o.unanswered.Len() + o.answered.Len() }
+func (o *order) remove(f *flow) { f.place.in.Remove(f.place.elem) }
 
 // oldest returns the flow to evict first: the longest-unused one never answered, or else the longest-unused one.
 func (o *order) oldest() *flow {

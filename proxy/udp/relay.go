@@ -1,6 +1,7 @@
 package udp
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net"
@@ -48,28 +49,13 @@ type Datagram interface {
 // *net.UDPConn: with anything else the relay sees no ICMP errors, path MTU or TTL.
 type Dialer func(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
 
-// Limits bounds a Relay. The zero value of a field stands for its default.
-type Limits struct {
-	Flows      int           // open sockets (4096)
-	PerSource  int           // of these, for one application address (Flows)
-	Unanswered time.Duration // how long an unused flow stays if it was never answered (30s)
-	Answered   time.Duration // how long an unused flow stays if both ends have sent (180s)
-}
+// maxFlows is how many flows, each with a socket, there are at a time.
+const maxFlows = 4096
 
-func (l Limits) withDefaults() Limits {
-	if l.Flows <= 0 {
-		l.Flows = 4096
-	}
-	if l.PerSource <= 0 || l.PerSource > l.Flows {
-		l.PerSource = l.Flows
-	}
-	if l.Unanswered <= 0 {
-		l.Unanswered = 30 * time.Second // nf_conntrack_udp_timeout
-	}
-	if l.Answered <= 0 {
-		l.Answered = 180 * time.Second // RFC 4787, REQ-5: at least 2 min, 5 min recommended
-	}
-	return l
+// Timeouts are how long an unused flow stays. 0 stands for the default.
+type Timeouts struct {
+	Unanswered time.Duration // if it was never answered: 30 s, as nf_conntrack_udp_timeout
+	Answered   time.Duration // if both ends have sent: 180 s; RFC 4787, REQ-5, asks for 2 min and recommends 5
 }
 
 // Stats are counters since the start.
@@ -82,9 +68,10 @@ type Stats struct {
 
 // Relay carries datagrams. Its methods are safe for concurrent use.
 type Relay struct {
-	dial Dialer
-	log  *throttle
-	lim  Limits
+	dial     Dialer
+	log      *throttle
+	timeouts Timeouts
+	most     int // maxFlows
 
 	ctx    context.Context // of the dials; ends with Serve
 	cancel context.CancelFunc
@@ -93,22 +80,21 @@ type Relay struct {
 	total, evicted, dropped atomic.Uint64
 	queued                  atomic.Int64 // bytes queued in all flows
 
-	mu      sync.Mutex // if both are taken, a flow's mu comes first
-	closed  bool
-	flows   map[key]*flow
-	all     order
-	sources map[netip.Addr]*order
+	mu     sync.Mutex // if both are taken, a flow's mu comes first
+	closed bool
+	flows  map[key]*flow
+	order  order
 }
 
 type key struct{ src, dst netip.AddrPort }
 
 // New returns a relay that sends over sockets opened by dial. A nil log discards.
-func New(dial Dialer, log *slog.Logger, lim Limits) *Relay {
+func New(dial Dialer, log *slog.Logger, t Timeouts) *Relay {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Relay{
-		dial: dial, log: newThrottle(log), lim: lim.withDefaults(),
-		ctx: ctx, cancel: cancel,
-		flows: make(map[key]*flow), sources: make(map[netip.Addr]*order),
+		dial: dial, log: newThrottle(log), most: maxFlows,
+		timeouts: Timeouts{cmp.Or(t.Unanswered, 30*time.Second), cmp.Or(t.Answered, 180*time.Second)},
+		ctx:      ctx, cancel: cancel, flows: make(map[key]*flow),
 	}
 }
 
@@ -156,57 +142,44 @@ func (r *Relay) flow(d Datagram) (f, out *flow) {
 		f.touchLocked()
 		return f, nil
 	}
-	src := r.sources[k.src.Addr()]
-	if src == nil {
-		src = new(order)
-		r.sources[k.src.Addr()] = src
+	if len(r.flows) >= r.most {
+		out = r.evictLocked()
 	}
-	switch {
-	case src.len() >= r.lim.PerSource:
-		out = src.oldest()
-	case len(r.flows) >= r.lim.Flows:
-		out = r.all.oldest()
-	}
-	if out != nil {
-		r.removeLocked(out)
-		r.evicted.Add(1)
-		r.sources[k.src.Addr()] = src // out may have been its last flow
-	}
-	f = newFlow(r, k, src, d)
+	f = newFlow(r, k, d)
 	r.flows[k] = f
 	r.total.Add(1)
 	r.wg.Go(f.run)
 	return nil, out
 }
 
-// removeLocked removes f from the table and reports whether f was there.
-func (r *Relay) removeLocked(f *flow) bool {
-	if r.flows[f.key] != f {
-		return false
+// removeLocked removes f from the table, if it is there.
+func (r *Relay) removeLocked(f *flow) {
+	if r.flows[f.key] == f {
+		delete(r.flows, f.key)
+		r.order.remove(f)
 	}
-	delete(r.flows, f.key)
-	r.all.remove(&f.inAll)
-	f.source.remove(&f.inSource)
-	if f.source.len() == 0 {
-		delete(r.sources, f.key.src.Addr())
-	}
-	return true
 }
 
-func (r *Relay) remove(f *flow) bool {
+func (r *Relay) remove(f *flow) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.removeLocked(f)
+	r.removeLocked(f)
 }
 
-// makeRoom ends the flow that comes first in the eviction order.
-func (r *Relay) makeRoom() {
-	r.mu.Lock()
-	out := r.all.oldest()
+// evictLocked removes the flow that comes first in the eviction order, and returns it; nil if there is none.
+func (r *Relay) evictLocked() *flow {
+	out := r.order.oldest()
 	if out != nil {
 		r.removeLocked(out)
 		r.evicted.Add(1)
 	}
+	return out
+}
+
+// makeRoom ends a flow.
+func (r *Relay) makeRoom() {
+	r.mu.Lock()
+	out := r.evictLocked()
 	r.mu.Unlock()
 	if out != nil {
 		out.close()

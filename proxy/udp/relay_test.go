@@ -57,10 +57,10 @@ func (p *pipes) read(t *testing.T, dst netip.AddrPort) string {
 }
 
 // inBubble runs f with a relay that uses synctest's clock.
-func inBubble(t *testing.T, lim Limits, f func(r *Relay, p *pipes, got *inbox)) {
+func inBubble(t *testing.T, f func(r *Relay, p *pipes, got *inbox)) {
 	synctest.Test(t, func(t *testing.T) {
 		p := new(pipes)
-		r := New(p.dial, nil, lim)
+		r := New(p.dial, nil, Timeouts{})
 		ctx, cancel := context.WithCancel(context.Background())
 		served := make(chan error, 1)
 		go func() { served <- r.Serve(ctx) }()
@@ -76,7 +76,7 @@ func inBubble(t *testing.T, lim Limits, f func(r *Relay, p *pipes, got *inbox)) 
 }
 
 func TestUnansweredFlowEnds(t *testing.T) {
-	inBubble(t, Limits{}, func(r *Relay, p *pipes, got *inbox) {
+	inBubble(t, func(r *Relay, p *pipes, got *inbox) {
 		r.Handle(got.from(app4, dst4, "one"))
 		synctest.Wait()
 		p.read(t, dst4)
@@ -101,7 +101,7 @@ func TestUnansweredFlowEnds(t *testing.T) {
 }
 
 func TestAnsweredFlowStays(t *testing.T) {
-	inBubble(t, Limits{}, func(r *Relay, p *pipes, got *inbox) {
+	inBubble(t, func(r *Relay, p *pipes, got *inbox) {
 		r.Handle(got.from(app4, dst4, "one"))
 		synctest.Wait()
 		p.read(t, dst4)
@@ -133,7 +133,8 @@ func TestAnsweredFlowStays(t *testing.T) {
 func port(addr netip.AddrPort, p uint16) netip.AddrPort { return netip.AddrPortFrom(addr.Addr(), p) }
 
 func TestEvictionUnansweredFirst(t *testing.T) {
-	inBubble(t, Limits{Flows: 3}, func(r *Relay, p *pipes, got *inbox) {
+	inBubble(t, func(r *Relay, p *pipes, got *inbox) {
+		r.most = 3
 		has := func(n uint16) bool {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -171,25 +172,8 @@ func TestEvictionUnansweredFirst(t *testing.T) {
 	})
 }
 
-func TestSourceEvictsItsOwn(t *testing.T) {
-	inBubble(t, Limits{Flows: 10, PerSource: 2}, func(r *Relay, _ *pipes, got *inbox) {
-		other := netip.MustParseAddrPort("192.0.2.2:5000")
-		r.Handle(got.from(other, dst4, "x"))
-		for n := range uint16(5) {
-			r.Handle(got.from(port(app4, 1+n), dst4, "x"))
-		}
-		synctest.Wait()
-		if s := r.Stats(); s.Flows != 3 || s.Evicted != 3 {
-			t.Errorf("%+v, want 2 flows of one address and 1 of the other", s)
-		}
-		if r.sources[other.Addr()].len() != 1 {
-			t.Error("another address lost its flow")
-		}
-	})
-}
-
 func TestQueueIsBounded(t *testing.T) {
-	inBubble(t, Limits{}, func(r *Relay, p *pipes, got *inbox) {
+	inBubble(t, func(r *Relay, p *pipes, got *inbox) {
 		var sent []*datagram
 		for range 1000 { // nobody reads the pipe
 			d := got.from(app4, dst4, strings.Repeat("x", 1000))
@@ -224,7 +208,7 @@ func TestDialErrorIsTold(t *testing.T) {
 		{syscall.EPERM, syscall.EACCES},
 		{syscall.EACCES, syscall.EACCES},
 	} {
-		inBubble(t, Limits{}, func(r *Relay, p *pipes, got *inbox) {
+		inBubble(t, func(r *Relay, p *pipes, got *inbox) {
 			var log lines
 			r.log = newThrottle(log.logger())
 			p.err = &net.OpError{Op: "dial", Net: "udp", Err: os.NewSyscallError("connect", test.err)}
@@ -255,7 +239,7 @@ func TestDialErrorIsTold(t *testing.T) {
 // Without a descriptor left, one flow has to end so that another can begin.
 func TestNoDescriptorMakesRoom(t *testing.T) {
 	for _, answered := range []bool{false, true} {
-		inBubble(t, Limits{}, func(r *Relay, p *pipes, got *inbox) {
+		inBubble(t, func(r *Relay, p *pipes, got *inbox) {
 			r.Handle(got.from(app4, dst4, "x"))
 			synctest.Wait()
 			if answered {
@@ -277,7 +261,7 @@ func TestNoDescriptorMakesRoom(t *testing.T) {
 }
 
 func TestNotCarried(t *testing.T) {
-	inBubble(t, Limits{}, func(r *Relay, _ *pipes, got *inbox) {
+	inBubble(t, func(r *Relay, _ *pipes, got *inbox) {
 		for dst, told := range map[string]bool{
 			"224.0.0.251:5353": false, "[ff02::fb]:5353": false, "255.255.255.255:67": false,
 			"0.0.0.0:1": false, "127.0.0.1:53": false, "[::1]:53": false, "[fe80::1]:53": true,
@@ -297,7 +281,7 @@ func TestNotCarried(t *testing.T) {
 func TestHandleAfterServe(t *testing.T) {
 	var r *Relay
 	got := newInbox()
-	inBubble(t, Limits{}, func(relay *Relay, _ *pipes, _ *inbox) { r = relay })
+	inBubble(t, func(relay *Relay, _ *pipes, _ *inbox) { r = relay })
 	d := got.from(app4, dst4, "x")
 	r.Handle(d)
 	if s := r.Stats(); s.Flows != 0 || d.released.Load() != 1 {

@@ -75,7 +75,7 @@ func TestThereAndBack(t *testing.T) {
 			t.Cleanup(func() { // after the relay's
 				eventually(t, "descriptors are back to the start", func() bool { return descriptors(t) <= before })
 			})
-			r := New(to(server.LocalAddr()), nil, Limits{})
+			r := New(to(server.LocalAddr()), nil, Timeouts{})
 			start(t, r)
 			got := newInbox()
 			var from netip.AddrPort
@@ -112,7 +112,7 @@ func TestStrangersAreNotHeard(t *testing.T) {
 	for name, f := range families {
 		t.Run(name, func(t *testing.T) {
 			server, stranger := listen(t, f.lo), listen(t, f.lo)
-			r := New(to(server.LocalAddr()), nil, Limits{})
+			r := New(to(server.LocalAddr()), nil, Timeouts{})
 			start(t, r)
 			got := newInbox()
 			r.Handle(got.from(f.app, f.dst, "x"))
@@ -137,7 +137,7 @@ func TestRefused(t *testing.T) {
 			server := listen(t, f.lo)
 			addr := server.LocalAddr()
 			server.Close()
-			r := New(to(addr), nil, Limits{})
+			r := New(to(addr), nil, Timeouts{})
 			start(t, r)
 			got := newInbox()
 			r.Handle(got.from(f.app, f.dst, "nobody there"))
@@ -162,7 +162,7 @@ func TestRefusedAgainAndAgain(t *testing.T) {
 	server := listen(t, "127.0.0.1:0")
 	addr := server.LocalAddr()
 	server.Close()
-	r := New(to(addr), nil, Limits{})
+	r := New(to(addr), nil, Timeouts{})
 	start(t, r)
 	got := newInbox()
 	const times = 500
@@ -188,7 +188,7 @@ func TestSegmentsArriveApart(t *testing.T) {
 	for name, f := range families {
 		t.Run(name, func(t *testing.T) {
 			server := listen(t, f.lo)
-			r := New(to(server.LocalAddr()), nil, Limits{})
+			r := New(to(server.LocalAddr()), nil, Timeouts{})
 			start(t, r)
 			got := newInbox()
 			r.Handle(got.from(f.app, f.dst, "x"))
