@@ -83,7 +83,7 @@
 //	mu.Unlock()
 //	// only now, and only if both errors are nil, is the answer released to the application
 //
-// and at intervals, say every second:
+// and at intervals, say every second, until nothing has expired:
 //
 //	mu.Lock()
 //	expired := names.Expired(time.Now())

@@ -12,18 +12,18 @@ const batch = 1024
 // Expired returns the captures that nothing needs any more: the TTL of their names has passed, and so has
 // [Grace] since then and since a flow last used any address of these names. The caller removes them and
 // passes them to [Names.Forget]. Until then connections are decided as before, and no capture is returned again.
-// Call Expired every second or so. The time it takes depends on what has expired, not on how much is known.
-func (n *Names) Expired(now time.Time) []Capture {
+// Expired returns those of some 1000 addresses at a time, so that answers can come in between. Every second or so,
+// call it until it returns none. The time it takes depends on what has expired, not on how much is known.
+func (n *Names) Expired(now time.Time) (gone []Capture) {
 	n.settleAt(now)
-	var gone []Capture
-	for more := true; more; {
-		gone, more = n.expireBatch(now, gone)
+	for more := true; more && len(gone) == 0; {
+		gone, more = n.expireBatch(now)
 	}
 	return gone
 }
 
-// expireBatch checks the next batch, appends what has expired and reports whether there may be more.
-func (n *Names) expireBatch(now time.Time, gone []Capture) (_ []Capture, more bool) {
+// expireBatch checks the next batch, returns what has expired and reports whether there may be more.
+func (n *Names) expireBatch(now time.Time) (gone []Capture, more bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	at := n.advance(now)
@@ -31,7 +31,7 @@ func (n *Names) expireBatch(now time.Time, gone []Capture) (_ []Capture, more bo
 	for range batch {
 		p, key := n.ends.first()
 		if p == nil || key.first > int64(at) {
-			return n.seeOff(leaving, gone), false
+			return n.seeOff(leaving, nil), false
 		}
 		due := n.due(p)
 		if p.name.inUse() {
@@ -44,7 +44,7 @@ func (n *Names) expireBatch(now time.Time, gone []Capture) (_ []Capture, more bo
 		n.leave(p)
 		leaving = append(leaving, p)
 	}
-	return n.seeOff(leaving, gone), true
+	return n.seeOff(leaving, nil), true
 }
 
 // Forget says that the captures c, returned by [Names.Expired] or as [Learned].Drop, have been removed. It returns

@@ -115,16 +115,28 @@ func (l *learner) expire(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if err := l.sweep(ctx); err != nil && ctx.Err() == nil {
+		if err := l.sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
 			l.log.Warn("release expired addresses: " + err.Error())
 		}
 	}
 }
 
-func (l *learner) sweep(ctx context.Context) error {
+func (l *learner) sweep(ctx context.Context, now time.Time) (err error) {
+	for more := true; more; {
+		var serr error
+		if more, serr = l.sweepSome(ctx, now); err == nil {
+			err = serr
+		}
+	}
+	return err
+}
+
+// sweepSome removes a part, because answers wait for it, and reports whether there may be more.
+func (l *learner) sweepSome(ctx context.Context, now time.Time) (more bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.withdraw(ctx, l.names.Expired(time.Now()))
+	gone := l.names.Expired(now)
+	return len(gone) > 0, l.withdraw(ctx, gone)
 }
 
 // replace makes next decide as soon as apply has made the host capture what next needs, including what is known of

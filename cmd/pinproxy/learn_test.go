@@ -60,13 +60,66 @@ func TestAllThatExpiresIsReleased(t *testing.T) {
 			t.Fatalf("%d captures, want %d", len(routes), 2*names*each)
 		}
 		time.Sleep(shortestTTL + 2*rules.Grace)
-		if err := l.sweep(t.Context()); err != nil {
+		if err := l.sweep(t.Context(), time.Now()); err != nil {
 			t.Error(err)
 		}
 		if len(routes) != 0 || l.names.Len() != 0 {
 			t.Errorf("%d captures and %d addresses are left", len(routes), l.names.Len())
 		}
 	})
+}
+
+// An answer does not wait until all that expires at once is released.
+func TestAnswerComesWhileMuchIsReleased(t *testing.T) {
+	routes := &kernel{slowRouter: make(slowRouter), removing: make(chan bool, 1)}
+	l := learnerOf(t, routes, "*.bank.example:443=63999")
+	const names, each = 20, 1000
+	addr := netip.MustParseAddr("2001:db8::1")
+	for i := range names {
+		var addrs []netip.Addr
+		for range each {
+			addrs = append(addrs, addr)
+			addr = addr.Next()
+		}
+		if err := l.Observe(fmt.Sprintf("n%d.bank.example", i), addrs, time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	swept := make(chan error)
+	go func() { swept <- l.sweep(t.Context(), time.Now().Add(shortestTTL+2*rules.Grace)) }()
+	<-routes.removing
+	if err := l.Observe("www.bank.example", []netip.Addr{addr}, time.Hour); err != nil {
+		t.Error(err)
+	}
+	l.mu.Lock()
+	if left := len(routes.slowRouter); left < names*each/2 {
+		t.Errorf("of %d captures %d were left when the answer's turn came", names*each, left)
+	}
+	l.mu.Unlock()
+	if err := <-swept; err != nil {
+		t.Error(err)
+	}
+	if len(routes.slowRouter) != 1 {
+		t.Errorf("%d captures are left, want the new one", len(routes.slowRouter))
+	}
+}
+
+// kernel removes captures as fast as a kernel does.
+type kernel struct {
+	slowRouter
+	removing chan bool // gets a value when something is being removed
+}
+
+func (k *kernel) Remove(_ context.Context, list []host.Capture) error {
+	select {
+	case k.removing <- true:
+	default:
+	}
+	time.Sleep(time.Duration(len(list)) * 10 * time.Microsecond)
+	for _, c := range list {
+		delete(k.slowRouter, c)
+	}
+	return nil
 }
 
 // Browsers use an address for two minutes, however short its TTL.
@@ -79,7 +132,7 @@ func TestShortTTL(t *testing.T) {
 		}
 		for _, left := range []int{1, 0} {
 			time.Sleep(119 * time.Second)
-			if err := l.sweep(t.Context()); err != nil || len(routes) != left {
+			if err := l.sweep(t.Context(), time.Now()); err != nil || len(routes) != left {
 				t.Errorf("%d captures, want %d: %v", len(routes), left, err)
 			}
 		}
