@@ -99,7 +99,7 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 	names := rules.NewNames(o.set)
 	learn := &learner{names: names, routes: allRouted{}, log: log}
 	sockets := proxy.Sockets{Owners: new(sockdiag.Memory).Owners}
-	relay := dns.NewRelay(out.dial, learn, log, dns.Limits{})
+	relay := dns.NewRelay(out.dial, learn, log)
 	resolver := dns.NewResolver(sockets.DialPlain, learn.refresh, quiet(log))
 	datagrams := udp.New(out.dialUDP, log, udp.Timeouts{})
 	pings := ping.NewRelay(out.dialPing, log)

@@ -140,7 +140,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	defer func() { err = errors.Join(err, guard.close()) }()
 	names := rules.NewNames(o.set)
 	learn := &learner{names: names, routes: h, log: log}
-	relay := dns.NewRelay(sockets.DialPlain, learn, log, dns.Limits{})
+	relay := dns.NewRelay(sockets.DialPlain, learn, log)
 	resolver := dns.NewResolver(sockets.DialPlain, learn.refresh, log)
 	lookups, err := newResolved(dev.Name(), bus, o.set, learn, guard, log)
 	if err != nil {

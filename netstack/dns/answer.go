@@ -14,8 +14,8 @@ const (
 	maxChain  = 16 // names in a CNAME chain; resolvers give up earlier
 )
 
-// Answer is what one DNS response says about the name that was asked for.
-type Answer struct {
+// answer is what one DNS response says about the name that was asked for.
+type answer struct {
 	Name  string // the queried host: lower case, no final dot
 	Type  dnsmessage.Type
 	Class dnsmessage.Class
@@ -23,17 +23,6 @@ type Answer struct {
 	TTL   time.Duration // the lowest TTL between the name and the addresses or targets; 0 without either
 
 	Targets []string // names that Name is an alias of, and whose addresses the application may ask for separately
-}
-
-// Answers parses a DNS response. It reports false if msg is not the response to a single standard query of
-// class IN. From a damaged message it returns what precedes the damage. The package comment says which
-// addresses count.
-func Answers(msg []byte) (Answer, bool) {
-	p, _, q, ok := parseQuestion(msg, true)
-	if !ok || q.class != dnsmessage.ClassINET {
-		return Answer{}, false
-	}
-	return collect(p, q, msg), true
 }
 
 // question is the only entry in a message's question section.
@@ -100,9 +89,10 @@ func (q question) service() bool {
 	return q.typ == dnsmessage.TypeHTTPS || q.typ == dnsmessage.TypeSVCB
 }
 
-// collect gathers the addresses that belong to q. p is positioned at the answers.
-func collect(p dnsmessage.Parser, q question, msg []byte) Answer {
-	a := Answer{Name: q.host(), Type: q.typ, Class: q.class}
+// collect gathers the addresses that belong to q; the package comment says which do. p is positioned at the answers.
+// From a damaged message it returns what precedes the damage.
+func collect(p dnsmessage.Parser, q question, msg []byte) answer {
+	a := answer{Name: q.host(), Type: q.typ, Class: q.class}
 	if dnsmessage.RCode(msg[3]&0x0f) != dnsmessage.RCodeSuccess {
 		return a
 	}

@@ -92,11 +92,11 @@ func TestAnswers(t *testing.T) {
 			if tt.edit != nil {
 				tt.edit(&m)
 			}
-			want := Answer{Name: tt.as, Type: tt.typ, Class: dnsmessage.ClassINET, TTL: tt.ttl, Addrs: addrs(tt.want), Targets: strings.Fields(tt.leads)}
+			want := answer{Name: tt.as, Type: tt.typ, Class: dnsmessage.ClassINET, TTL: tt.ttl, Addrs: addrs(tt.want), Targets: strings.Fields(tt.leads)}
 			if want.Name == "" {
 				want.Name = "bank.example"
 			}
-			got, ok := Answers(pack(m))
+			got, ok := parseAnswer(pack(m))
 			if d := cmp.Diff(want, got, byAddr, cmpopts.EquateEmpty()); !ok || d != "" {
 				t.Errorf("ok = %v; want, got:\n%s", ok, d)
 			}
@@ -111,7 +111,7 @@ func oddHints(owner string) dnsmessage.Resource {
 	return dnsmessage.Resource{Header: header(owner, 60), Body: &dnsmessage.HTTPSResource{SVCBResource: r}}
 }
 
-func TestAnswersRefuses(t *testing.T) {
+func TestAnswerRefuses(t *testing.T) {
 	q := query(1, "bank.example.", dnsmessage.TypeA)
 	good := answerTo(q, rec("bank.example.", 60, "203.0.113.1"))
 	edit := func(f func(b []byte)) []byte {
@@ -131,20 +131,20 @@ func TestAnswersRefuses(t *testing.T) {
 		"class CH":        edit(func(b []byte) { b[len(q)-1] = 3 }),
 		"junk":            []byte("GET / HTTP/1.1\r\nHost: bank.example\r\n\r\n"),
 	} {
-		if a, ok := Answers(msg); ok {
+		if a, ok := parseAnswer(msg); ok {
 			t.Errorf("%s: got %+v", name, a)
 		}
 	}
 }
 
 // A truncated or damaged answer tells what comes before.
-func TestAnswersDamaged(t *testing.T) {
+func TestAnswerDamaged(t *testing.T) {
 	const h = "bank.example."
 	q := query(1, h, dnsmessage.TypeA)
 	first := answerTo(q, rec(h, 60, "203.0.113.1"))
 	both := answerTo(q, rec(h, 60, "203.0.113.1"), rec(h, 60, "203.0.113.2"))
 	for n := len(first); n < len(both); n++ {
-		a, ok := Answers(both[:n])
+		a, ok := parseAnswer(both[:n])
 		if !ok || !slices.Equal(a.Addrs, addrs("203.0.113.1")) {
 			t.Fatalf("first %d bytes: %+v, %v", n, a, ok)
 		}
@@ -152,12 +152,12 @@ func TestAnswersDamaged(t *testing.T) {
 	bad := answerTo(q, https(h, 60, 1, ".", "203.0.113.7"), rec(h, 60, "203.0.113.1"))
 	i := len(q) + 2 + 10 + 2 + 1 // name, header, priority, target: the first parameter's key
 	bad[i] = 0xff                // larger than the next one's
-	if a, ok := Answers(bad); !ok || !slices.Equal(a.Addrs, addrs("203.0.113.1")) {
+	if a, ok := parseAnswer(bad); !ok || !slices.Equal(a.Addrs, addrs("203.0.113.1")) {
 		t.Errorf("after a bad HTTPS record: %+v, %v", a, ok)
 	}
 	wrongLength := answerTo(q, rec(h, 60, "203.0.113.1"), rec(h, 60, "203.0.113.2"))
 	wrongLength[len(first)-5] = 5 // RDLENGTH of the first
-	if a, ok := Answers(wrongLength); !ok || len(a.Addrs) != 0 {
+	if a, ok := parseAnswer(wrongLength); !ok || len(a.Addrs) != 0 {
 		t.Errorf("A record of 5 bytes: %+v, %v", a, ok)
 	}
 }
@@ -222,7 +222,7 @@ func BenchmarkAnswers(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if a, ok := Answers(msg); !ok || len(a.Addrs) == 0 {
+				if a, ok := parseAnswer(msg); !ok || len(a.Addrs) == 0 {
 					b.Fatal(a)
 				}
 			}

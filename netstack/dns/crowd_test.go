@@ -45,7 +45,8 @@ func TestRelayFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const flows = 64
 		var p pipeDialer
-		r := NewRelay(p.dial, &observer{}, nil, Limits{Flows: flows})
+		r := NewRelay(p.dial, &observer{}, nil)
+		r.most = flows
 		stop := serve(t, r)
 		defer stop()
 		dials := func() int {
@@ -140,7 +141,7 @@ func TestRelayDialsFewAtATime(t *testing.T) {
 			now--
 			mu.Unlock()
 			return p.dial(ctx, network, dst)
-		}, &observer{}, nil, Limits{})
+		}, &observer{}, nil)
 		stop := serve(t, r)
 		defer stop()
 		q := query(1, "bank.example.", dnsmessage.TypeA)

@@ -29,14 +29,13 @@
 // rules. pinproxy is not a resolver and has no cache.
 //
 // UDP: each (application src, dst) pair has one relay flow with one connected socket. The kernel therefore
-// drops packets from other hosts and reports ICMP errors. A flow ends [Limits.Answered] after its last query
-// was answered, or [Limits.Unanswered] after the last query if an answer is still missing. When there are
-// [Limits.Flows] flows, a new one replaces the flow that has gone longest without an open question. If all
-// flows have an open question, a flood makes room: pinproxy takes the address with the most flows, and the zone
-// (the last two labels of the name) and resolver that this address asks about most, and ends the oldest of
-// those flows. Further questions of that share replace one of its flows once a millisecond; the others are
-// dropped before anything is spent on them. A few goroutines open the sockets, and serve the smaller shares
-// first.
+// drops packets from other hosts and reports ICMP errors. A flow ends 2 s after its last query was
+// answered, or 10 s after the last query if an answer is still missing. When there are 4096 flows, a new one
+// replaces the flow that has gone longest without an open question. If all flows have an open question, a flood
+// makes room: pinproxy takes the address with the most flows, and the zone (the last two labels of the name)
+// and resolver that this address asks about most, and ends the oldest of those flows. Further questions of that
+// share replace one of its flows once a millisecond; the others are dropped before anything is spent on them. A
+// few goroutines open the sockets, and serve the smaller shares first.
 //
 // TCP: [Tap] wraps the upstream connection of an ordinary flow. It follows the two-byte frames of RFC 1035,
 // section 4.2.2. Answers may come in any order (RFC 7766, section 6.2.1.1). Bytes that belong to no awaited

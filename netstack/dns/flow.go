@@ -190,13 +190,13 @@ func (f *flow) receive(d *datagrams) {
 func (f *flow) wait() (until time.Time, over bool) {
 	f.relay.mu.Lock()
 	defer f.relay.mu.Unlock()
-	until = f.since.Add(f.relay.lim.Answered)
+	until = f.since.Add(idleTime)
 	if f.open > 0 {
-		until = f.since.Add(f.relay.lim.Unanswered)
+		until = f.since.Add(answerWait)
 	}
 	if now := time.Now(); !now.Before(until) {
 		if f.sending { // the socket accepts nothing at the moment
-			return now.Add(f.relay.lim.Answered), f.elem == nil
+			return now.Add(idleTime), f.elem == nil
 		}
 		f.endLocked()
 	}

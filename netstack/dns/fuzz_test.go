@@ -84,7 +84,7 @@ func FuzzAnswers(f *testing.F) {
 	f.Add(q)
 	f.Fuzz(func(t *testing.T, msg []byte) {
 		before := slices.Clone(msg)
-		a, ok := Answers(msg)
+		a, ok := parseAnswer(msg)
 		if !bytes.Equal(before, msg) {
 			t.Fatal("the message was changed")
 		}

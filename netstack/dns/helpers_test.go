@@ -228,3 +228,13 @@ func udpServer(t testing.TB, ip string, reply func(query []byte) [][]byte) netip
 	})
 	return c.LocalAddr().(*net.UDPAddr).AddrPort()
 }
+
+// parseAnswer parses a DNS response. It reports false if msg is not the response to a single standard query of class
+// IN.
+func parseAnswer(msg []byte) (answer, bool) {
+	p, _, q, ok := parseQuestion(msg, true)
+	if !ok || q.class != dnsmessage.ClassINET {
+		return answer{}, false
+	}
+	return collect(p, q, msg), true
+}

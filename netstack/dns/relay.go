@@ -60,25 +60,13 @@ type Query interface {
 // closes the connection.
 type Dialer func(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error)
 
-// Limits bounds a Relay. A zero field means its default.
-type Limits struct {
-	Flows      int           // concurrent sockets (4096)
-	Unanswered time.Duration // how long to wait for an answer (10s)
-	Answered   time.Duration // how long a socket stays open after the last answer (2s)
-}
-
-func (l Limits) withDefaults() Limits {
-	if l.Flows <= 0 {
-		l.Flows = 4096
-	}
-	if l.Unanswered <= 0 {
-		l.Unanswered = 10 * time.Second // BIND's resolver-query-timeout; glibc asks again after 5 s
-	}
-	if l.Answered <= 0 {
-		l.Answered = 2 * time.Second
-	}
-	return l
-}
+const (
+	maxFlows = 4096 // concurrent sockets
+	// answerWait is how long to wait for an answer: BIND's resolver-query-timeout. glibc asks again after 5 s.
+	answerWait = 10 * time.Second
+	// idleTime is how long a socket stays open after the last answer.
+	idleTime = 2 * time.Second
+)
 
 // Stats are a relay's counters since the start.
 type Stats struct {
@@ -91,7 +79,7 @@ type Stats struct {
 type Relay struct {
 	dial  Dialer
 	learn learner
-	lim   Limits
+	most  int // maxFlows
 
 	queries, answers, dropped atomic.Uint64
 
@@ -112,12 +100,12 @@ type Relay struct {
 }
 
 // NewRelay returns a relay that asks over dial and reports to obs. A nil log discards.
-func NewRelay(dial Dialer, obs Observer, log *slog.Logger, lim Limits) *Relay {
+func NewRelay(dial Dialer, obs Observer, log *slog.Logger) *Relay {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Relay{
 		dial:   dial,
 		learn:  learner{obs: obs, log: newThrottle(log)},
-		lim:    lim.withDefaults(),
+		most:   maxFlows,
 		ctx:    ctx,
 		cancel: cancel,
 		flows:  make(map[flowKey]*flow),
@@ -171,10 +159,10 @@ func (r *Relay) beginLocked(key flowKey, s *share, now time.Time) (*flow, error)
 	if largest && r.queued >= maxQueued/2 {
 		return nil, errManyQueued
 	}
-	if len(r.flows) >= r.lim.Flows && !r.makeRoomLocked(s, now) {
+	if len(r.flows) >= r.most && !r.makeRoomLocked(s, now) {
 		return nil, errManyOpen
 	}
-	f := &flow{relay: r, key: key, share: s, asked: asked{max: maxAsked, keep: r.lim.Unanswered}}
+	f := &flow{relay: r, key: key, share: s, asked: asked{max: maxAsked, keep: answerWait}}
 	f.elem = r.idle.PushBack(f)
 	if largest {
 		f.turn = r.undialed.PushBack(f)

@@ -96,7 +96,7 @@ func TestRelayUnchanged(t *testing.T) {
 				asked <- q
 				return [][]byte{<-reply}
 			})
-			r := NewRelay(directly, &observer{}, nil, Limits{})
+			r := NewRelay(directly, &observer{}, nil)
 			serve(t, r)
 			for name, x := range map[string][2][]byte{
 				"DNS":           {q, answerTo(q, rec("bAnk.example.", 60, "203.0.113.1"))},
@@ -134,7 +134,7 @@ func TestRelayOrder(t *testing.T) {
 		entered <- o
 		return <-proceed
 	}}
-	r := NewRelay(directly, obs, nil, Limits{})
+	r := NewRelay(directly, obs, nil)
 	serve(t, r)
 	for i := 1; i <= 200; i++ {
 		d := newQuery(dst, query(uint16(i), "Bank.Example.", dnsmessage.TypeA))
@@ -147,7 +147,7 @@ func TestRelayOrder(t *testing.T) {
 		}
 		none(t, d.replies)
 		proceed <- nil
-		if a, ok := Answers(receive(t, d.replies)); !ok || a.Addrs[0] != got.Addrs[0] {
+		if a, ok := parseAnswer(receive(t, d.replies)); !ok || a.Addrs[0] != got.Addrs[0] {
 			t.Fatalf("the application got %v", a)
 		}
 	}
@@ -163,7 +163,7 @@ func TestRelayFlowsDontWait(t *testing.T) {
 		wants:   func(name string) bool { return name == "bank.example" },
 		observe: func(observed) error { entered <- true; return <-proceed },
 	}
-	r := NewRelay(directly, obs, nil, Limits{})
+	r := NewRelay(directly, obs, nil)
 	serve(t, r)
 	wanted := newQuery(dst, query(1, "bank.example.", dnsmessage.TypeA))
 	r.Handle(wanted)
@@ -183,7 +183,7 @@ func TestRelayObserveFails(t *testing.T) {
 		return [][]byte{answerTo(q, rec("bank.example.", 60, "203.0.113.1"))}
 	})
 	obs := &observer{observe: func(o observed) error { return fmt.Errorf("put route %v: %w", o.Addrs, errNoRoute) }}
-	r := NewRelay(directly, obs, slog.New(slog.NewTextHandler(&log, nil)), Limits{})
+	r := NewRelay(directly, obs, slog.New(slog.NewTextHandler(&log, nil)))
 	serve(t, r)
 	for i := range uint16(5) {
 		d := newQuery(dst, query(i, "bank.example.", dnsmessage.TypeA))
@@ -205,7 +205,7 @@ func TestRelayTellsOfAliases(t *testing.T) {
 		return [][]byte{answerTo(q, cname("bank.example.", 60, "Cdn.example."))}
 	})
 	obs := &observer{}
-	r := NewRelay(directly, obs, nil, Limits{})
+	r := NewRelay(directly, obs, nil)
 	serve(t, r)
 	d := newQuery(dst, query(7, "bank.example.", dnsmessage.TypeA))
 	r.Handle(d)
@@ -247,7 +247,7 @@ func TestRelayBelief(t *testing.T) {
 				return tt.answers
 			})
 			obs := &observer{}
-			r := NewRelay(directly, obs, nil, Limits{})
+			r := NewRelay(directly, obs, nil)
 			serve(t, r)
 			d := newQuery(dst, nil)
 			for _, q := range tt.queries {
@@ -273,7 +273,7 @@ func TestRelayUnreachable(t *testing.T) {
 	}
 	dst := c.LocalAddr().(*net.UDPAddr).AddrPort()
 	c.Close()
-	r := NewRelay(directly, &observer{}, nil, Limits{})
+	r := NewRelay(directly, &observer{}, nil)
 	serve(t, r)
 	d := newQuery(dst, query(1, "bank.example.", dnsmessage.TypeA))
 	for range 3 { // the flow continues after an ICMP error
@@ -287,7 +287,7 @@ func TestRelayUnreachable(t *testing.T) {
 	var log safeBuffer
 	r = NewRelay(func(context.Context, string, netip.AddrPort) (net.Conn, error) {
 		return nil, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ENETUNREACH)}
-	}, &observer{}, slog.New(slog.NewTextHandler(&log, nil)), Limits{})
+	}, &observer{}, slog.New(slog.NewTextHandler(&log, nil)))
 	serve(t, r)
 	for range 5 {
 		d := newQuery(dst, query(1, "bank.example.", dnsmessage.TypeA))
@@ -325,7 +325,7 @@ var resolverAddr = netip.MustParseAddrPort("198.51.100.53:53")
 func TestRelayIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p pipeDialer
-		r := NewRelay(p.dial, &observer{}, nil, Limits{})
+		r := NewRelay(p.dial, &observer{}, nil)
 		stop := serve(t, r)
 		defer stop()
 		buf := make([]byte, 512)
@@ -368,7 +368,8 @@ func (p *pipeDialer) wait() { synctest.Wait() }
 func TestRelayEvicts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p pipeDialer
-		r := NewRelay(p.dial, &observer{}, nil, Limits{Flows: 3})
+		r := NewRelay(p.dial, &observer{}, nil)
+		r.most = 3
 		stop := serve(t, r)
 		defer stop()
 		buf := make([]byte, 512)
@@ -413,7 +414,7 @@ func TestRelayEvicts(t *testing.T) {
 func TestRelayBounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p pipeDialer // its pipes accept data only when read
-		r := NewRelay(p.dial, &observer{}, nil, Limits{})
+		r := NewRelay(p.dial, &observer{}, nil)
 		stop := serve(t, r)
 		defer stop()
 		d := newQuery(resolverAddr, []byte("?"))
@@ -429,7 +430,7 @@ func TestRelayBounds(t *testing.T) {
 		}
 		stop()
 
-		r = NewRelay(p.dial, &observer{}, nil, Limits{})
+		r = NewRelay(p.dial, &observer{}, nil)
 		stop = serve(t, r)
 		defer stop()
 		got := 0
@@ -470,7 +471,7 @@ func TestRelayShutdown(t *testing.T) {
 	})
 	entered, proceed := make(chan bool), make(chan error)
 	obs := &observer{observe: func(observed) error { entered <- true; return <-proceed }}
-	r := NewRelay(directly, obs, nil, Limits{})
+	r := NewRelay(directly, obs, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- r.Serve(ctx) }()
@@ -515,7 +516,7 @@ func BenchmarkRelay(b *testing.B) {
 	for _, wanted := range []bool{false, true} {
 		for _, fresh := range []bool{false, true} {
 			b.Run(fmt.Sprintf("wanted=%v/new=%v", wanted, fresh), func(b *testing.B) {
-				r := NewRelay(directly, quiet(wanted), nil, Limits{})
+				r := NewRelay(directly, quiet(wanted), nil)
 				serve(b, r)
 				d := newQuery(dst, q)
 				b.ReportAllocs()
