@@ -8,12 +8,12 @@ import (
 	"pinproxy/rules"
 )
 
-// How many flows may wait for an answer at a time, per rule and per source. netstack has room for 32,768 in
-// all. Neither a rule whose upstream is silent nor a host that keeps opening connections can take it all from the
-// others.
+// How many flows may wait for an answer at a time, per rule and per source, which is an IPv4 address or an IPv6 /64
+// network. Flows beyond that are dropped. netstack has room for 32,768 in all. Neither a rule whose upstream is silent
+// nor a host that keeps opening connections can take it all from the others.
 const (
-	DefaultMaxPerRule   = 8192
-	DefaultMaxPerSource = 16384
+	maxPerRule   = 8192
+	maxPerSource = 16384
 )
 
 // crowd counts the flows that have not been answered yet.

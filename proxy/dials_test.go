@@ -53,7 +53,8 @@ func TestCapturedDialDoesNotLoop(t *testing.T) {
 // Nor does a dial from any port, as busy=any allows.
 func TestCapturedDialFromAnyPortDoesNotLoop(t *testing.T) {
 	d := &loopDialer{t: t}
-	h := newHarness(t, Config{Dialer: d, MaxPerRule: 8}, "*:*=1000 busy=any")
+	h := newHarness(t, Config{Dialer: d}, "*:*=1000 busy=any")
+	h.crowd.perRule = 8
 	d.h = h
 	pin := h.cfg.Names.Decide(dst4).Rule.Pin()
 	held, err := h.leases.Acquire(t.Context(), lease.Request{Pin: pin, Dst: dst4})

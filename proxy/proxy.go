@@ -72,10 +72,6 @@ type Config struct {
 	// Direct reports whether to dial a flow for which there is no rule, from any port. If not, the flow is refused.
 	// Nil refuses all of them.
 	Direct func(dst netip.AddrPort) bool
-	// MaxPerRule and MaxPerSource bound the number of flows that wait for an answer, per rule and per source, which is
-	// an IPv4 address or an IPv6 /64 network; 0 means DefaultMaxPerRule, DefaultMaxPerSource. Flows beyond that are
-	// dropped.
-	MaxPerRule, MaxPerSource int
 	// Apart says that flows come from another network namespace, so that none of them can be a captured dial of our
 	// own.
 	Apart bool
@@ -164,13 +160,7 @@ func New(c Config) *Proxy {
 	if c.Wrap == nil {
 		c.Wrap = func(_ netip.AddrPort, c Conn) Conn { return c }
 	}
-	if c.MaxPerRule == 0 {
-		c.MaxPerRule = DefaultMaxPerRule
-	}
-	if c.MaxPerSource == 0 {
-		c.MaxPerSource = DefaultMaxPerSource
-	}
-	return &Proxy{cfg: c, leases: lease.NewTable(), crowd: newCrowd(c.MaxPerRule, c.MaxPerSource), rest: rest{quiet: c.Quiet, share: c.Share, busy: c.Busy}, live: make(map[*live]struct{})}
+	return &Proxy{cfg: c, leases: lease.NewTable(), crowd: newCrowd(maxPerRule, maxPerSource), rest: rest{quiet: c.Quiet, share: c.Share, busy: c.Busy}, live: make(map[*live]struct{})}
 }
 
 // Handle carries one flow from its decision on. It returns when the flow has failed, or when the flow has been

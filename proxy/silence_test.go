@@ -123,10 +123,9 @@ func TestCrowd(t *testing.T) {
 		var others atomic.Int32
 		upstreams := make(memDialer, 9)
 		h := newHarness(t, Config{
-			Dialer:       deafTo(func(pin netip.AddrPort) bool { return pin.Port() < 2000 }, &others, upstreams),
-			MaxPerRule:   3,
-			MaxPerSource: 4,
+			Dialer: deafTo(func(pin netip.AddrPort) bool { return pin.Port() < 2000 }, &others, upstreams),
 		}, "198.51.100.0/24:*=1000-1999", "203.0.113.0/24:*=2000-2999")
+		h.crowd.perRule, h.crowd.perSource = 3, 4
 		from := func(host string, port uint16, dst string) *testFlow {
 			return h.openFrom(t, netip.AddrPortFrom(netip.MustParseAddr(host), port), netip.MustParseAddrPort(dst), memory)
 		}
