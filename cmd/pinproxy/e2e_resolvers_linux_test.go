@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -205,6 +206,36 @@ func (h *household) awaitResolver(r resolver) {
 		_, _, err := h.Client.Run(first("ready.example"))
 		return err == nil
 	})
+}
+
+// A resolver on this host asks others for what pinproxy asks it. That does not make a name the one that an application
+// asked for last.
+func TestResolverAsksForUs(t *testing.T) {
+	path := need(t, "dnsmasq")
+	h := newHome(t)
+	names := h.answer(func(q lab.Query) lab.Answer { return lab.Addrs(q, 10*time.Minute, "192.0.2.126") })
+	server := h.Server.Serve(":443", lab.Echo)
+	h.write("etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:5\n")
+	h.write("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
+	h.write("run/resolver.conf", dnsmasqConfig+"server="+lab.Server4+"\n")
+	if _, err := h.Client.Start(h.command(path, "--conf-file=/run/resolver.conf")); err != nil {
+		t.Fatal(err)
+	}
+	h.awaitResolver(resolver{program: "dnsmasq"})
+	file := filepath.Join(h.dir, "rules")
+	h.write("rules", "*.bank.example:443=63999\n")
+	p := h.pinproxy("--rules", file)
+	addr := h.lookUp("www.bank.example") + ":443"
+	h.write("rules", "*.bank.example:443=63999\nwww.shop.example:443=63998\n")
+	_ = p.Signal(unix.SIGHUP)
+	p.await("rules reread", 1)
+	if !slices.ContainsFunc(names.Queries(), func(q lab.Query) bool { return q.Name == "www.shop.example" }) {
+		t.Error("dnsmasq has not asked for www.shop.example")
+	}
+	c := h.mustConnect(addr)
+	echo(t, c, "hello")
+	_ = c.Close()
+	cameFrom(t, server.Seen(), 1, 63999)
 }
 
 // A resolver that asks each zone's own servers learns from one of them that a name is an alias, and the addresses from

@@ -39,6 +39,7 @@ type learner struct {
 	names  *rules.Names
 	routes router
 	log    *slog.Logger
+	asking func(name string) bool // whether answers about name may be to a resolver on this host that asks for us; nil: never
 
 	withheld atomic.Uint64 // answers to applications, withheld because routes could not be set
 	aliases  aliases
@@ -67,11 +68,11 @@ func (l *learner) Alias(name, target string, ttl time.Duration) {
 	}
 }
 
-// Observe implements dns.Observer, for answers to an application.
+// Observe implements dns.Observer, for answers to an application, or to a resolver on this host.
 func (l *learner) Observe(name string, addrs []netip.Addr, ttl time.Duration) error {
 	var err error
 	for _, n := range l.meant(name) {
-		err = errors.Join(err, l.learn(n, addrs, ttl, true))
+		err = errors.Join(err, l.learn(n, addrs, ttl, l.asking == nil || !l.asking(n)))
 	}
 	if err != nil {
 		l.withheld.Add(1)

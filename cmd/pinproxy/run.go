@@ -142,6 +142,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	learn := &learner{names: names, routes: h, log: log}
 	relay := dns.NewRelay(sockets.DialPlain, learn, log)
 	resolver := dns.NewResolver(sockets.DialPlain, learn.refresh, log)
+	learn.asking = resolver.Asking
 	lookups, err := newResolved(dev.Name(), bus, o.set, learn, guard, log)
 	if err != nil {
 		return err

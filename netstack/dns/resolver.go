@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -21,6 +22,7 @@ const (
 	latest     = time.Hour
 	retryFirst = time.Second
 	retryLast  = time.Minute
+	passWait   = 2 * time.Second // how long a resolver on this host may take to ask others what we ask it
 )
 
 // Resolver keeps names resolved. It resolves as any Go program on this host would (/etc/hosts, resolv.conf). A
@@ -30,6 +32,9 @@ type Resolver struct {
 	observe func(name string, addrs []netip.Addr, ttl time.Duration) error
 	log     *slog.Logger
 	changes chan wanted
+
+	mu     sync.Mutex
+	passed map[string]time.Time // by name: when a resolver on this host was last asked
 }
 
 // wanted is the set of names to keep resolved, and the function to call once the new ones have been tried.
@@ -45,12 +50,42 @@ func NewResolver(dial Dialer, observe func(name string, addrs []netip.Addr, ttl 
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Resolver{
-		lookup:  func(ctx context.Context, name string) (found, error) { return lookup(ctx, dial, name) },
+	r := &Resolver{
 		observe: observe,
 		log:     log,
 		changes: make(chan wanted),
+		passed:  make(map[string]time.Time),
 	}
+	r.lookup = func(ctx context.Context, name string) (found, error) { return lookup(ctx, r.dialFor(name, dial), name) }
+	return r
+}
+
+// Asking reports whether a resolver on this host may be asking others for name because we have just asked it. If its
+// queries are seen, they are not an application's.
+func (r *Resolver) Asking(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Since(r.passed[name]) < passWait
+}
+
+// dialFor returns dial for a lookup of name.
+func (r *Resolver) dialFor(name string, dial Dialer) Dialer {
+	return func(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
+		c, err := dial(ctx, network, dst)
+		if err == nil && here(c) {
+			r.mu.Lock()
+			r.passed[name] = time.Now()
+			r.mu.Unlock()
+		}
+		return c, err
+	}
+}
+
+// here reports whether the other end of c is on this host.
+func here(c net.Conn) bool {
+	from, ferr := netip.ParseAddrPort(c.LocalAddr().String())
+	to, terr := netip.ParseAddrPort(c.RemoteAddr().String())
+	return ferr == nil && terr == nil && (to.Addr().IsLoopback() || to.Addr() == from.Addr())
 }
 
 // Run resolves names, 16 at a time, and each one again when its TTL ends: after 5 s at least and an hour at

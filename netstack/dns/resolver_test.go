@@ -379,6 +379,42 @@ func TestLookup(t *testing.T) {
 	}
 }
 
+// A resolver on this host asks others what we ask it, one elsewhere does not.
+func TestResolverAsksThroughAnother(t *testing.T) {
+	for _, addr := range []string{"", "192.0.2.53"} {
+		var r *Resolver
+		var asking atomic.Bool
+		server := dnsServer(t, func(msg []byte, h string, typ dnsmessage.Type) []byte {
+			asking.Store(r.Asking(h))
+			if r.Asking("other.example") {
+				t.Error("another name is being asked for")
+			}
+			return answerTo(msg, rec(h+".", 60, "203.0.113.1"))
+		})
+		r = NewResolver(func(ctx context.Context, network string, _ netip.AddrPort) (net.Conn, error) {
+			c, err := directly(ctx, network, server)
+			if err == nil && addr != "" {
+				c = elsewhere{c, netip.AddrPortFrom(netip.MustParseAddr(addr), 53)}
+			}
+			return c, err
+		}, nil, nil)
+		if _, err := r.lookup(t.Context(), "www.pinproxy.example"); err != nil {
+			t.Error(err)
+		}
+		if want := addr == ""; asking.Load() != want {
+			t.Errorf("it may ask others: %v, want %v", asking.Load(), want)
+		}
+	}
+}
+
+// elsewhere is a connection to another host.
+type elsewhere struct {
+	net.Conn
+	to netip.AddrPort
+}
+
+func (e elsewhere) RemoteAddr() net.Addr { return net.UDPAddrFromAddrPort(e.to) }
+
 func TestThrottle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log safeBuffer
