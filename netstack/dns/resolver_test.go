@@ -382,22 +382,22 @@ func TestLookup(t *testing.T) {
 // A resolver on this host asks others what we ask it, one elsewhere does not.
 func TestResolverAsksThroughAnother(t *testing.T) {
 	for _, addr := range []string{"", "192.0.2.53"} {
-		var r *Resolver
 		var asking atomic.Bool
-		server := dnsServer(t, func(msg []byte, h string, typ dnsmessage.Type) []byte {
-			asking.Store(r.Asking(h))
-			if r.Asking("other.example") {
-				t.Error("another name is being asked for")
-			}
-			return answerTo(msg, rec(h+".", 60, "203.0.113.1"))
-		})
-		r = NewResolver(func(ctx context.Context, network string, _ netip.AddrPort) (net.Conn, error) {
+		var server netip.AddrPort
+		r := NewResolver(func(ctx context.Context, network string, _ netip.AddrPort) (net.Conn, error) {
 			c, err := directly(ctx, network, server)
 			if err == nil && addr != "" {
 				c = elsewhere{c, netip.AddrPortFrom(netip.MustParseAddr(addr), 53)}
 			}
 			return c, err
 		}, nil, nil)
+		server = dnsServer(t, func(msg []byte, h string, typ dnsmessage.Type) []byte {
+			asking.Store(r.Asking(h))
+			if r.Asking("other.example") {
+				t.Error("another name is being asked for")
+			}
+			return answerTo(msg, rec(h+".", 60, "203.0.113.1"))
+		})
 		if _, err := r.lookup(t.Context(), "www.pinproxy.example"); err != nil {
 			t.Error(err)
 		}
