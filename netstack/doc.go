@@ -62,9 +62,9 @@
 //	Drop                                    nothing; its next SYN is a new flow
 //	Conn.Close after SetLinger(0)           what was written, then RST: ECONNRESET
 //	application's RST                       Read and Write fail with ECONNRESET
-//	more than MaxParked SYNs parked         silence; counted
+//	more than 32,768 SYNs parked            silence; counted
 //	a long line of SYNs waits to begin      silence to further ones; counted
-//	MaxParked handshakes are under way      silence; Accept fails with ENOBUFS
+//	32,768 handshakes are under way         silence; Accept fails with ENOBUFS
 //	Datagram.Unreachable, Echo.Unreachable  ICMP port, host, net unreachable or prohibited
 //	UDP, no Config.Datagrams                ICMP port unreachable
 //	echo request, no Config.Echoes          ICMP administratively prohibited

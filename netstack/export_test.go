@@ -13,6 +13,13 @@ func StopAtOnce() (undo func()) {
 	return func() { stopTimeout = before }
 }
 
+// SetMaxParked changes how many SYNs may wait for an answer. It must be called before the first SYN.
+func (s *Stack) SetMaxParked(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.maxParked, s.turns.most = n, n/2
+}
+
 // Eventually polls cond for twenty seconds, and reports whether it came true.
 func Eventually(t *testing.T, what string, cond func() bool) bool {
 	t.Helper()

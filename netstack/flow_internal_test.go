@@ -40,7 +40,7 @@ func TestNoRoomForHandshake(t *testing.T) {
 	go func() {
 		served <- s.Serve(ctx, func(_ context.Context, f *Flow) {
 			s.mu.Lock()
-			s.cfg.MaxParked = 0
+			s.maxParked = 0
 			s.mu.Unlock()
 			_, err := f.Accept()
 			accepted <- err

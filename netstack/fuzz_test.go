@@ -193,11 +193,11 @@ func FuzzPackets(f *testing.F) {
 				e.ICMP(netstack.ICMPError{Type: 11, About: e.Payload()})
 				e.Release()
 			},
-			MaxParked: 64,
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
+		s.SetMaxParked(64)
 		ctx, cancel := context.WithCancel(t.Context())
 		served := make(chan error, 1)
 		go func() { served <- s.Serve(ctx, diverse) }()

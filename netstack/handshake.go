@@ -206,7 +206,7 @@ func (s *Stack) expect(f *Flow) error {
 	if f.phase != answering {
 		return ErrGone
 	}
-	if len(s.answering) >= s.cfg.MaxParked {
+	if len(s.answering) >= s.maxParked {
 		return fmt.Errorf("netstack has no room for the handshake: %w", syscall.ENOBUFS)
 	}
 	f.asked = now

@@ -25,8 +25,8 @@ import (
 // nicID is the only network interface of the stack.
 const nicID tcpip.NICID = 1
 
-// DefaultMaxParked is how many SYNs may wait for an answer at a time. Each one has a goroutine, the handler's.
-const DefaultMaxParked = 32768
+// maxParked is how many SYNs may wait for an answer at a time. Each one has a goroutine, the handler's.
+const maxParked = 32768
 
 // Config of a Stack. The zero value is usable.
 type Config struct {
@@ -45,8 +45,6 @@ type Config struct {
 	// its turn. Group is called for each SYN, on the goroutine that reads the device. Nil: all destinations are one
 	// group.
 	Group func(dst netip.AddrPort) any
-	// MaxParked bounds the flows that wait for an answer; 0: DefaultMaxParked.
-	MaxParked int
 }
 
 // Stats are counters since the start.
@@ -92,6 +90,7 @@ type Stack struct {
 	mu    sync.Mutex
 	flows map[stack.TransportEndpointID]*Flow
 
+	maxParked         int
 	parked, answering map[*Flow]struct{}
 	shaking           map[*tcp.Endpoint]*Flow // flows in answering, from the SYN-ACK on
 
@@ -120,9 +119,6 @@ func (nowhere) Emit(int, log.Level, time.Time, string, ...any) {}
 func newStack(l *link.Link, c Config, options stack.Options) (*Stack, error) {
 	options.NetworkProtocols = []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol}
 	options.TransportProtocols = []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6}
-	if c.MaxParked == 0 {
-		c.MaxParked = DefaultMaxParked
-	}
 	silence()
 	s := &Stack{
 		link:    l,
@@ -132,6 +128,7 @@ func newStack(l *link.Link, c Config, options stack.Options) (*Stack, error) {
 		flows:   make(map[stack.TransportEndpointID]*Flow),
 
 		listeners: make(map[listenerKey]*listener),
+		maxParked: maxParked,
 		parked:    make(map[*Flow]struct{}),
 		answering: make(map[*Flow]struct{}),
 		shaking:   make(map[*tcp.Endpoint]*Flow),
@@ -370,7 +367,7 @@ func (s *Stack) park(id stack.TransportEndpointID, isn uint32, pkt *stack.Packet
 	if old := s.flows[id]; old != nil && !old.retired {
 		return nil // its endpoint is about to be registered
 	}
-	if len(s.parked) >= s.cfg.MaxParked {
+	if len(s.parked) >= s.maxParked {
 		s.dropped.Add(1)
 		return nil
 	}

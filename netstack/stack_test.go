@@ -432,7 +432,8 @@ func TestReusedSourcePort(t *testing.T) {
 }
 
 func TestMaxParked(t *testing.T) {
-	client, s := start(t, netstack.Config{MaxParked: 2}, func(ctx context.Context, f *netstack.Flow) { <-ctx.Done() })
+	client, s := start(t, netstack.Config{}, func(ctx context.Context, f *netstack.Flow) { <-ctx.Done() })
+	s.SetMaxParked(2)
 	for range 3 {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()

@@ -101,7 +101,7 @@ func newTurns(s *Stack) *turns {
 		start:  s.start,
 		spawn:  s.workers.all.Go,
 		procs:  runtime.GOMAXPROCS(0),
-		most:   s.cfg.MaxParked / 2,
+		most:   maxParked / 2,
 		groups: make(map[any]*group),
 	}
 }
