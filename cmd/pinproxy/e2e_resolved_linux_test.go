@@ -453,7 +453,13 @@ func TestResolvedHasARival(t *testing.T) {
 	if domains := h.resolvectl("domain", "pin0"); !strings.Contains(domains, "~eu.shop.example") || !strings.Contains(domains, "~www.bank.example") {
 		t.Errorf("registered are %s", domains)
 	}
-	p.await("systemd-resolved asks another interface too for names in these domains, and takes the first answer: names that only a wildcard is for may leave unpinned", 1)
+	p.await("systemd-resolved asks another interface too for names in these domains, and takes the first answer, mostly that one's: connections to names that only a wildcard is for leave unpinned", 1)
+
+	// As the hint says.
+	before := len(server.Seen())
+	h.resolvectl("domain", "eth0", "")
+	h.call("turn#.bank.example", 10)
+	cameFrom(t, server.Seen()[before:], 10, 63999)
 }
 
 // answerMulticast makes a host answer multicast DNS for a name of the server, on its first link.

@@ -266,8 +266,8 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 		r.log.Info("systemd-resolved asks pinproxy for the rules' names", "link", r.cfg.Link, "domains", domains)
 	}
 	if len(rivals) > 0 {
-		r.log.Warn("systemd-resolved asks another interface too for names in these domains, and takes the first answer: names that only a wildcard is for may leave unpinned",
-			"link", r.cfg.Link, "domains", rivals, "hint", "rules for exact names, or for addresses, are followed all the same")
+		r.log.Warn("systemd-resolved asks another interface too for names in these domains, and takes the first answer, mostly that one's: connections to names that only a wildcard is for leave unpinned",
+			"link", r.cfg.Link, "domains", rivals, "hint", "rules for exact names, or for addresses, are followed all the same; or take the domain off the interface, as by `resolvectl domain eth0 ''`, if its names are found without that")
 	}
 	return 0, nil
 }
