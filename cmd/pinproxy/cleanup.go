@@ -15,18 +15,20 @@ import (
 
 // cleanup undoes what a killed pinproxy left behind, and prints what it did.
 func cleanup(ctx context.Context, stdout, stderr io.Writer) error {
-	ended := endStranded()
-	done, err := host.Cleanup(ctx, stateDir())
-	done = append(ended, done...)
+	lock, err := host.Hold(ctx)
 	if held, ok := errors.AsType[*host.HeldError](err); ok {
 		return &runningError{held}
 	}
-	if _, damaged := errors.AsType[*host.DamagedError](err); err == nil || damaged { // so no pinproxy is running
-		line, unremoved := cleanSocket()
-		if line != "" {
-			done = append(done, line)
-		}
-		err = errors.Join(err, unremoved)
+	if err != nil {
+		return err
+	}
+	done := endStranded()
+	undone, err := lock.Cleanup(ctx, stateDir())
+	line, unremoved := cleanSocket()
+	err = errors.Join(err, unremoved, lock.Release())
+	done = append(done, undone...)
+	if line != "" {
+		done = append(done, line)
 	}
 	for _, line := range done {
 		fmt.Fprintln(stdout, line)
@@ -48,7 +50,7 @@ func endStranded() (done []string) {
 	}
 	for _, addr := range []netip.Addr{host.Addr4, host.Addr6} {
 		if slices.ContainsFunc(own, func(a net.Addr) bool { n, ok := a.(*net.IPNet); return ok && n.IP.Equal(addr.AsSlice()) }) {
-			continue // a running pinproxy's, or that of the command whose network this is
+			continue // that of a command whose network this is
 		}
 		list, _ := sockdiag.From(addr)
 		ended := 0

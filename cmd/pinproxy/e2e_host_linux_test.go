@@ -177,6 +177,26 @@ func TestKilledWhileApplicationsRead(t *testing.T) {
 	}
 }
 
+// Somebody takes a running pinproxy's addresses, and asks for a clean-up before they are put back.
+func TestCleanupWhileItsAddressesAreGone(t *testing.T) {
+	w := newNetwork(t)
+	w.Server.Serve(":7", lab.Echo)
+	p := w.pinproxy("--rule", "*:7=63999")
+	c := w.mustConnect(at(lab.Server4, 7))
+	_ = p.Signal(unix.SIGSTOP) // so that it takes its time
+	if err := w.deleteAddresses(); err != nil {
+		t.Fatal(err)
+	}
+	if out, said, err := w.Client.Run(w.command("cleanup")); exitStatus(err) != 1 || out != "" || !strings.Contains(said, fmt.Sprint("pid ", p.Pid())) {
+		t.Errorf("cleanup printed %q, said %q, %v", out, said, err)
+	}
+	_ = p.Signal(unix.SIGCONT)
+	p.await("put back what somebody took away", 1)
+	echo(t, c, "still there")
+	_ = c.Close()
+	p.stop()
+}
+
 // stateOf returns the state that a connection has for the application's kernel.
 func stateOf(t *testing.T, c *net.TCPConn) uint8 {
 	t.Helper()

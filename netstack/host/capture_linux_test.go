@@ -331,7 +331,7 @@ func TestKilled(t *testing.T) {
 
 	clean := func() (done []string) {
 		err := b.Client.Do(func() (err error) {
-			done, err = Cleanup(t.Context(), dir)
+			done, err = cleanUp(t.Context(), dir)
 			return err
 		})
 		if err != nil {

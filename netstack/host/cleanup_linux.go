@@ -13,21 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Cleanup removes what a killed pinproxy left in the network namespace of the calling thread: every rule and
-// route with our protocol number, and the reserved ports listed in the state file in stateDir. It returns the
-// lines a person would have typed, or none if there was nothing to do. The error joins everything that could
-// not be repaired; the rest is done. The error is a *[HeldError] while a pinproxy is running, and a *[DamagedError]
-// if only the reserved ports could not be found, which does not prevent a start.
-func Cleanup(ctx context.Context, stateDir string) (done []string, err error) {
-	l, err := Hold(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer l.Release()
-	return l.Cleanup(ctx, stateDir)
-}
-
-// Cleanup does the same as the function [Cleanup], for a caller that already holds the lock.
+// Cleanup removes what a killed pinproxy left in the network namespace of the calling thread, which l must be for:
+// every rule and route with our protocol number, and the reserved ports listed in the state file in stateDir. It
+// returns the lines a person would have typed, or none if there was nothing to do. The error joins everything that
+// could not be repaired; the rest is done. The error is a *[DamagedError] if only the reserved ports could not be
+// found, which does not prevent a start.
 func (l *Lock) Cleanup(_ context.Context, stateDir string) (done []string, err error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {

@@ -94,6 +94,3 @@ func (l *Lock) Release() error { return nil }
 
 // Cleanup returns errors.ErrUnsupported.
 func (l *Lock) Cleanup(context.Context, string) ([]string, error) { return nil, errOther }
-
-// Cleanup returns errors.ErrUnsupported.
-func Cleanup(context.Context, string) ([]string, error) { return nil, errOther }

@@ -272,7 +272,7 @@ func TestStateIsDamaged(t *testing.T) {
 				}
 			}
 			clean := func() (done []string, err error) {
-				err = b.Client.Do(func() error { done, err = Cleanup(t.Context(), c.StateDir); return err })
+				err = b.Client.Do(func() error { done, err = cleanUp(t.Context(), c.StateDir); return err })
 				return done, err
 			}
 
@@ -333,7 +333,7 @@ func TestStateIsUnfinished(t *testing.T) {
 					}
 					return os.Remove(path)
 				}
-				done, err = Cleanup(t.Context(), dir)
+				done, err = cleanUp(t.Context(), dir)
 				return err
 			})
 			if err != nil {
