@@ -415,6 +415,8 @@ func TestReloadBehindAGatewayThatMasquerades(t *testing.T) {
 		p := l.pins("--rules", file.path)
 		c := l.mustConnect(at(f.server, 7))
 		echo(l.t, c, "hello")
+		file.refused(p, tooMany())
+		echo(l.t, c, "still there") // its rule is not gone
 		file.reread(p, inRule(f.server)+":8=63999")
 		if e := p.await("flow", 1)[0]; e.End != "its rule is gone" {
 			l.t.Errorf("logged %+v", e)

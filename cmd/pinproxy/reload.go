@@ -22,7 +22,9 @@ import (
 //	read, parse, compile             a mistake: one log line with its place; nothing has changed
 //	  │ no answer or expiry crosses the rest: learner.mu
 //	names.Prepare                    where the old rules have none the new ones decide
-//	host.Replace                     routes and policy rules come, then go; it fails: undone, names.Cancel
+//	host.Replace                     routes and policy rules come; it fails: undone, names.Cancel
+//	  │ reloader.reset               flows of hosts behind a gateway that cannot be kept
+//	  │                              what only the old rules want goes
 //	names.Switch                     the new rules decide; for a minute the old ones where these have none
 //	  │
 //	resolved.update                  systemd-resolved asks us for the new rules' names
@@ -151,11 +153,14 @@ func (r *reloader) replace(ctx context.Context, former, next *rules.Set) error {
 		c.Leased = r.stillLeased(former)
 	}
 	err := r.learn.replace(next, func(learned []host.Capture) error {
+		sure := func() {}
 		if len(o.gateways) > 0 {
+			keep, lost := r.uncaptured(former, next) // those that linger do so until they are captured again
+			r.keep(keep)
 			r.linger = true
-			r.lingering(former, next) // those that linger do so until they are captured again
+			sure = func() { r.reset(lost, len(keep)) }
 		}
-		return r.host.Replace(ctx, c, learned)
+		return r.host.Replace(ctx, c, learned, sure)
 	})
 	if err == nil {
 		r.leased = c.Leased
@@ -174,34 +179,54 @@ func (r *reloader) stillLeased(former *rules.Set) []host.PortRange {
 	})
 }
 
-// lingering keeps flows of hosts behind a gateway alive that one of the sets does not capture. If there are none, it
+// lingering keeps flows of hosts behind a gateway alive that the rules do not capture. If there are none, it
 // need not be called again until rules change. It resets flows that can't be kept, as the kernel would forward what their
-// hosts send next: those for which there is no room, the longest idle ones, and those of masqueraded hosts, which have
+// hosts send next.
+func (r *reloader) lingering(set *rules.Set) {
+	keep, lost := r.uncaptured(set)
+	r.reset(lost, len(keep))
+	r.keep(keep)
+	r.linger = len(keep) > 0
+}
+
+// uncaptured returns the flows of hosts behind a gateway that one of the sets does not capture. Lost are those that
+// can't be kept: those for which there is no room, the longest idle ones, and those of masqueraded hosts, which have
 // another address when the kernel looks at its rules.
-func (r *reloader) lingering(sets ...*rules.Set) {
+func (r *reloader) uncaptured(sets ...*rules.Set) (keep, lost []proxy.FlowInfo) {
 	flows := slices.DeleteFunc(r.pins.Flows(), func(f proxy.FlowInfo) bool {
 		return !r.behind(f.Src.Addr()) || !slices.ContainsFunc(sets, func(s *rules.Set) bool {
 			return s.Match(f.Name, f.Dst) == nil && (f.Dst.Port() != dnsPort || !s.HasNames())
 		})
 	})
 	slices.SortStableFunc(flows, func(a, b proxy.FlowInfo) int { return cmp.Compare(a.Idle, b.Idle) })
-	var keep [][2]netip.AddrPort
-	var lost []proxy.FlowInfo
 	for _, f := range flows {
 		if hidden(f.Src.Addr()) || len(keep) == lingerMost {
 			lost = append(lost, f)
 		} else {
-			keep = append(keep, [2]netip.AddrPort{f.Src, f.Dst})
+			keep = append(keep, f)
 		}
 	}
-	if len(lost) > 0 {
-		r.log.Warn("connections of hosts behind a gateway are reset: their rule is gone", "reset", len(lost), "kept", len(keep))
-		r.pins.Reset(lost, "its rule is gone")
+	return keep, lost
+}
+
+// reset ends flows that uncaptured has found lost, beside those kept.
+func (r *reloader) reset(lost []proxy.FlowInfo, kept int) {
+	if len(lost) == 0 {
+		return
 	}
-	if err := r.host.Linger(keep); err != nil {
+	r.log.Warn("connections of hosts behind a gateway are reset: their rule is gone", "reset", len(lost), "kept", kept)
+	r.pins.Reset(lost, "its rule is gone")
+}
+
+// keep makes these flows linger, and no others.
+func (r *reloader) keep(flows []proxy.FlowInfo) {
+	ends := make([][2]netip.AddrPort, len(flows))
+	for i, f := range flows {
+		ends[i] = [2]netip.AddrPort{f.Src, f.Dst}
+	}
+	if err := r.host.Linger(ends); err != nil {
 		r.log.Warn("keep flows of hosts behind a gateway: " + err.Error())
 	}
-	r.linger = len(keep) > 0
 }
 
 // refused says why the rules have not changed.

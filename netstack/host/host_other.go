@@ -36,7 +36,7 @@ func (h *Host) Add(context.Context, []Capture) error { return errOther }
 func (h *Host) Remove(context.Context, []Capture) error { return errOther }
 
 // Replace returns errors.ErrUnsupported.
-func (h *Host) Replace(context.Context, Config, []Capture) error { return errOther }
+func (h *Host) Replace(context.Context, Config, []Capture, func()) error { return errOther }
 
 // Linger returns errors.ErrUnsupported.
 func (h *Host) Linger([][2]netip.AddrPort) error { return errOther }

@@ -14,12 +14,13 @@ import (
 // Replace makes the host capture what c says, plus the learned captures, in place of what Apply or an earlier
 // Replace made it capture. From c it takes PortSets, Captures, DNS, Reserve and Leased; the rest stays as it
 // is. A port set that c has at the same index as before is kept, as is each route and rule that both want: they
-// stay in place all the time. All additions precede the first removal.
+// stay in place all the time. All additions precede the first removal. In between, when there is hardly anything left
+// that may fail, sure is called. It must not use the host.
 //
 // It is all or nothing: after an error everything is as before. A failure to reserve ports is not an error but
 // one of the Warnings, as with Apply. No Add or Remove may run at the same time, because whatever learned omits
 // is removed.
-func (h *Host) Replace(ctx context.Context, c Config, learned []Capture) error {
+func (h *Host) Replace(ctx context.Context, c Config, learned []Capture, sure func()) error {
 	h.looking.Lock() // no repair in between
 	defer h.looking.Unlock()
 	h.mu.Lock()
@@ -39,7 +40,7 @@ func (h *Host) Replace(ctx context.Context, c Config, learned []Capture) error {
 		}
 	}
 	reserve := h.replaceReserved(next)
-	undo, err := h.carryOut(ctx, ch)
+	undo, err := h.carryOut(ctx, ch, sure)
 	if err != nil {
 		return errors.Join(err, undo(), reserve.cancel())
 	}
@@ -84,9 +85,9 @@ func withRules(part []Step, rules []rule) []Step {
 	return part
 }
 
-// carryOut makes the changes. The undo reverts those that were made, in reverse, and may be called only after
+// carryOut makes the changes, and calls sure before it removes anything. The undo reverts those that were made, in reverse, and may be called only after
 // an error.
-func (h *Host) carryOut(ctx context.Context, ch change) (undo func() error, err error) {
+func (h *Host) carryOut(ctx context.Context, ch change, sure func()) (undo func() error, err error) {
 	var undos []func() error
 	try := func(do, back func() error) {
 		if err == nil {
@@ -102,6 +103,9 @@ func (h *Host) carryOut(ctx context.Context, ch change) (undo func() error, err 
 	}
 	for _, r := range ch.addRules {
 		try(func() error { return h.addRule(r) }, func() error { return h.kernel.undo(r) })
+	}
+	if err == nil {
+		sure()
 	}
 	for _, r := range ch.delRules {
 		try(func() error { return h.kernel.undo(r) }, func() error { return h.addRule(r) })

@@ -19,7 +19,7 @@ import (
 
 // replace replaces the configuration on the client.
 func (b *bench) replace(ctx context.Context, c Config, learned []Capture) error {
-	return b.Client.Do(func() error { return b.host.Replace(ctx, c, learned) })
+	return b.Client.Do(func() error { return b.host.Replace(ctx, c, learned, func() {}) })
 }
 
 // former and latter are what Replace goes from and to: port 443 stays, 80 goes, 53 and 8000 come, and the ports
