@@ -85,8 +85,8 @@ func withRules(part []Step, rules []rule) []Step {
 	return part
 }
 
-// carryOut makes the changes, and calls sure before it removes anything. The undo reverts those that were made, in reverse, and may be called only after
-// an error.
+// carryOut makes the changes, and calls sure before it removes anything. The undo reverts those that were made, in
+// reverse, and may be called only after an error.
 func (h *Host) carryOut(ctx context.Context, ch change, sure func()) (undo func() error, err error) {
 	var undos []func() error
 	try := func(do, back func() error) {
