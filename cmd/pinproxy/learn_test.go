@@ -45,17 +45,7 @@ func TestAllThatExpiresIsReleased(t *testing.T) {
 		routes := make(slowRouter)
 		l := learnerOf(t, routes, "*.bank.example:443=63999\n*.bank.example:80=63998\n")
 		const names, each = 60, 500
-		addr := netip.MustParseAddr("2001:db8::1")
-		for i := range names {
-			var addrs []netip.Addr
-			for range each {
-				addrs = append(addrs, addr)
-				addr = addr.Next()
-			}
-			if err := l.Observe(fmt.Sprintf("n%d.bank.example", i), addrs, time.Second); err != nil {
-				t.Fatal(err)
-			}
-		}
+		observeMany(t, l, names, each)
 		if len(routes) != 2*names*each {
 			t.Fatalf("%d captures, want %d", len(routes), 2*names*each)
 		}
@@ -71,24 +61,14 @@ func TestAllThatExpiresIsReleased(t *testing.T) {
 
 // An answer does not wait until all that expires at once is released.
 func TestAnswerComesWhileMuchIsReleased(t *testing.T) {
-	routes := &kernel{slowRouter: make(slowRouter), removing: make(chan bool, 1)}
+	routes := &announcingRouter{slowRouter: make(slowRouter), removing: make(chan bool, 1)}
 	l := learnerOf(t, routes, "*.bank.example:443=63999")
-	const names, each = 20, 1000
-	addr := netip.MustParseAddr("2001:db8::1")
-	for i := range names {
-		var addrs []netip.Addr
-		for range each {
-			addrs = append(addrs, addr)
-			addr = addr.Next()
-		}
-		if err := l.Observe(fmt.Sprintf("n%d.bank.example", i), addrs, time.Second); err != nil {
-			t.Fatal(err)
-		}
-	}
+	const names, each = 10, 1000
+	observeMany(t, l, names, each)
 	swept := make(chan error)
 	go func() { swept <- l.sweep(t.Context(), time.Now().Add(shortestTTL+2*rules.Grace)) }()
 	<-routes.removing
-	if err := l.Observe("www.bank.example", []netip.Addr{addr}, time.Hour); err != nil {
+	if err := l.Observe("www.bank.example", []netip.Addr{netip.MustParseAddr("192.0.2.1")}, time.Hour); err != nil {
 		t.Error(err)
 	}
 	l.mu.Lock()
@@ -104,22 +84,34 @@ func TestAnswerComesWhileMuchIsReleased(t *testing.T) {
 	}
 }
 
-// kernel removes captures as fast as a kernel does.
-type kernel struct {
+// announcingRouter is a slowRouter that says when it removes something.
+type announcingRouter struct {
 	slowRouter
-	removing chan bool // gets a value when something is being removed
+	removing chan bool
 }
 
-func (k *kernel) Remove(_ context.Context, list []host.Capture) error {
+func (r *announcingRouter) Remove(ctx context.Context, list []host.Capture) error {
 	select {
-	case k.removing <- true:
+	case r.removing <- true:
 	default:
 	}
-	time.Sleep(time.Duration(len(list)) * 10 * time.Microsecond)
-	for _, c := range list {
-		delete(k.slowRouter, c)
+	return r.slowRouter.Remove(ctx, list)
+}
+
+// observeMany lets l learn names below bank.example, with so many addresses each, which expire soon.
+func observeMany(t *testing.T, l *learner, names, each int) {
+	t.Helper()
+	addr := netip.MustParseAddr("2001:db8::1")
+	for i := range names {
+		var addrs []netip.Addr
+		for range each {
+			addrs = append(addrs, addr)
+			addr = addr.Next()
+		}
+		if err := l.Observe(fmt.Sprintf("n%d.bank.example", i), addrs, time.Second); err != nil {
+			t.Fatal(err)
+		}
 	}
-	return nil
 }
 
 // Browsers use an address for two minutes, however short its TTL.
