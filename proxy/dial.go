@@ -42,7 +42,7 @@ func (s Sockets) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error
 	c, err := s.connectFreed(ctx, pin, dst)
 	if inUse(err) && pin.Addr().IsUnspecified() {
 		// The port may be in use only on addresses that a connection to dst does not leave from.
-		if from, serr := s.source(dst); serr == nil {
+		if from, serr := sockdiag.Source(pin.Port(), dst, s.Mark); serr == nil {
 			if beside, berr := s.connectFreed(ctx, netip.AddrPortFrom(from, pin.Port()), dst); !inUse(berr) {
 				c, err = beside, berr
 			}

@@ -220,6 +220,34 @@ func TestListenerOnAnotherAddress(t *testing.T) {
 	}
 }
 
+// The host's policy rules may give TCP, or the port, another source address than a socket of another kind would have.
+func TestSourceByPolicyRule(t *testing.T) {
+	top := lab.ForTest(t).Topology()
+	top.Server.Sysctl("net.ipv4.tcp_timestamps", "0")
+	top.Client.Addr("eth0", "198.51.100.3/32")
+	top.Client.Addr("eth0", "2001:db8:1::3/128")
+	for _, test := range []struct{ any, usual, own, via, dst string }{
+		{"0.0.0.0", lab.Client4, "198.51.100.3", lab.Near4, lab.Server4},
+		{"::", "2001:db8:1::3", lab.Client6, lab.Near6, lab.Server6},
+	} {
+		top.Client.RouteFrom(63999, test.own, test.via)
+		own := netip.MustParseAddr(test.own)
+		pin, dst := netip.AddrPortFrom(netip.MustParseAddr(test.any), 63999), netip.AddrPortFrom(netip.MustParseAddr(test.dst), 7)
+		server := top.Server.Serve(dst.String(), lab.Sink)
+		other := occupy(t, top.Client, "tcp", netip.AddrPortFrom(netip.MustParseAddr(test.usual), 63999).String())
+		for range 2 { // the second time there is a TIME_WAIT
+			if trial, err := try(t, top.Client, pin, dst); err != nil || trial.Local.Addr() != own {
+				t.Errorf("%s beside a listener on %s: from %s, %v", pin, other.Addr(), trial.Local, err)
+			}
+		}
+		for _, src := range server.Seen() {
+			if src != netip.AddrPortFrom(own, 63999) {
+				t.Errorf("the server saw %s", src)
+			}
+		}
+	}
+}
+
 // Over IPv6 a router that forbids the connection looks like this host's own firewall, but must not be mistaken for
 // it.
 func TestForbiddenOnTheWay(t *testing.T) {

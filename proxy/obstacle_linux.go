@@ -26,7 +26,7 @@ func (s Sockets) makeRoom(pin, dst netip.AddrPort) (bool, error) {
 	addr := pin.Addr()
 	if addr.IsUnspecified() {
 		var err error
-		if addr, err = s.source(dst); err != nil {
+		if addr, err = sockdiag.Source(pin.Port(), dst, s.Mark); err != nil {
 			return false, err
 		}
 	}
@@ -47,49 +47,6 @@ func (s Sockets) Marked(local, remote netip.AddrPort) (ours, known bool) {
 	return known && socket.Mark == s.Mark, known
 }
 
-// source returns the address that the kernel would choose towards dst. It asks a UDP socket with the same mark, which
-// sends nothing.
-func (s Sockets) source(dst netip.AddrPort) (netip.Addr, error) {
-	addr, err := s.routeTo(dst)
-	if err != nil {
-		return netip.Addr{}, fmt.Errorf("find the source address towards %s: %w", dst, err)
-	}
-	return addr, nil
-}
-
-func (s Sockets) routeTo(dst netip.AddrPort) (netip.Addr, error) {
-	family, to := sockaddr(dst)
-	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	defer func() { _ = unix.Close(fd) }()
-	if err := s.setOptions(uintptr(fd)); err != nil {
-		return netip.Addr{}, err
-	}
-	if err := unix.Connect(fd, to); err != nil {
-		return netip.Addr{}, err
-	}
-	from, err := unix.Getsockname(fd)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	switch a := from.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrFrom4(a.Addr), nil
-	case *unix.SockaddrInet6:
-		return netip.AddrFrom16(a.Addr), nil
-	}
-	return netip.Addr{}, unix.EAFNOSUPPORT
-}
-
-func sockaddr(a netip.AddrPort) (family int, sa unix.Sockaddr) {
-	if addr := a.Addr().Unmap(); addr.Is4() {
-		return unix.AF_INET, &unix.SockaddrInet4{Port: int(a.Port()), Addr: addr.As4()}
-	}
-	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
-}
-
 // Obstacle says what keeps bind or connect from using pin. Connections that are over, of programs that did not set
 // SO_REUSEADDR, block the port for everyone for a minute (inet_csk_bind_conflict). If nothing else blocks it,
 // Obstacle ends them.
@@ -100,7 +57,7 @@ func (s Sockets) Obstacle(pin, dst netip.AddrPort) Obstacle {
 	}
 	addr := pin.Addr()
 	if addr.IsUnspecified() { // the dial has also tried the address that it would leave from
-		if from, err := s.source(dst); err == nil {
+		if from, err := sockdiag.Source(pin.Port(), dst, s.Mark); err == nil {
 			addr = from
 		}
 	}

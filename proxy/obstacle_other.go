@@ -11,11 +11,6 @@ import (
 // makeRoom does nothing: sock_diag is specific to Linux.
 func (s Sockets) makeRoom(_, _ netip.AddrPort) (bool, error) { return false, nil }
 
-// source is not supported: another socket would have to be asked.
-func (s Sockets) source(netip.AddrPort) (netip.Addr, error) {
-	return netip.Addr{}, errors.ErrUnsupported
-}
-
 // Marked knows nothing: marks are specific to Linux.
 func (s Sockets) Marked(_, _ netip.AddrPort) (ours, known bool) { return false, false }
 

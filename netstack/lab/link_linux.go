@@ -149,6 +149,20 @@ func (h *Host) Route(dst, via string) {
 	h.check(fmt.Sprintf("add route %s via %s", dst, via), h.nl.RouteAdd(r))
 }
 
+// RouteFrom gives TCP from a port a default route of its own, which has src as its source address: a table, which is
+// numbered like the port, and a policy rule.
+func (h *Host) RouteFrom(port uint16, src, via string) {
+	h.net.helper()
+	rule := netlink.NewRule()
+	rule.Family, rule.Priority, rule.Table = unix.AF_INET, 100, int(port)
+	if strings.Contains(via, ":") {
+		rule.Family = unix.AF_INET6
+	}
+	rule.IPProto, rule.Sport = unix.IPPROTO_TCP, netlink.NewRulePortRange(port, port)
+	h.check("add rule", h.nl.RuleAdd(rule))
+	h.check("add route via "+via, h.nl.RouteAdd(&netlink.Route{Table: rule.Table, Src: net.ParseIP(src), Gw: net.ParseIP(via)}))
+}
+
 // Own makes every address of the prefixes an address of the host itself (`ip route add local PREFIX dev lo`).
 // Neighbours on a link learn this for IPv4 only. For IPv6, give them routes via an ordinary address of the host.
 func (h *Host) Own(prefixes ...string) {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"time"
@@ -42,7 +43,7 @@ var noCookie = [8]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff} // INET_D
 
 // Find returns the socket of a 4-tuple, if there is one.
 func Find(local, remote netip.AddrPort) (Socket, bool, error) {
-	b, err := ask(nl.SOCK_DIAG_BY_FAMILY, 0, request(local, remote, noCookie))
+	b, err := ask(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY, 0, request(local, remote, noCookie))
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return Socket{}, false, nil
@@ -102,18 +103,19 @@ func dump(port uint16, in func(port uint16) bool) (found []Socket, err error) {
 
 // Destroy ends the socket, whichever process has it. A connection's peer gets a reset; a TIME_WAIT ends silently.
 func Destroy(s Socket) error {
-	if _, err := ask(nl.SOCK_DESTROY, unix.NLM_F_ACK, request(s.Local, s.Remote, s.cookie)); err != nil && !errors.Is(err, unix.ENOENT) {
+	_, err := ask(unix.NETLINK_INET_DIAG, nl.SOCK_DESTROY, unix.NLM_F_ACK, request(s.Local, s.Remote, s.cookie))
+	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("end the %s from %s to %s: %w", s.State, s.Local, s.Remote, err)
 	}
 	return nil
 }
 
-// ask sends a request about one socket and returns the payload of the answer, nil for an acknowledgement. If peers
-// do not use timestamps, every connection calls it for a lookup and for a Destroy, and the library would take a 64
-// KiB buffer and five more system calls for each. The kernel answers before the send returns (netlink_rcv_skb), so
-// ask never waits.
-func ask(kind, flags uint16, request []byte) ([]byte, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
+// ask sends a request about one socket, or one route, and returns the payload of the answer, nil for an
+// acknowledgement. If peers do not use timestamps, every connection calls it for a lookup and for a Destroy, and the
+// library would take a 64 KiB buffer and five more system calls for each. The kernel answers before the send returns
+// (netlink_rcv_skb), so ask never waits.
+func ask(protocol int, kind, flags uint16, request []byte) ([]byte, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return nil, fmt.Errorf("make a netlink socket: %w", err)
 	}
@@ -174,25 +176,28 @@ func parse(b []byte) Socket {
 	if b[messageTimer] == timerTimeWait {
 		s.Left = time.Duration(binary.NativeEndian.Uint32(b[messageExpires:])) * time.Millisecond
 	}
-	s.addAttributes(b[messageLen:])
-	return s
-}
-
-// addAttributes takes what it knows from a message's attributes (struct rtattr).
-func (s *Socket) addAttributes(b []byte) {
-	const header = 4 // length including the header; type
-	for len(b) >= header {
-		n := int(binary.NativeEndian.Uint16(b))
-		if n < header || n > len(b) {
-			break
-		}
-		switch kind, value := binary.NativeEndian.Uint16(b[2:]), b[header:n]; {
+	for kind, value := range attributes(b[messageLen:]) {
+		switch {
 		case kind == attributeMark && len(value) == 4:
 			s.Mark = binary.NativeEndian.Uint32(value)
 		case kind == attributeV6Only && len(value) == 1:
 			s.V6Only = value[0] != 0
 		}
-		b = b[min((n+3)&^3, len(b)):]
+	}
+	return s
+}
+
+// attributes yields the type and value of each attribute (struct rtattr).
+func attributes(b []byte) iter.Seq2[uint16, []byte] {
+	return func(yield func(uint16, []byte) bool) {
+		const header = 4 // length including the header; type
+		for len(b) >= header {
+			n := int(binary.NativeEndian.Uint16(b))
+			if n < header || n > len(b) || !yield(binary.NativeEndian.Uint16(b[2:]), b[header:n]) {
+				return
+			}
+			b = b[min((n+3)&^3, len(b)):]
+		}
 	}
 }
 
