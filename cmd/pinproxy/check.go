@@ -221,6 +221,9 @@ func (c *checker) look(ctx context.Context, dst netip.AddrPort) (situation, erro
 	if errors.Is(s.wayErr, errors.ErrUnsupported) {
 		return s, s.wayErr
 	}
+	if s.running && !s.way.Ours {
+		s.ahead, _ = host.FindAhead(dst.Addr()) // without it, the cause is told less well
+	}
 	from := host.Connection{Dst: dst, Mark: host.Mark}
 	if s.rule != nil {
 		from.Src = s.rule.Pin().Addr()

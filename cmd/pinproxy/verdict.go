@@ -35,7 +35,8 @@ type situation struct {
 
 	way     host.Way // of a program's connection
 	wayErr  error
-	dial    host.Way // of one from the pin
+	ahead   host.Ahead // other programs' rules that are asked before the running pinproxy's, if that does not capture it
+	dial    host.Way   // of one from the pin
 	dialErr error
 
 	ports   []portState // of the pin, in the order tried: the last one is free, or none is
@@ -313,6 +314,8 @@ func (s situation) uncaptured() obstacle {
 		return obstacle{fmt.Sprintf("the running pinproxy goes by another rule, %s", s.theirs), "give it this rule: in a file of --rules and by SIGHUP, or at a new start"}
 	case !s.way.Ours && s.ending:
 		return obstacle{"the running pinproxy is ending and captures no new connections", "start it again once it has ended, within seconds"}
+	case !s.way.Ours && s.ahead.Priorities != "":
+		return obstacle{fmt.Sprintf("the running pinproxy does not capture it: %v", s.ahead), s.ahead.Hint()}
 	case !s.way.Ours:
 		return obstacle{"the running pinproxy does not capture it: the kernel's route does not lead into its device", "its log says why"}
 	case s.askErr != nil:

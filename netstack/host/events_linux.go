@@ -18,7 +18,7 @@ type dirt uint
 const (
 	dirtLink     dirt = 1 << iota // the device, its addresses, and everything that depends on them
 	dirtRoutes                    // our routes
-	dirtRules                     // our rules
+	dirtRules                     // our rules, and others' that are asked before
 	dirtIPv6                      // whether the host has IPv6
 	dirtReserved                  // the reserved ports
 	dirtGateways                  // the gateways, and the settings that forwarding depends on
@@ -146,7 +146,7 @@ func about(m message, link int, ipv6 bool) dirt {
 		if len(m.data) >= unix.SizeofIfAddrmsg && int(binary.NativeEndian.Uint32(m.data[4:])) == link {
 			return dirtLink
 		}
-	case unix.RTM_DELRULE:
+	case unix.RTM_DELRULE, unix.RTM_NEWRULE:
 		return dirtRules
 	case unix.RTM_DELROUTE:
 		if info, ok := parseRoute(m.data); ok && info.protocol == Protocol {

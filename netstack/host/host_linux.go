@@ -19,7 +19,8 @@ type Host struct {
 	looking sync.Mutex
 	dump    *rtnl // for listings, so that Add need not wait for them
 	events  *events
-	noIPv6  bool // the last check found no IPv6 on the host, although we capture it
+	noIPv6  bool             // the last check found no IPv6 on the host, although we capture it
+	ahead   map[family]Ahead // the rules that were asked before ours at the last check
 
 	mu       sync.Mutex
 	kernel   *kernel           // nil before Apply and after its undo
@@ -48,7 +49,7 @@ func New(c Config) (*Host, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	return &Host{cfg: c, every: regularly, wake: make(chan dirt, 1)}, nil
+	return &Host{cfg: c, every: regularly, wake: make(chan dirt, 1), ahead: map[family]Ahead{}}, nil
 }
 
 // Apply makes all changes, in the network namespace of the calling thread. When it returns, connections are

@@ -83,6 +83,9 @@ func FindRunning() (r Running, ok bool, err error) { return Running{}, false, ni
 // FindWay returns errors.ErrUnsupported.
 func FindWay(Connection) (Way, error) { return Way{}, errOther }
 
+// FindAhead finds nothing.
+func FindAhead(netip.Addr) (Ahead, error) { return Ahead{}, nil }
+
 // Announce does nothing.
 func (l *Lock) Announce(string) {}
 

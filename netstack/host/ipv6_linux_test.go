@@ -152,14 +152,14 @@ func TestSysctlsAreReadOnly(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer b.undo(t.Context())
-			if rules, _ := b.host.kernel.rules(v6); len(rules) == 0 {
+			if rules, _ := ourRules(b.host.kernel.nl, v6); len(rules) == 0 {
 				t.Error("IPv6 is not captured")
 			}
 			b.Client.Sysctl("net.ipv6.conf.all.disable_ipv6", "1")
 			if _, err := b.host.look(dirtLink); err != nil {
 				t.Error(err)
 			}
-			if rules, err := b.host.kernel.rules(v6); len(rules) > 0 || err != nil {
+			if rules, err := ourRules(b.host.kernel.nl, v6); len(rules) > 0 || err != nil {
 				t.Errorf("IPv6 is still captured, %v: %v", err, rules)
 			}
 		})

@@ -265,15 +265,18 @@ func (k *kernel) addrs(fam family) ([]netip.Addr, error) {
 	return addrs, nil
 }
 
-// rules returns the host's rules of a family that have our protocol number.
-func (k *kernel) rules(fam family) ([]netlink.Rule, error) { return ourRules(k.nl, fam) }
-
+// ourRules returns the host's rules of a family that have our protocol number.
 func ourRules(h *netlink.Handle, fam family) ([]netlink.Rule, error) {
+	list, err := allRules(h, fam)
+	return slices.DeleteFunc(list, func(r netlink.Rule) bool { return r.Protocol != Protocol }), err
+}
+
+func allRules(h *netlink.Handle, fam family) ([]netlink.Rule, error) {
 	list, err := again(func() ([]netlink.Rule, error) { return h.RuleList(int(fam.af())) })
 	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
 		return nil, fmt.Errorf("list rules: %w", err)
 	}
-	return slices.DeleteFunc(list, func(r netlink.Rule) bool { return r.Protocol != Protocol }), nil
+	return list, nil
 }
 
 // again repeats a listing that a change has disturbed.

@@ -331,19 +331,22 @@ func (h *Host) lookRoutes() (repaired []Step, err error) {
 	return repaired, err
 }
 
-// lookRules adds the missing rules, in plan order.
+// lookRules adds the missing rules, in plan order, and warns of other programs' rules that are asked before.
 func (h *Host) lookRules() (repaired []Step, err error) {
 	for _, fam := range []family{v4, v6} {
 		if !h.on(fam) {
 			continue
 		}
-		list, err := h.kernel.rules(fam)
+		list, err := allRules(h.kernel.nl, fam)
 		if err != nil {
 			return repaired, err
 		}
+		h.warnAhead(fam, list)
 		there := make(map[rule]bool, len(list))
 		for _, k := range list {
-			there[placeOf(k)] = true
+			if k.Protocol == Protocol {
+				there[placeOf(k)] = true
+			}
 		}
 		for _, s := range h.parts[fam] {
 			r, ok := s.(rule)
@@ -371,21 +374,22 @@ func (s rule) place() rule {
 
 // placeOf is the same for a rule as the kernel lists it.
 func placeOf(k netlink.Rule) rule {
-	prefix := func(n *net.IPNet) netip.Prefix {
-		if n == nil {
-			return netip.Prefix{}
-		}
-		a, _ := netip.AddrFromSlice(n.IP)
-		bits, _ := n.Mask.Size()
-		return netip.PrefixFrom(a, bits)
-	}
 	ports := func(r *netlink.RulePortRange) PortRange {
 		if r == nil {
 			return PortRange{}
 		}
 		return PortRange{r.Start, r.End}
 	}
-	return rule{pref: k.Priority, from: prefix(k.Src), to: prefix(k.Dst), sport: ports(k.Sport), dport: ports(k.Dport)}.place()
+	return rule{pref: k.Priority, from: prefixOf(k.Src), to: prefixOf(k.Dst), sport: ports(k.Sport), dport: ports(k.Dport)}.place()
+}
+
+func prefixOf(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.Prefix{}
+	}
+	a, _ := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(a, bits)
 }
 
 // lookReserved reserves our ports again.
