@@ -226,7 +226,7 @@ func (c *checker) look(ctx context.Context, dst netip.AddrPort) (situation, erro
 	}
 	from := host.Connection{Dst: dst, Mark: host.Mark}
 	if s.rule != nil {
-		from.Src = s.rule.Pin().Addr()
+		from.Src, from.Port = s.rule.Pin().Addr(), s.rule.Pin().Ports().Ranges()[0].First
 	}
 	s.dial, s.dialErr = host.FindWay(from)
 	if s.rule == nil {

@@ -42,6 +42,7 @@ import (
 //	firewall RANGE...       of the router, which drops TCP from any other port
 //	drop-output DEV         of the client's own firewall
 //	no-route IPv4|IPv6      of the client: nothing but its own link can be reached
+//	route-from PORT ADDR VIA of the client: a source address, of its own, for TCP from a port
 func TestCheckTranscripts(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("testdata/script/check/*.txt")
@@ -75,6 +76,7 @@ func TestCheckTranscripts(t *testing.T) {
 					"firewall":       s.firewall,
 					"drop-output":    s.dropOutput,
 					"no-route":       s.noRoute,
+					"route-from":     s.routeFrom,
 				},
 			})
 		})
@@ -301,6 +303,13 @@ func (s *checkScript) noRoute(ts *testscript.TestScript, _ bool, args []string) 
 			ts.Check(s.Client.Netlink().RouteDel(&netlink.Route{Dst: network4or6(all), Gw: net.ParseIP(f.near)}))
 		}
 	}
+}
+
+func (s *checkScript) routeFrom(ts *testscript.TestScript, _ bool, args []string) {
+	port, err := strconv.ParseUint(args[0], 10, 16)
+	ts.Check(err)
+	s.Client.Addr("eth0", args[1]+"/32")
+	s.Client.RouteFrom(uint16(port), args[1], args[2])
 }
 
 // A program has a name's address from a file, which pinproxy does not see for a wildcard. Another name has the address

@@ -6,6 +6,7 @@ import "net/netip"
 type Connection struct {
 	Dst  netip.AddrPort
 	Src  netip.Addr // the socket's bound address; invalid: none, as with nearly every program
+	Port uint16     // and its bound port; 0: none
 	Mark uint32     // of the socket; [Mark] for one of ours
 }
 

@@ -63,6 +63,9 @@ func (r *rtnl) lookup(c Connection, flags uint32) (info routeInfo, err error) {
 		r.attr32(unix.RTA_MARK, c.Mark)
 	}
 	r.shortAttr(unix.RTA_IP_PROTO, protoTCP)
+	if c.Port != 0 {
+		r.shortAttr(unix.RTA_SPORT, binary.BigEndian.AppendUint16(nil, c.Port)...)
+	}
 	r.shortAttr(unix.RTA_DPORT, binary.BigEndian.AppendUint16(nil, c.Dst.Port())...)
 	end()
 	if err := unix.Sendto(r.fd, r.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
