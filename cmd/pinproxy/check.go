@@ -45,7 +45,7 @@ func check(ctx context.Context, o options, stdout io.Writer) (status int, err er
 	if err := c.find(ctx); err != nil {
 		return exitFailed, err
 	}
-	r := report{Target: o.target.String(), Rules: c.rulesFrom(), PortRange: rangeJSON(c.facts.LocalPorts)}
+	r := report{Target: o.target.String(), Rules: c.rulesFrom(), PortRange: rangeReport(c.facts.LocalPorts)}
 	if c.instance != nil {
 		about := c.instance.about
 		r.Pinproxy = &pinproxyJSON{PID: cmp.Or(c.instance.PID, about.PID), Socket: c.instance.path, Link: about.Link, Strict: about.Strict, Ending: about.Ending, apart: c.instance.PID == 0}
@@ -77,9 +77,9 @@ func check(ctx context.Context, o options, stdout io.Writer) (status int, err er
 	}
 	r.conclude()
 	if o.json {
-		err = writeJSON(stdout, r)
+		err = printJSON(stdout, r, "  ")
 	} else {
-		_, err = io.WriteString(stdout, r.text())
+		err = printText(stdout, r.text())
 	}
 	if err != nil {
 		return exitFailed, err

@@ -182,10 +182,8 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 const lastDatagram = 50 * time.Millisecond
 
 func lastDatagrams(ctx context.Context) {
-	timer := time.NewTimer(lastDatagram)
-	defer timer.Stop()
 	select {
-	case <-timer.C:
+	case <-time.After(lastDatagram):
 	case <-ctx.Done():
 	}
 }
@@ -237,11 +235,9 @@ func (c *command) awaitNames(ctx context.Context, dst netip.AddrPort) {
 		return
 	default:
 	}
-	timer := time.NewTimer(exactNamesWait)
-	defer timer.Stop()
 	select {
 	case <-c.tried:
-	case <-timer.C:
+	case <-time.After(exactNamesWait):
 	case <-ctx.Done():
 	}
 }

@@ -94,10 +94,6 @@ func (c *control) serve(ctx context.Context, l net.Listener) error {
 	return serveHTTP(ctx, l, c.handler(), controlConns, controlRead, controlRead)
 }
 
-type discard struct{}
-
-func (discard) Write(b []byte) (int, error) { return len(b), nil }
-
 // bounded accepts a limited number of connections at a time.
 type bounded struct {
 	net.Listener

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"log/slog"
 	"net"
@@ -104,7 +105,7 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, conns int, r
 		WriteTimeout:      controlWrite,
 		IdleTimeout:       idle,
 		MaxHeaderBytes:    controlHeader,
-		ErrorLog:          log.New(discard{}, "", 0), // a bad request is answered, not logged
+		ErrorLog:          log.New(io.Discard, "", 0), // a bad request is answered, not logged
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
 	served := make(chan error, 1)

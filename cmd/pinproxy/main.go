@@ -83,9 +83,9 @@ func run(signals func() (stop, now context.Context), args []string, stdout, stde
 	stop, now := signals()
 	switch {
 	case o.help:
-		return say.print(stdout, usage)
+		err = printText(stdout, usage)
 	case o.version:
-		return say.print(stdout, version())
+		err = printText(stdout, version())
 	case o.command == "cleanup":
 		err = cleanup(stop, stdout, stderr)
 	case o.command == "status":

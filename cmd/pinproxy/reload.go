@@ -132,12 +132,10 @@ func (r *reloader) text(ctx context.Context, path string) (string, error) {
 		r.reading.Store(false)
 		read <- result{text, err}
 	}()
-	late := time.NewTimer(readWait)
-	defer late.Stop()
 	select {
 	case got := <-read:
 		return got.text, got.err
-	case <-late.C:
+	case <-time.After(readWait):
 		return "", fmt.Errorf("it has not come to an end in %v", readWait)
 	case <-ctx.Done():
 		return "", ctx.Err()

@@ -1,9 +1,6 @@
 package main
 
 import (
-	"encoding/json"
-	"fmt"
-	"io"
 	"time"
 
 	"pinproxy/netstack/host"
@@ -191,8 +188,6 @@ func common(set rules.PortSet, list []host.PortRange) int {
 	return n
 }
 
-func rangeJSON(r host.PortRange) rangeReport { return rangeReport(r) }
-
 // conclude decides for all addresses. It skips those to which this host has no route, as programs do.
 func (r *report) conclude() {
 	reached := 0
@@ -220,16 +215,6 @@ func (r *report) conclude() {
 			}
 		}
 	}
-}
-
-func writeJSON(w io.Writer, what any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	e.SetEscapeHTML(false)
-	if err := e.Encode(what); err != nil {
-		return fmt.Errorf("print: %w", err)
-	}
-	return nil
 }
 
 // short formats a duration for people.

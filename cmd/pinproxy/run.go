@@ -326,15 +326,11 @@ func dryRun(ctx context.Context, o options, stdout io.Writer) error {
 	for _, w := range pointless(o.set, o.rules.files) {
 		comments = append(comments, "warning: "+w)
 	}
-	if _, err := io.WriteString(stdout, steps.String()); err != nil {
-		return fmt.Errorf("print the plan: %w", err)
-	}
+	text := steps.String()
 	for _, line := range comments {
-		if _, err := fmt.Fprintf(stdout, "# %s\n", line); err != nil {
-			return fmt.Errorf("print the plan: %w", err)
-		}
+		text += "# " + line + "\n"
 	}
-	return nil
+	return printText(stdout, text)
 }
 
 // resolve looks up the exact names of set as any program would. It returns as comments what can't be planned.

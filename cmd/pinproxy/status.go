@@ -3,9 +3,9 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 )
@@ -20,13 +20,10 @@ func status(ctx context.Context, o options, stdout io.Writer) error {
 		return err
 	}
 	if o.json {
-		return writeJSON(stdout, s)
+		return printJSON(stdout, s, "  ")
 	}
 	width, _ := terminalSize(stdout)
-	if _, err := io.WriteString(stdout, s.text(width)); err != nil {
-		return fmt.Errorf("print: %w", err)
-	}
-	return nil
+	return printText(stdout, s.text(width))
 }
 
 // askStatus asks the running pinproxy.
@@ -45,16 +42,6 @@ func askStatus(ctx context.Context, o options) (s statusJSON, err error) {
 	err = i.ask(ctx, "/status", nil, &s)
 	s.PID = cmp.Or(i.PID, s.PID) // its own may be from another PID namespace
 	return s, err
-}
-
-// writeLine writes what as one line of JSON.
-func writeLine(w io.Writer, what any) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	if err := e.Encode(what); err != nil {
-		return fmt.Errorf("print: %w", err)
-	}
-	return nil
 }
 
 // text returns the snapshot for people: tables and, under a flow or a failure, its cause and what would help. If
@@ -99,7 +86,7 @@ func (s statusJSON) ruleTable(b *strings.Builder, width int) {
 
 // portTable lists what holds the pins' ports.
 func (s statusJSON) portTable(b *strings.Builder, width int) {
-	if len(s.Ports) == 0 && !s.wide() {
+	if len(s.Ports) == 0 && !slices.ContainsFunc(s.Rules, func(r ruleStateJSON) bool { return r.Ports > maxPinListed }) {
 		return
 	}
 	b.WriteByte('\n')
@@ -146,15 +133,6 @@ func rowOfFree(t *grid, list []portJSON) {
 	}
 }
 
-func (s statusJSON) wide() bool {
-	for _, r := range s.Rules {
-		if r.Ports > maxPinListed {
-			return true
-		}
-	}
-	return false
-}
-
 // rows adds the rows of a port and its holders.
 func (p portJSON) rows(t *grid, flows map[uint64]flowJSON, now time.Time) {
 	waiting := ""
@@ -166,7 +144,7 @@ func (p portJSON) rows(t *grid, flows map[uint64]flowJSON, now time.Time) {
 		return
 	}
 	for _, h := range p.Holders {
-		t.row(p.Port, h.words()+waiting, orDash(h.Remote), h.since(flows, now), p.Rule)
+		t.row(p.Port, h.words()+waiting, cmp.Or(h.Remote, "-"), h.since(flows, now), p.Rule)
 		waiting = ""
 	}
 	if p.More > 0 {
@@ -209,7 +187,7 @@ func (s statusJSON) flowTable(b *strings.Builder, width int) {
 		if f.Stage == "open" {
 			idle = short(inSeconds(f.Idle).Round(time.Second))
 		}
-		t.row(f.ID, f.Stage, f.Src, f.Upstream, orDash(f.Name), orDash(f.Local), short(s.Now.Sub(f.Since).Round(time.Second)), idle,
+		t.row(f.ID, f.Stage, f.Src, f.Upstream, cmp.Or(f.Name, "-"), cmp.Or(f.Local, "-"), short(s.Now.Sub(f.Since).Round(time.Second)), idle,
 			size(float64(f.Up)), size(float64(f.Down)), size(f.UpRate), size(f.DownRate))
 		because(&why, fmt.Sprintf("flow %d", f.ID), f.Cause, f.Hint)
 	}
@@ -225,7 +203,7 @@ func (s statusJSON) failureTable(b *strings.Builder, width int) {
 	t := newTable(column{name: "FAILED"}, column{name: "TO", least: 15, tail: true}, column{name: "NAME", drop: 2, least: 12}, column{name: "KIND"}, right("TIMES", 0), column{name: "LAST"}, column{name: "RULE", drop: 1, least: 16})
 	var why strings.Builder
 	for i, f := range s.Failures {
-		t.row(i+1, f.Dst, orDash(f.Name), f.Kind, f.Times, short(s.Now.Sub(f.Last).Round(time.Second))+" ago", orDash(f.Rule))
+		t.row(i+1, f.Dst, cmp.Or(f.Name, "-"), f.Kind, f.Times, short(s.Now.Sub(f.Last).Round(time.Second))+" ago", cmp.Or(f.Rule, "-"))
 		because(&why, fmt.Sprintf("failed %d", i+1), f.Cause, f.Hint)
 	}
 	t.write(b, width)
@@ -255,13 +233,6 @@ func because(b *strings.Builder, what, cause, hint string) {
 	if hint != "" {
 		fmt.Fprintf(b, "    hint: %s\n", hint)
 	}
-}
-
-func orDash(text string) string {
-	if text == "" {
-		return "-"
-	}
-	return text
 }
 
 func inSeconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

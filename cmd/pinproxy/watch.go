@@ -80,14 +80,14 @@ func printStatus(ctx context.Context, o options, stdout io.Writer) error {
 		case err != nil:
 			return err
 		case o.json:
-			err = writeLine(stdout, s)
+			err = printJSON(stdout, s, "")
 		case first:
-			_, err = io.WriteString(stdout, s.text(0))
+			err = printText(stdout, s.text(0))
 		default:
-			_, err = io.WriteString(stdout, "\n"+s.text(0))
+			err = printText(stdout, "\n"+s.text(0))
 		}
 		if err != nil {
-			return fmt.Errorf("print: %w", err)
+			return err
 		}
 		select {
 		case <-ctx.Done():
@@ -100,17 +100,10 @@ func printStatus(ctx context.Context, o options, stdout io.Writer) error {
 // screen is the terminal while it is ours.
 type screen struct{ io.Writer }
 
-func (s screen) enter() error { return s.print(screenEnter) }
+func (s screen) enter() error { return printText(s.Writer, screenEnter) }
 
 // leave restores the terminal. If the terminal is gone, the error does not matter.
-func (s screen) leave() { _ = s.print(screenLeave) }
-
-func (s screen) print(text string) error {
-	if _, err := io.WriteString(s.Writer, text); err != nil {
-		return fmt.Errorf("print: %w", err)
-	}
-	return nil
-}
+func (s screen) leave() { _ = printText(s.Writer, screenLeave) }
 
 // draw replaces what is shown, in one write and without clearing first, so that nothing flickers.
 func (s screen) draw(now statusJSON, err error) error {
@@ -122,7 +115,7 @@ func (s screen) draw(now statusJSON, err error) error {
 			text += "pinproxy: hint: " + hint + "\n"
 		}
 	}
-	return s.print(paint(text, width, height))
+	return printText(s.Writer, paint(text, width, height))
 }
 
 // paint fits lines of text to a screen. The last line counts those that don't fit.

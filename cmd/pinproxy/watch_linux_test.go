@@ -127,6 +127,20 @@ func TestStatusWatchWithoutTerminal(t *testing.T) {
 			t.Errorf("%q: %v", line, err)
 		}
 	}
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	cmd := w.command("status", "--watch", "--json")
+	cmd.Stdout = full
+	unprinted, err := w.Client.Start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := exitStatus(unprinted.Wait()); got != exitFailed || unprinted.Stderr() != "pinproxy: error: print: write /dev/stdout: no space left on device\n" {
+		t.Errorf("status %d, %q", got, unprinted.Stderr())
+	}
 	p.stop()
 	for _, watching := range []*lab.Process{text, rows} {
 		if got := exitStatus(watching.Wait()); got != exitFailed || !strings.Contains(watching.Stderr(), "pinproxy: error: ") {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -92,16 +93,27 @@ a signal, 126 if it cannot be executed, 127 if it is not found, 125 if pinproxy
 itself failed before. Manual: pinproxy(8).
 `
 
+// printText writes text that the user asked for.
+func printText(w io.Writer, text string) error {
+	if _, err := io.WriteString(w, text); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}
+
+// printJSON writes what the user asked for, in one line if indent is "".
+func printJSON(w io.Writer, what any, indent string) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", indent)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(what); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}
+
 // words speaks to the user.
 type words struct{ w io.Writer }
-
-// print writes text that the user asked for.
-func (s words) print(w io.Writer, text string) int {
-	if _, err := io.WriteString(w, text); err != nil {
-		return s.error(fmt.Errorf("print: %w", err))
-	}
-	return exitOK
-}
 
 // commandError says why a command was not run, and returns the exit status that env(1) would give: 1 and 2 are the
 // command's own.
