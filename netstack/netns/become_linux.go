@@ -299,18 +299,12 @@ func overlay(own, dir string) error {
 	return unix.Mount("pinproxy", dir, "overlay", unix.MS_RDONLY, "lowerdir="+own+":"+dir)
 }
 
-// dropCapabilities drops all capabilities of this thread for good. The thread is about to become the command.
+// dropCapabilities drops all capabilities of this thread, which is about to become the command. They stay in the
+// bounding set: without it the kernel refuses to run a file that has capabilities, as ping does on Debian (EPERM). What
+// such a file gets counts in the command's namespaces only.
 func dropCapabilities() error {
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 		return err
-	}
-	for c := uintptr(0); ; c++ {
-		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
-		if errors.Is(err, unix.EINVAL) {
-			break // the kernel has no more capabilities
-		} else if err != nil {
-			return err
-		}
 	}
 	var none [2]unix.CapUserData
 	return unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0])

@@ -36,8 +36,8 @@
 //
 // An ordinary user gets a user namespace in which uid and gid stay the same. These are the only ones that the kernel
 // lets an ordinary user map. Supplementary groups still count, but are shown as nogroup, and setgroups(2) is off.
-// All capabilities are gone when CMD starts, and nothing brings them back: set-user-ID files
-// have no effect there, sudo and su included.
+// All capabilities are gone when CMD starts. Set-user-ID files have no effect there, sudo and su included. A file with
+// capabilities gets them over CMD's namespaces only.
 //
 // Root with CAP_SYS_ADMIN and CAP_NET_ADMIN gets no user namespace, so that everything root may do also works in
 // CMD: su, for example, or apt-get, which changes users. Root without them, as in containers, gets a user namespace.

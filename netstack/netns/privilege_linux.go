@@ -45,7 +45,7 @@ func (p privilege) attr() *syscall.SysProcAttr {
 	}
 	if !p.root {
 		// For the setup before the command runs. Capabilities of a user other than root survive exec only this way.
-		a.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN, unix.CAP_SETPCAP}
+		a.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN}
 	}
 	return a
 }
