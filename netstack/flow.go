@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"sync"
 	"syscall"
@@ -14,6 +15,10 @@ import (
 
 // ErrGone means that the application has given the connection up, or that the flow has already been answered.
 var ErrGone = errors.New("the application has given up")
+
+// errUnconfirmed means that nothing came back to our answer. The kernel of an application that has given up would reset
+// it, so the packets are lost on the way: in a firewall of this host, or with the network of a host behind a gateway.
+var errUnconfirmed = fmt.Errorf("not confirmed within %v: %w", handshakeTimeout, syscall.ETIMEDOUT)
 
 type phase uint8
 
@@ -141,7 +146,7 @@ func (s *Stack) sweep() {
 	for _, f := range gone {
 		f.abandoned()
 	}
-	s.lapse(handshakeTimeout)
+	s.lapse(handshakeTimeout, errUnconfirmed)
 }
 
 // send writes a packet to the device and takes over its reference. A failed write is a lost packet, which gVisor

@@ -252,8 +252,8 @@ func (f *Flow) resume(c Conn, err error) {
 	f.Done()
 }
 
-// lapse ends the handshakes that have taken longer than limit. This is cheaper than a timer for each.
-func (s *Stack) lapse(limit time.Duration) {
+// lapse ends the handshakes that have taken longer than limit, with err. This is cheaper than a timer for each.
+func (s *Stack) lapse(limit time.Duration, err error) {
 	now := time.Now()
 	var late []*Flow
 	s.mu.Lock()
@@ -270,7 +270,7 @@ func (s *Stack) lapse(limit time.Duration) {
 		if f.shaking != nil {
 			reset(f.shaking)
 		}
-		s.workers.do(task{flow: f, err: ErrGone})
+		s.workers.do(task{flow: f, err: err})
 	}
 }
 

@@ -285,7 +285,7 @@ func (s *Stack) destroy() {
 		case <-ended:
 			waiting = false
 		case <-time.After(stopTimeout / 5): // an endpoint may have appeared after we looked
-			s.lapse(stopTimeout)
+			s.lapse(stopTimeout, ErrGone)
 		}
 	}
 	// Stop the reader first: RemoveNIC waits for it under a lock that the packet being delivered may need.

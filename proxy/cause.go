@@ -54,6 +54,7 @@ func hintOf(err error) string {
 	var pin *pinError
 	var other *advised
 	var silent *silenceError
+	var gone *goneError
 	switch {
 	case errors.As(err, &pin) && pin.hint != "":
 		return pin.hint
@@ -61,6 +62,8 @@ func hintOf(err error) string {
 		return other.hint
 	case errors.As(err, &silent):
 		return silent.hint
+	case errors.As(err, &gone) && errors.Is(err, syscall.ETIMEDOUT):
+		return "a firewall of this host may drop what comes out of the device or goes into it: nft list ruleset, iptables -L; the manual says what to let pass"
 	case errors.Is(err, errCrowd):
 		return "what they wait for is in the log; 8,192 of one rule and 16,384 of one source are let in"
 	case errors.Is(err, errLoop):

@@ -153,6 +153,7 @@ func TestKinds(t *testing.T) {
 		{call("socket", syscall.EMFILE), KindFiles},
 		{context.Canceled, KindGaveUp},
 		{&goneError{errors.New("answer 192.0.0.8:1: the application has given up")}, KindGaveUp},
+		{&goneError{syscall.ETIMEDOUT}, KindGaveUp},
 		{errors.New("what nobody has thought of"), KindOther},
 	} {
 		if got := kindOf(c.err); got != c.want {

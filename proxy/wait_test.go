@@ -205,7 +205,7 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%s: %v: hint %q, want %q", c.call, c.errno, hint, c.hint)
 		}
 	}
-	for _, err := range []error{errLoop, errSelf, errCrowd} {
+	for _, err := range []error{errLoop, errSelf, errCrowd, &goneError{syscall.ETIMEDOUT}} {
 		if hintOf(fmt.Errorf("x: %w", &pinError{err: err})) == "" {
 			t.Errorf("no hint for %v", err)
 		}
