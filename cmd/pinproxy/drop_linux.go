@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -105,14 +104,7 @@ func (h *handover) drop(o options) error {
 		h.Notes = append(h.Notes, err.Error())
 		id = sameUser()
 	}
-	// That a pinproxy is already running says more than that its device exists.
-	if err := alone(); err != nil {
-		return err
-	}
-	fd, err := link.OpenFD(link.Config{Name: o.tun, Offload: o.offload})
-	if errors.Is(err, link.ErrNameTaken) {
-		return cmp.Or(aloneAfter(starting), err)
-	}
+	fd, err := openAlone(link.Config{Name: o.tun, Offload: o.offload})
 	if err != nil {
 		return err
 	}
@@ -136,23 +128,28 @@ func (h *handover) drop(o options) error {
 	return dropError(id.exec(os.Args, env))
 }
 
-// starting is how long a pinproxy may take from having its device to having the lock.
-const starting = time.Second
+// settling is how long a pinproxy may take from having its device to having the lock, and at its end from losing the
+// lock to losing the device.
+const settling = time.Second
+
+// openAlone opens the device if no other pinproxy is running, which says more than that its device exists. The device
+// of one that is just starting, or was killed a moment ago, exists while nobody has the lock.
+func openAlone(c link.Config) (link.FD, error) {
+	for end := time.Now().Add(settling); ; time.Sleep(10 * time.Millisecond) {
+		if err := alone(); err != nil {
+			return link.FD{}, err
+		}
+		fd, err := link.OpenFD(c)
+		if !errors.Is(err, link.ErrNameTaken) || time.Now().After(end) {
+			return fd, err
+		}
+	}
+}
 
 // alone returns an error if another pinproxy is running.
 func alone() error {
 	if r, ok, err := host.FindRunning(); err == nil && ok {
 		return &host.HeldError{PID: r.PID}
-	}
-	return nil
-}
-
-// aloneAfter returns an error as soon as another pinproxy is running, or nil after the given time.
-func aloneAfter(d time.Duration) error {
-	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if err := alone(); err != nil {
-			return err
-		}
 	}
 	return nil
 }

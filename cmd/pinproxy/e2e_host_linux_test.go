@@ -19,6 +19,7 @@ import (
 
 	"pinproxy/netstack/host"
 	"pinproxy/netstack/lab"
+	"pinproxy/netstack/link"
 )
 
 // What pinproxy does to the host, and that it leaves nothing behind.
@@ -315,6 +316,27 @@ func TestSecondStart(t *testing.T) {
 	echo(t, w.mustConnect(at(lab.Server4, 443)), "hello")
 	if seen := server.Seen(); seen[0].Port() != 63999 {
 		t.Errorf("connection came from %v", seen)
+	}
+}
+
+// The device of a pinproxy that was killed may outlive its lock for a moment.
+func TestStartWhileADeviceGoes(t *testing.T) {
+	w := newNetwork(t)
+	device := link.Config{Name: "pin0"}
+	err := w.Client.Do(func() error {
+		old, err := link.OpenFD(device)
+		if err != nil {
+			return err
+		}
+		time.AfterFunc(50*time.Millisecond, func() { _ = unix.Close(old.FD) })
+		fd, err := openAlone(device)
+		if err != nil {
+			return err
+		}
+		return unix.Close(fd.FD)
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 
