@@ -188,7 +188,7 @@ func (l *live) dial(ctx context.Context, pin netip.AddrPort) (Conn, error) {
 	l.local = local
 	l.keeper, _ = c.(keeper)
 	l.mu.Unlock()
-	return l.proxy.cfg.Wrap(l.upstream, c), nil
+	return l.proxy.cfg.Wrap(l.flow.Src(), l.upstream, c), nil
 }
 
 // forbidden returns why a host behind this one may not be led to dst, or nil. We dial as this host, and would lend

@@ -266,7 +266,7 @@ func TestWrap(t *testing.T) {
 	leaks(t)
 	s, pin := listen(t, "127.0.0.1:0"), freePort(t)
 	wrapped := make(chan *counted, 1)
-	h := newHarness(t, Config{Wrap: func(dst netip.AddrPort, c Conn) Conn {
+	h := newHarness(t, Config{Wrap: func(_, dst netip.AddrPort, c Conn) Conn {
 		if dst != s.addr {
 			t.Errorf("wrap of a connection to %s, want %s", dst, s.addr)
 		}

@@ -29,7 +29,7 @@ func TestKeepAlive(t *testing.T) {
 			leaks(t)
 			s := listen(t, "127.0.0.1:0")
 			dialed := make(chan syscall.RawConn, 1)
-			h := newHarness(t, Config{Wrap: func(_ netip.AddrPort, up Conn) Conn {
+			h := newHarness(t, Config{Wrap: func(_, _ netip.AddrPort, up Conn) Conn {
 				dialed <- up.(*upstream).raw
 				if c.wrap {
 					return plain{up}

@@ -80,9 +80,9 @@ type Config struct {
 	// Forbid says why flows from hosts behind this one may not be led to an address; nil if they may. It is called
 	// for each address before it is dialed.
 	Forbid func(dst netip.AddrPort) error
-	// Wrap is given each upstream connection and returns what the flow reads and writes instead, for example a
-	// connection that inspects DNS answers. May be nil.
-	Wrap func(dst netip.AddrPort, c Conn) Conn
+	// Wrap is given each upstream connection, with the flow's source, and returns what the flow reads and writes
+	// instead, for example a connection that inspects DNS answers. May be nil.
+	Wrap func(src, dst netip.AddrPort, c Conn) Conn
 	// Quiet is called when many flows have ended, fallen asleep or begun, and no longer do: it is worthwhile to return
 	// memory to the system. May be nil.
 	Quiet func()
@@ -158,7 +158,7 @@ func New(c Config) *Proxy {
 		c.GiveWay = func() {}
 	}
 	if c.Wrap == nil {
-		c.Wrap = func(_ netip.AddrPort, c Conn) Conn { return c }
+		c.Wrap = func(_, _ netip.AddrPort, c Conn) Conn { return c }
 	}
 	return &Proxy{cfg: c, leases: lease.NewTable(), crowd: newCrowd(maxPerRule, maxPerSource), rest: rest{quiet: c.Quiet, share: c.Share, busy: c.Busy}, live: make(map[*live]struct{})}
 }

@@ -21,7 +21,7 @@ func TestResetIsNoEnd(t *testing.T) {
 			leaks(t)
 			var finished atomic.Int32
 			s := listen(t, "127.0.0.1:0")
-			h := newHarness(t, Config{Wrap: func(_ netip.AddrPort, up Conn) Conn {
+			h := newHarness(t, Config{Wrap: func(_, _ netip.AddrPort, up Conn) Conn {
 				return finishing{up.(*upstream), &finished}
 			}}, fmt.Sprintf("*:*=%d", freePort(t)))
 			for range 40 {
@@ -128,7 +128,7 @@ func TestDuplex(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			leaks(t)
 			s := listen(t, "127.0.0.1:0")
-			h := newHarness(t, Config{Wrap: func(_ netip.AddrPort, up Conn) Conn { return c.ours(up) }}, fmt.Sprintf("*:*=%d", freePort(t)))
+			h := newHarness(t, Config{Wrap: func(_, _ netip.AddrPort, up Conn) Conn { return c.ours(up) }}, fmt.Sprintf("*:*=%d", freePort(t)))
 			f := h.openWith(t, s.addr, func() (Conn, Conn, error) {
 				app, ours, err := loopback()
 				return app, c.ours(ours), err

@@ -116,9 +116,9 @@ func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int,
 		Yield:       func() { stack.Yield() },
 		Apart:       true,
 		Direct:      func(netip.AddrPort) bool { return true },
-		Wrap: func(dst netip.AddrPort, c proxy.Conn) proxy.Conn {
+		Wrap: func(src, dst netip.AddrPort, c proxy.Conn) proxy.Conn {
 			if dst.Port() == dnsPort && o.set.HasNames() {
-				return dns.Tap(c, learn, log)
+				return dns.Tap(dns.Asker{Host: src.Addr(), Resolver: dst}, c, learn, log)
 			}
 			return c
 		},

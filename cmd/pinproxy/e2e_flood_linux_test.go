@@ -206,7 +206,7 @@ func flooder() {
 	way := map[string]struct {
 		workers int
 		once    func(string) error
-	}{"knock": {4, knock}, "reset": {8, connectAndReset}, "ask": {1, askSilent}, "half": {1, halfOpen}}[os.Args[1]]
+	}{"knock": {4, knock}, "reset": {8, connectAndReset}, "ask": {1, askSilent}, "half": {1, halfOpen}, "look": {1000, lookUpMany}}[os.Args[1]]
 	var all sync.WaitGroup
 	for range way.workers {
 		all.Go(func() {
@@ -413,26 +413,87 @@ func TestFloodOfQuestions(t *testing.T) {
 	})
 }
 
+// thousand answers n1.bank.example and the like with a thousand addresses each.
+func thousand(q lab.Query) (a lab.Answer) {
+	var n int
+	if _, err := fmt.Sscanf(q.Name, "n%d.", &n); err != nil || q.Type != dnsmessage.TypeAAAA {
+		return a
+	}
+	var addrs []string
+	for i := range 1000 {
+		addrs = append(addrs, fmt.Sprintf("2001:db8:beef:%x::%x", n, i+1))
+	}
+	return lab.Addrs(q, time.Hour, addrs...)
+}
+
+// Large answers, many at a time, from a resolver of the asker's own: an answer from another one does not wait for all.
+func TestFloodOfAnswers(t *testing.T) {
+	w := newNetwork(t)
+	w.answer(lab.Zone(zone))
+	w.Server.DNS(thousand, at(ownResolver, 53))
+	pinned := w.Server.Serve(":8443", lab.Echo)
+	b := w.watched("--rule", "*.bank.example:8443=63000-63999")
+	flood := w.floods("look", ownResolver, 53, much(1000, 20))
+	b.during(func() {
+		over := make(chan struct{})
+		go func() { // ends with flood
+			defer close(over)
+			flood()
+		}()
+		var took []time.Duration
+		for running := true; running; {
+			start := time.Now()
+			found, err := w.Client.Resolver().LookupNetIP(soon(t), "ip4", "www.bank.example")
+			if err != nil || len(found) != 1 {
+				t.Errorf("%v, %v", found, err)
+				return
+			}
+			took = append(took, time.Since(start))
+			c, err := w.connect(at(found[0].String(), 8443))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			echo(t, c, "hello")
+			_ = c.Close()
+			select {
+			case <-over:
+				running = false
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+		slices.Sort(took)
+		t.Logf("%d other lookups took %v, %v at most", len(took), took[len(took)/2], took[len(took)-1])
+	}, nil, noneTo(8443))
+	for _, from := range pinned.Seen() {
+		if from.Port() < 63000 || from.Port() > 63999 {
+			t.Errorf("a connection came from %v", from)
+		}
+	}
+}
+
+// lookUpMany looks up one name after another, of those that thousand knows. It may fail, because there are too many.
+func lookUpMany(resolver string) error {
+	r := &net.Resolver{PreferGo: true, Dial: func(_ context.Context, network, _ string) (net.Conn, error) {
+		return net.DialTimeout(network, resolver, patience)
+	}}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_, _ = r.LookupNetIP(ctx, "ip6", fmt.Sprintf("n%d.bank.example", lookups.Add(1)))
+	return nil
+}
+
+var lookups atomic.Uint32
+
+const ownResolver = "192.0.2.53" // one of the server's addresses
+
 // Answers with a thousand addresses, for more names and addresses than are kept. The newest are pinned, and the
 // number of routes is bounded.
 func TestFloodOfAddresses(t *testing.T) {
 	const each = 1000
 	w := newNetwork(t)
-	index := func(name string) (n int) {
-		_, _ = fmt.Sscanf(name, "n%d.", &n)
-		return n
-	}
 	w.ServerOwns("2001:db8:beef::/48")
-	w.answer(func(q lab.Query) (a lab.Answer) {
-		if q.Type != dnsmessage.TypeAAAA || !strings.HasPrefix(q.Name, "n") {
-			return a
-		}
-		var addrs []string
-		for i := range each {
-			addrs = append(addrs, fmt.Sprintf("2001:db8:beef:%x::%x", index(q.Name), i+1))
-		}
-		return lab.Addrs(q, time.Hour, addrs...)
-	})
+	w.answer(thousand)
 	pinned := w.Server.Serve(":8443", lab.Echo)
 	b := w.watched("--rule", "*.bank.example:8443=63000-63999")
 	names := much(250, 3)

@@ -6,10 +6,10 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	"pinproxy/netstack/dns"
 	"pinproxy/netstack/host"
 	"pinproxy/rules"
 )
@@ -44,7 +44,7 @@ type learner struct {
 	withheld atomic.Uint64 // answers to applications, withheld because routes could not be set
 	aliases  aliases
 
-	mu sync.Mutex // held from a change of names until the routes have changed
+	turns dns.Turns // locked from a change of names until the routes have changed
 }
 
 // Wants implements dns.Observer.
@@ -69,10 +69,10 @@ func (l *learner) Alias(name, target string, ttl time.Duration) {
 }
 
 // Observe implements dns.Observer, for answers to an application, or to a resolver on this host.
-func (l *learner) Observe(name string, addrs []netip.Addr, ttl time.Duration) error {
+func (l *learner) Observe(asker dns.Asker, name string, addrs []netip.Addr, ttl time.Duration) error {
 	var err error
 	for _, n := range l.meant(name) {
-		err = errors.Join(err, l.learn(n, addrs, ttl, l.asking == nil || !l.asking(n)))
+		err = errors.Join(err, l.learn(asker, n, addrs, ttl, l.asking == nil || !l.asking(n)))
 	}
 	if err != nil {
 		l.withheld.Add(1)
@@ -82,13 +82,13 @@ func (l *learner) Observe(name string, addrs []netip.Addr, ttl time.Duration) er
 
 // refresh is for answers to our own queries.
 func (l *learner) refresh(name string, addrs []netip.Addr, ttl time.Duration) error {
-	return l.learn(name, addrs, ttl, false)
+	return l.learn(dns.Asker{}, name, addrs, ttl, false)
 }
 
 // learn returns when connections to addrs are captured.
-func (l *learner) learn(name string, addrs []netip.Addr, ttl time.Duration, asked bool) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (l *learner) learn(asker dns.Asker, name string, addrs []netip.Addr, ttl time.Duration, asked bool) error {
+	l.turns.Lock(asker, name)
+	defer l.turns.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), routeTimeout)
 	defer cancel()
 	learned, err := l.names.Observe(name, addrs, max(ttl, shortestTTL), asked, time.Now())
@@ -134,8 +134,8 @@ func (l *learner) sweep(ctx context.Context, now time.Time) (err error) {
 
 // sweepSome removes a part, because answers wait for it, and reports whether there may be more.
 func (l *learner) sweepSome(ctx context.Context, now time.Time) (more bool, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.turns.Lock(dns.Asker{}, "")
+	defer l.turns.Unlock()
 	gone := l.names.Expired(now)
 	return len(gone) > 0, l.withdraw(ctx, gone)
 }
@@ -143,8 +143,8 @@ func (l *learner) sweepSome(ctx context.Context, now time.Time) (more bool, err 
 // replace makes next decide as soon as apply has made the host capture what next needs, including what is known of
 // names. If apply fails, replace returns its error and everything is as before.
 func (l *learner) replace(next *rules.Set, apply func(learned []host.Capture) error) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.turns.Lock(dns.Asker{}, "")
+	defer l.turns.Unlock()
 	if err := apply(l.names.Prepare(next)); err != nil {
 		l.names.Cancel()
 		return err
@@ -154,7 +154,7 @@ func (l *learner) replace(next *rules.Set, apply func(learned []host.Capture) er
 }
 
 // withdraw removes captures, routes first: until then connections are still decided. Captures that a flow has
-// started to use in the meantime are put back. l.mu is held.
+// started to use in the meantime are put back. l.turns is locked.
 func (l *learner) withdraw(ctx context.Context, gone []rules.Capture) (err error) {
 	// A capture that stayed would lead to a rule that nobody knows any more, and its connections would fail. So there
 	// is no limit for all together.

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"pinproxy/netstack/dns"
 	"pinproxy/netstack/host"
 	"pinproxy/rules"
 )
@@ -68,14 +69,14 @@ func TestAnswerComesWhileMuchIsReleased(t *testing.T) {
 	swept := make(chan error)
 	go func() { swept <- l.sweep(t.Context(), time.Now().Add(shortestTTL+2*rules.Grace)) }()
 	<-routes.removing
-	if err := l.Observe("www.bank.example", []netip.Addr{netip.MustParseAddr("192.0.2.1")}, time.Hour); err != nil {
+	if err := l.Observe(dns.Asker{}, "www.bank.example", []netip.Addr{netip.MustParseAddr("192.0.2.1")}, time.Hour); err != nil {
 		t.Error(err)
 	}
-	l.mu.Lock()
+	l.turns.Lock(dns.Asker{}, "")
 	if left := len(routes.slowRouter); left < names*each/2 {
 		t.Errorf("of %d captures %d were left when the answer's turn came", names*each, left)
 	}
-	l.mu.Unlock()
+	l.turns.Unlock()
 	if err := <-swept; err != nil {
 		t.Error(err)
 	}
@@ -108,7 +109,7 @@ func observeMany(t *testing.T, l *learner, names, each int) {
 			addrs = append(addrs, addr)
 			addr = addr.Next()
 		}
-		if err := l.Observe(fmt.Sprintf("n%d.bank.example", i), addrs, time.Second); err != nil {
+		if err := l.Observe(dns.Asker{}, fmt.Sprintf("n%d.bank.example", i), addrs, time.Second); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -119,7 +120,7 @@ func TestShortTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		routes := make(slowRouter)
 		l := learnerOf(t, routes, "*.bank.example:443=63999")
-		if err := l.Observe("www.bank.example", []netip.Addr{netip.MustParseAddr("192.0.2.1")}, 5*time.Second); err != nil {
+		if err := l.Observe(dns.Asker{}, "www.bank.example", []netip.Addr{netip.MustParseAddr("192.0.2.1")}, 5*time.Second); err != nil {
 			t.Fatal(err)
 		}
 		for _, left := range []int{1, 0} {
@@ -161,7 +162,7 @@ func TestAliases(t *testing.T) {
 			"b.example":    "mail.bank.example www.bank.example",
 		} {
 			addr = addr.Next()
-			if err := l.Observe(name, []netip.Addr{addr}, time.Hour); err != nil {
+			if err := l.Observe(dns.Asker{}, name, []netip.Addr{addr}, time.Hour); err != nil {
 				t.Fatal(err)
 			}
 			var got []string

@@ -161,9 +161,9 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		Direct:      func(dst netip.AddrPort) bool { return dst.Port() == dnsPort && names.HasNames() },
 		Behind:      guard.behind,
 		Forbid:      guard.forbid,
-		Wrap: func(dst netip.AddrPort, c proxy.Conn) proxy.Conn {
+		Wrap: func(src, dst netip.AddrPort, c proxy.Conn) proxy.Conn {
 			if dst.Port() == dnsPort && names.HasNames() {
-				return dns.Tap(c, learn, log)
+				return dns.Tap(dns.Asker{Host: src.Addr(), Resolver: dst}, c, learn, log)
 			}
 			return c
 		},

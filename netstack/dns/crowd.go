@@ -31,22 +31,31 @@ type share struct {
 func newCrowd() crowd { return crowd{seed: maphash.MakeSeed()} }
 
 // share returns the share that a question belongs to.
-func (c *crowd) share(src netip.Addr, dst netip.AddrPort, name string) *share {
-	if src.Is6() { // a host can use any number of addresses in its network
-		src = netip.PrefixFrom(src.WithZone(""), 64).Masked().Addr()
-	}
-	at := &c.sources[maphash.Comparable(c.seed, src)%uint64(len(c.sources))]
+func (c *crowd) share(asker Asker, name string) *share {
+	at := &c.sources[maphash.Comparable(c.seed, asker.network())%uint64(len(c.sources))]
 	if *at == nil {
 		*at = new(source)
 	}
-	about := struct {
-		dst  netip.AddrPort
-		zone string
-	}{dst, zone(name)}
-	s := &(*at).shares[maphash.Comparable(c.seed, about)%uint64(len((*at).shares))]
+	s := &(*at).shares[maphash.Comparable(c.seed, asker.about(name))%uint64(len((*at).shares))]
 	s.source = *at
 	return s
 }
+
+// network returns the host's address, or the network in which it can use any number of addresses.
+func (a Asker) network() netip.Addr {
+	if a.Host.Is6() {
+		return netip.PrefixFrom(a.Host.WithZone(""), 64).Masked().Addr()
+	}
+	return a.Host
+}
+
+// about is what a question is about.
+type about struct {
+	resolver netip.AddrPort
+	zone     string
+}
+
+func (a Asker) about(name string) about { return about{a.Resolver, zone(name)} }
 
 // zone guesses from a name which part of it has its own name servers: its last two labels.
 func zone(name string) string {

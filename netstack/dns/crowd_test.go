@@ -27,7 +27,7 @@ func (c *crowd) len() (n int) {
 
 func (r *Relay) share(d *datagram) *share {
 	_, _, q, _ := parseQuestion(d.payload, false)
-	return r.busy.share(d.src.Addr(), d.dst, q.name)
+	return r.busy.share(Asker{d.src.Addr(), d.dst}, q.name)
 }
 
 // unlike makes a query that does not happen to hash into the same share.
@@ -170,19 +170,19 @@ func TestRelayDialsFewAtATime(t *testing.T) {
 func TestCrowd(t *testing.T) {
 	c := newCrowd()
 	addr := netip.MustParseAddr
-	a := c.share(addr("192.0.2.1"), resolverAddr, "a.bank.example")
+	a := c.share(Asker{addr("192.0.2.1"), resolverAddr}, "a.bank.example")
 	for _, x := range []struct {
 		what string
 		s    *share
 	}{
-		{"another name of the zone", c.share(addr("192.0.2.1"), resolverAddr, "a.b.c.bank.example")},
-		{"the zone itself", c.share(addr("192.0.2.1"), resolverAddr, "bank.example")},
+		{"another name of the zone", c.share(Asker{addr("192.0.2.1"), resolverAddr}, "a.b.c.bank.example")},
+		{"the zone itself", c.share(Asker{addr("192.0.2.1"), resolverAddr}, "bank.example")},
 	} {
 		if x.s != a {
 			t.Errorf("%s has a share of its own", x.what)
 		}
 	}
-	if c.share(addr("2001:db8::1"), resolverAddr, "x") != c.share(addr("2001:db8::2"), resolverAddr, "x") {
+	if c.share(Asker{addr("2001:db8::1"), resolverAddr}, "x") != c.share(Asker{addr("2001:db8::2"), resolverAddr}, "x") {
 		t.Error("addresses of one network have shares of their own")
 	}
 	var elems []*list.Element

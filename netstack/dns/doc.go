@@ -69,7 +69,8 @@
 //
 // An answer to a wanted query reaches the application after Observe has returned nil for all its addresses, or
 // not at all. Within one relay flow, and within one TCP connection, answers are passed on in the order in which
-// they came. While Observe runs, later answers of the same flow wait. Flows don't wait for each other.
+// they came. While Observe runs, later answers of the same flow wait. Flows wait for each other only inside
+// Observe, where [Turns] lets the askers take turns.
 //
 // # Failures
 //

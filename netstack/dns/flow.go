@@ -13,6 +13,8 @@ import (
 
 type flowKey struct{ src, dst netip.AddrPort }
 
+func (k flowKey) asker() Asker { return Asker{k.src.Addr(), k.dst} }
+
 // flow is one application socket asking one resolver, together with the connected pinproxy socket that
 // represents it. One of the relay's goroutines dials. After that the flow runs on its own goroutine:
 //
@@ -216,7 +218,7 @@ func (f *flow) answer(msg []byte) {
 			hit := f.asked.take(id, question)
 			r.mu.Unlock()
 			if hit {
-				out = r.learn.release(p, question, msg)
+				out = r.learn.release(f.key.asker(), p, question, msg)
 			}
 		}
 	}

@@ -194,7 +194,7 @@ func (f *Forwarder) answer(network string, query []byte) []byte {
 	switch {
 	case err == nil && wanted:
 		if p, _, _, ok := parseQuestion(msg, true); ok {
-			return f.learn.release(p, q, msg)
+			return f.learn.release(Asker{}, p, q, msg)
 		}
 		return msg
 	case err == nil:

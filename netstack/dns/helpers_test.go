@@ -176,7 +176,7 @@ func (o *observer) Alias(name, target string, _ time.Duration) {
 
 func (o *observer) Wants(name string) bool { return o.wants == nil || o.wants(name) }
 
-func (o *observer) Observe(name string, addrs []netip.Addr, ttl time.Duration) error {
+func (o *observer) Observe(_ Asker, name string, addrs []netip.Addr, ttl time.Duration) error {
 	ob := observed{name, addrs, ttl}
 	o.mu.Lock()
 	o.seen = append(o.seen, ob)
@@ -185,6 +185,11 @@ func (o *observer) Observe(name string, addrs []netip.Addr, ttl time.Duration) e
 		return o.observe(ob)
 	}
 	return nil
+}
+
+// refresh observes what a Resolver found.
+func (o *observer) refresh(name string, addrs []netip.Addr, ttl time.Duration) error {
+	return o.Observe(Asker{}, name, addrs, ttl)
 }
 
 func (o *observer) all() []observed {

@@ -147,7 +147,7 @@ func (w *wire) Dial(ctx context.Context, network, address string) (net.Conn, err
 	if network == "udp" {
 		return &wireUDP{wireConn: conn}, nil
 	}
-	return newStream(conn, learner{obs: w, log: newThrottle(nil)}), nil
+	return newStream(Asker{}, conn, learner{obs: w, log: newThrottle(nil)}), nil
 }
 
 func (w *wire) failed(err error) {
@@ -162,7 +162,7 @@ func (w *wire) Wants(string) bool { return true }
 // Alias does nothing.
 func (w *wire) Alias(string, string, time.Duration) {}
 
-func (w *wire) Observe(_ string, _ []netip.Addr, ttl time.Duration) error {
+func (w *wire) Observe(_ Asker, _ string, _ []netip.Addr, ttl time.Duration) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.seen || ttl < w.ttl {
@@ -217,7 +217,7 @@ func (c *wireUDP) Read(b []byte) (int, error) {
 	n, err := c.wireConn.Read(b)
 	if p, id, q, ok := parseQuestion(b[:n], true); ok && id == c.id && q == c.q && q.class == dnsmessage.ClassINET {
 		if a := collect(p, q, b[:n]); len(a.Addrs) > 0 {
-			c.wire.Observe(a.Name, a.Addrs, a.TTL)
+			c.wire.Observe(Asker{}, a.Name, a.Addrs, a.TTL)
 		}
 	}
 	return n, err

@@ -19,7 +19,13 @@ type Observer interface {
 	// Observe returns nil once connections made to addrs for name are captured, that is, once the routes are
 	// set. The answer is held back until then, and replaced by SERVFAIL on an error. Observe must return in
 	// bounded time; nothing cancels it. addrs is not empty and belongs to the callee.
-	Observe(name string, addrs []netip.Addr, ttl time.Duration) error
+	Observe(asker Asker, name string, addrs []netip.Addr, ttl time.Duration) error
+}
+
+// Asker is the host that asked, and the resolver that it asked; the zero value for what is of no such host.
+type Asker struct {
+	Host     netip.Addr
+	Resolver netip.AddrPort
 }
 
 // learner decides what the application gets in place of an answer.
@@ -30,7 +36,7 @@ type learner struct {
 
 // release returns msg after the observer has learned from it, or SERVFAIL. p and q come from parseQuestion(msg,
 // true).
-func (l *learner) release(p dnsmessage.Parser, q question, msg []byte) []byte {
+func (l *learner) release(asker Asker, p dnsmessage.Parser, q question, msg []byte) []byte {
 	a := collect(p, q, msg)
 	for _, target := range a.Targets {
 		l.obs.Alias(a.Name, target, a.TTL)
@@ -38,7 +44,7 @@ func (l *learner) release(p dnsmessage.Parser, q question, msg []byte) []byte {
 	if len(a.Addrs) == 0 {
 		return msg
 	}
-	err := l.obs.Observe(a.Name, a.Addrs, a.TTL)
+	err := l.obs.Observe(asker, a.Name, a.Addrs, a.TTL)
 	if err == nil {
 		return msg
 	}

@@ -139,7 +139,7 @@ func (r *Relay) handle(q Query, id uint16, question question, wanted bool) error
 	f := r.flows[key]
 	if f == nil {
 		var err error
-		if f, err = r.beginLocked(key, r.busy.share(key.src.Addr(), key.dst, question.name), now); err != nil {
+		if f, err = r.beginLocked(key, r.busy.share(key.asker(), question.name), now); err != nil {
 			return err
 		}
 	} else if len(f.queue) >= maxQueued/2 {

@@ -549,6 +549,6 @@ func BenchmarkRelay(b *testing.B) {
 
 type quiet bool
 
-func (q quiet) Wants(string) bool                                 { return bool(q) }
-func (q quiet) Alias(string, string, time.Duration)               {}
-func (q quiet) Observe(string, []netip.Addr, time.Duration) error { return nil }
+func (q quiet) Wants(string) bool                                        { return bool(q) }
+func (q quiet) Alias(string, string, time.Duration)                      {}
+func (q quiet) Observe(Asker, string, []netip.Addr, time.Duration) error { return nil }

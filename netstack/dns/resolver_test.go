@@ -23,7 +23,7 @@ import (
 
 // fakeResolver is a real Resolver with scripted lookups.
 func fakeResolver(obs *observer, log io.Writer, lookup func(ctx context.Context, name string) (found, error)) *Resolver {
-	r := NewResolver(nil, obs.Observe, slog.New(slog.NewTextHandler(log, nil)))
+	r := NewResolver(nil, obs.refresh, slog.New(slog.NewTextHandler(log, nil)))
 	r.lookup = lookup
 	return r
 }

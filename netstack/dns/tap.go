@@ -27,7 +27,7 @@ type Conn = interface {
 	SetLinger(sec int) error
 }
 
-// Tap wraps c, the connection to a resolver, and watches its traffic. Write sees the application's queries.
+// Tap wraps c, asker's connection to a resolver, and watches its traffic. Write sees the application's queries.
 // Read releases the answer to a wanted query once the observer has learned from it. If c turns out not to carry
 // DNS, the tap becomes transparent. It never holds more than one message of 64 KiB in addition to the data of
 // one Read.
@@ -35,8 +35,8 @@ type Conn = interface {
 // One goroutine may read while another one writes. Write fails, having written nothing, if 1024 wanted queries
 // have each waited less than a minute for an answer. A nil log discards. A repeated cause is logged once a
 // minute for each connection.
-func Tap(c Conn, obs Observer, log *slog.Logger) Conn {
-	return &tap{stream: newStream(c, learner{obs: obs, log: newThrottle(log)}), conn: c}
+func Tap(asker Asker, c Conn, obs Observer, log *slog.Logger) Conn {
+	return &tap{stream: newStream(asker, c, learner{obs: obs, log: newThrottle(log)}), conn: c}
 }
 
 type tap struct {
@@ -55,6 +55,7 @@ func (t *tap) SetLinger(sec int) error { return t.conn.SetLinger(sec) }
 // wanted query waits: a frame that has begun to pass is not the answer to a later query.
 type stream struct {
 	net.Conn
+	asker Asker
 	learn learner
 	blind atomic.Bool // not DNS: both directions pass
 
@@ -76,8 +77,8 @@ type stream struct {
 	rerr  error  // returned after ready
 }
 
-func newStream(c net.Conn, l learner) *stream {
-	return &stream{Conn: c, learn: l, asked: asked{max: maxAskedTCP, keep: keepAskedTCP}}
+func newStream(asker Asker, c net.Conn, l learner) *stream {
+	return &stream{Conn: c, asker: asker, learn: l, asked: asked{max: maxAskedTCP, keep: keepAskedTCP}}
 }
 
 // Write sends p. Its queries are remembered before their last byte is sent.
@@ -311,7 +312,7 @@ func (s *stream) answer(frame []byte) []byte {
 	if !hit {
 		return frame
 	}
-	msg := s.learn.release(p, q, frame[frameLen:])
+	msg := s.learn.release(s.asker, p, q, frame[frameLen:])
 	return append([]byte{byte(len(msg) >> 8), byte(len(msg))}, msg...)
 }
 

@@ -31,7 +31,7 @@ func (pipeConn) SetLinger(int) error { return nil }
 // in read, byte by byte as it is released.
 func tapped(t *testing.T, obs Observer, log *slog.Logger) (tap Conn, resolver net.Conn, read func() []byte) {
 	a, resolver := net.Pipe()
-	tap = Tap(pipeConn{a}, obs, log)
+	tap = Tap(Asker{}, pipeConn{a}, obs, log)
 	var mu sync.Mutex
 	var got []byte
 	var wg sync.WaitGroup
@@ -169,7 +169,7 @@ func TestTapPartial(t *testing.T) {
 	for n := range f {
 		obs := &observer{}
 		c := &script{in: f[:n]}
-		tap := Tap(c, obs, nil)
+		tap := Tap(Asker{}, c, obs, nil)
 		write(t, tap, frame(q))
 		got, err := io.ReadAll(tap)
 		if err != nil || !bytes.Equal(got, f[:n]) || len(obs.all()) != 0 {
@@ -179,7 +179,7 @@ func TestTapPartial(t *testing.T) {
 	// A deadline within a frame loses nothing.
 	obs := &observer{}
 	c := &script{in: slices.Clone(f), chunks: []byte{5, 0, 9, 0, 200}}
-	tap := Tap(c, obs, nil)
+	tap := Tap(Asker{}, c, obs, nil)
 	write(t, tap, frame(q))
 	deadlines := 0
 	var got []byte
@@ -203,7 +203,7 @@ func TestTapShortWrite(t *testing.T) {
 	all := frame(q1, q2)
 	obs := &observer{wants: bankOnly}
 	c := &script{in: frame(answerTo(q2, rec(bank, 60, "203.0.113.1"))), short: true, writes: 1}
-	tap := Tap(c, obs, nil)
+	tap := Tap(Asker{}, c, obs, nil)
 	for rest := all; len(rest) > 0; {
 		n, _ := tap.Write(rest)
 		rest = rest[n:]
@@ -217,7 +217,7 @@ func TestTapShortWrite(t *testing.T) {
 func TestTapBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &script{}
-		tap := Tap(c, &observer{}, nil)
+		tap := Tap(Asker{}, c, &observer{}, nil)
 		for i := range uint16(maxAskedTCP) {
 			write(t, tap, frame(query(i, bank, dnsmessage.TypeA)))
 		}
@@ -225,7 +225,7 @@ func TestTapBound(t *testing.T) {
 		if _, err := tap.Write(frame(query(maxAskedTCP, bank, dnsmessage.TypeA))); !errors.Is(err, errManyAskedTCP) || len(c.written) != l {
 			t.Errorf("one too many: %v", err)
 		}
-		tap = Tap(c, &observer{}, nil)
+		tap = Tap(Asker{}, c, &observer{}, nil)
 		for i := range uint16(2 * maxAskedTCP) {
 			write(t, tap, frame(query(i, bank, dnsmessage.TypeA)))
 			time.Sleep(2 * keepAskedTCP / maxAskedTCP)
@@ -264,7 +264,7 @@ func TestTapTCP(t *testing.T) {
 		t.Fatal(err)
 	}
 	obs := &observer{}
-	tap := Tap(c.(*net.TCPConn), obs, nil)
+	tap := Tap(Asker{}, c.(*net.TCPConn), obs, nil)
 	defer tap.Close()
 	write(t, tap, frame(q))
 	if err := errors.Join(tap.CloseWrite(), tap.SetLinger(1)); err != nil {

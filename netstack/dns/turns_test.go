@@ -1,0 +1,43 @@
+package dns
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+)
+
+// Those who wait take turns: hosts, then what they asked about, then in order.
+func TestTurnsOfAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var turns Turns
+		var order []string
+		var all sync.WaitGroup
+		turns.Lock(Asker{}, "")
+		for i, host := range []string{
+			"2001:db8::1 a", "2001:db8::2 a", "2001:db8::1 a", // addresses of one network are one host
+			"2001:db8::3 b", "192.0.2.1 a", "2001:db8::1 c.a", "192.0.2.1 a", "- ",
+		} {
+			addr, name, _ := strings.Cut(host, " ")
+			asker := Asker{Resolver: resolverAddr}
+			asker.Host, _ = netip.ParseAddr(addr)
+			all.Go(func() {
+				turns.Lock(asker, name)
+				defer turns.Unlock()
+				order = append(order, fmt.Sprint(i))
+			})
+			synctest.Wait()
+		}
+		turns.Unlock()
+		all.Wait()
+		if want := strings.Fields("0 4 7 3 6 5 1 2"); !slices.Equal(order, want) {
+			t.Errorf("turns were given in the order %v, want %v", order, want)
+		}
+		if l := &turns.waiting; turns.locked || !l.empty() || len(l.lines) != 0 {
+			t.Errorf("something is left: %+v", l)
+		}
+	})
+}
