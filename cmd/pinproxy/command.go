@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"slices"
 	"syscall"
 	"time"
 
@@ -84,7 +85,25 @@ func commandConfig(o options, file string, out *outward, log *slog.Logger) netns
 	if len(c.Routes) > 1 {
 		c.Addrs = append(c.Addrs, host.Addr6)
 	}
+	if ipv6 && hasGlobalIPv6() {
+		c.Addrs = append(c.Addrs, commandAddr6)
+	}
 	return c
+}
+
+// commandAddr6 is a further address of the device, the IPv6 dummy address (RFC 9780), where the host has a global
+// address. Programs prefer IPv4 if they would reach a global address from a unique local one (RFC 6724), and
+// [host.Addr6] is unique local. Of both the kernel takes the one of the destination's kind.
+var commandAddr6 = netip.MustParseAddr("100:0:0:1::8")
+
+// hasGlobalIPv6 reports whether an interface of the host has an IPv6 address that is neither unique local nor
+// link-local. If the interfaces can't be read, none is assumed to have one.
+func hasGlobalIPv6() bool {
+	list, _ := net.InterfaceAddrs()
+	return slices.ContainsFunc(list, func(a net.Addr) bool {
+		p, err := netip.ParsePrefix(a.String())
+		return err == nil && p.Addr().Is6() && p.Addr().IsGlobalUnicast() && !p.Addr().IsPrivate()
+	})
 }
 
 // attend puts the parts together and serves the command until it has ended.

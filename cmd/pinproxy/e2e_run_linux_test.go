@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"pinproxy/netstack/lab"
@@ -365,6 +366,33 @@ func TestRunUnreachable(t *testing.T) {
 	args := []string{"--rule", "*:443=63999", "--", "reach", "203.0.113.2:443", "203.0.113.2:80", "[2001:db8:2::2]:443"}
 	w.runs(w.by(user{name: "root"}, args...), strings.Repeat("network is unreachable\n", 3))
 	w.runs(w.by(user{name: "root"}, "--rule", "*:443=63999", "--", "sh", "-c", "grep -c pin0 /proc/net/if_inet6; true"), "0\n")
+}
+
+// Whether a program tries IPv6 or IPv4 first depends on the kind of IPv6 address that it would have (RFC 6724). With a
+// unique local one it is IPv4.
+func TestRunPrefersTheSameFamily(t *testing.T) {
+	w := newNetwork(t)
+	w.names()
+	u := user{name: "root"}
+	lookUp := []string{need(t, "getent"), "ahosts", "www.bank.example"}
+	for _, first := range []string{lab.Server6, lab.Server4} {
+		plain := w.result(u.is(w.by(u), lookUp...))
+		if !strings.HasPrefix(plain.out, first) {
+			t.Fatalf("without us, %s is not the first address: %+v", first, plain)
+		}
+		w.runs(w.by(u, append([]string{"--rule", "*:443=63999", "--"}, lookUp...)...), plain.out)
+		if first == lab.Server6 {
+			w.Client.Addr("eth0", "fd00::2/64")
+			global := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(lab.Client6), Mask: net.CIDRMask(64, 128)}}
+			link, err := w.Client.Netlink().LinkByName("eth0")
+			if err == nil {
+				err = w.Client.Netlink().AddrDel(link, global)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 }
 
 func TestRunLoopback(t *testing.T) {
