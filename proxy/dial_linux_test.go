@@ -220,6 +220,41 @@ func TestListenerOnAnotherAddress(t *testing.T) {
 	}
 }
 
+// What sockets may be bound to is another question (ip_nonlocal_bind).
+func TestOwns(t *testing.T) {
+	top := lab.ForTest(t).Topology()
+	top.Client.Sysctl("net.ipv4.ip_nonlocal_bind", "1")
+	top.Client.Sysctl("net.ipv6.ip_nonlocal_bind", "1")
+	top.Client.Addr("eth0", "198.51.100.3/24") // a secondary one
+	top.Client.Own("192.0.2.0/24")
+	lone := lab.ForTest(t).Host("lone") // without a route
+	for _, test := range []struct {
+		host *lab.Host
+		addr string
+		want bool
+	}{
+		{top.Client, "127.0.0.1", true},
+		{top.Client, "::1", true},
+		{top.Client, lab.Client4, true},
+		{top.Client, lab.Client6, true},
+		{top.Client, "198.51.100.3", true},
+		{top.Client, "192.0.2.99", true},
+		{top.Client, lab.Near4, false},
+		{top.Client, lab.Near6, false},
+		{top.Client, "203.0.113.99", false},
+		{top.Client, "2001:db8:99::", false},
+		{lone, lab.Client4, false},
+		{lone, lab.Client6, false},
+	} {
+		_ = test.host.Do(func() error {
+			if got := (Sockets{}).Owns(netip.MustParseAddr(test.addr)); got != test.want {
+				t.Errorf("%s has %s: %v", test.host.Name(), test.addr, got)
+			}
+			return nil
+		})
+	}
+}
+
 // The host's policy rules may give TCP, or the port, another source address than a socket of another kind would have.
 func TestSourceByPolicyRule(t *testing.T) {
 	top := lab.ForTest(t).Topology()

@@ -1,13 +1,11 @@
 package proxy
 
 import (
-	"errors"
-	"net"
 	"net/netip"
 	"sync"
-	"syscall"
 	"time"
 
+	"pinproxy/proxy/sockdiag"
 	"pinproxy/rules"
 )
 
@@ -24,17 +22,14 @@ const (
 
 // addressed is a Dialer that knows which addresses the host has.
 type addressed interface {
-	// Owns reports whether a socket could be bound to addr; true if that can't be told.
+	// Owns reports whether the host has the address; true if that can't be told.
 	Owns(addr netip.Addr) bool
 }
 
-// Owns asks the kernel, by binding a socket that sends nothing.
+// Owns asks the kernel.
 func (s Sockets) Owns(addr netip.Addr) bool {
-	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
-	if err == nil {
-		_ = c.Close()
-	}
-	return !errors.Is(err, syscall.EADDRNOTAVAIL)
+	owned, err := sockdiag.Owns(addr, s.Mark)
+	return owned || err != nil
 }
 
 // When an application has closed its connection but the upstream has not, the application's kernel silently forgets

@@ -28,6 +28,9 @@ func Owners(list []Socket) []Process { return make([]Process, len(list)) }
 // Bind is only supported on Linux.
 func Bind(netip.AddrPort) error { return errors.ErrUnsupported }
 
+// Owns is only supported on Linux.
+func Owns(netip.Addr, uint32) (bool, error) { return false, errors.ErrUnsupported }
+
 // Source is only supported on Linux.
 func Source(uint16, netip.AddrPort, uint32) (netip.Addr, error) {
 	return netip.Addr{}, errors.ErrUnsupported

@@ -15,7 +15,8 @@
 //
 // Bind tries whether a port is available: nothing else shows which sockets have set SO_REUSEADDR.
 //
-// Source asks for the address that a connection would leave from (rtnetlink(7)). It needs no privileges.
+// Source asks for the address that a connection would leave from, and Owns whether the host has an address
+// (rtnetlink(7)). They need no privileges.
 //
 // Destroy ends a socket that was looked at before. The request carries the socket's cookie, so it can't hit another
 // socket that has taken its place. It needs CAP_NET_ADMIN and a kernel with CONFIG_INET_DIAG_DESTROY.
@@ -28,6 +29,6 @@
 //	no capability                         Destroy: EPERM
 //	a kernel without SOCK_DESTROY         Destroy: EOPNOTSUPP
 //	/proc is another user's               Owners: no process
-//	no route                              Source: ENETUNREACH
+//	no route                              Source: ENETUNREACH; Owns: false
 //	not Linux                             errors.ErrUnsupported
 package sockdiag
