@@ -23,6 +23,9 @@ const (
 	lastLooks = 50
 )
 
+// leftBehind is the end of such a flow. It is a warning, because whoever has started `ssh -f` expects it to go on.
+const leftBehind = "the command has ended, and a process that it left in the background still had the connection"
+
 // Drain ends all flows and returns when none is left. New flows are dropped from now on. Idle flows end at once and
 // in order, by FIN on both sides. Flows that move bytes may finish until grace is over. Then, or when ctx ends, the
 // rest is reset: a FIN in the middle of a transfer would say that it is complete. If ctx ends, some flows may still
@@ -54,6 +57,8 @@ func (p *Proxy) Finish(ctx context.Context, grace time.Duration) (ended bool) {
 		switch {
 		case still >= needed+finishLooks && l.ended() != "":
 			return true
+		case still >= needed && l.spliced() && !l.heard.Load():
+			l.end(leftBehind)
 		case still >= needed, since >= finishLooks*finishTick && !l.spliced():
 			l.end("stopped")
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -122,6 +123,23 @@ func TestFinishWaitsForLastBytes(t *testing.T) {
 		if err := <-got; err != nil {
 			t.Error(err)
 		}
+		f.ended(t)
+	})
+}
+
+// `ssh -f`: the command ends, and a process that it has started in the background loses its connection. That is worth
+// a line even where only warnings are logged.
+func TestFinishTellsOfWhatIsLeftBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, upstreams := inMemory(t, "*:*=1000")
+		f := h.openWith(t, dst4, memory)
+		f.answered(t, "accept")
+		up := <-upstreams
+		_, _ = h.finish(t.Context(), time.Minute)
+		if lines := h.log.with("flow"); len(lines) != 1 || lines[0].Level != slog.LevelWarn || lines[0].Attrs["end"] != leftBehind {
+			t.Errorf("log: %v", lines)
+		}
+		_, _ = up.Close(), f.app.Close()
 		f.ended(t)
 	})
 }

@@ -231,8 +231,11 @@ func (l *live) log(end string) {
 	}
 	l.tally.ended.Add(1)
 	l.proxy.ended.Add(1)
-	ctx, log := context.Background(), l.proxy.cfg.Log
-	if !log.Enabled(ctx, slog.LevelInfo) {
+	ctx, log, level := context.Background(), l.proxy.cfg.Log, slog.LevelInfo
+	if end == leftBehind {
+		level = slog.LevelWarn
+	}
+	if !log.Enabled(ctx, level) {
 		return
 	}
 	var room [10]slog.Attr
@@ -240,7 +243,7 @@ func (l *live) log(end string) {
 		slog.Uint64("up", l.up.bytes.Load()),
 		slog.Uint64("down", l.down.bytes.Load()),
 		slog.String("end", end))
-	line := slog.NewRecord(time.Now(), slog.LevelInfo, "flow", 0) // LogAttrs would look up the source line of its caller
+	line := slog.NewRecord(time.Now(), level, "flow", 0) // LogAttrs would look up the source line of its caller
 	line.AddAttrs(attrs...)
 	_ = log.Handler().Handle(ctx, line)
 }
