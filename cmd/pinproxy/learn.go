@@ -39,7 +39,7 @@ type learner struct {
 	names  *rules.Names
 	routes router
 	log    *slog.Logger
-	asking func(name string) bool // whether answers about name may be to a resolver on this host that asks for us; nil: never
+	asking func(asker dns.Asker, name string) bool // whether a resolver may be asking because we ask it; nil: never
 
 	withheld atomic.Uint64 // answers to applications, withheld because routes could not be set
 	aliases  aliases
@@ -72,7 +72,7 @@ func (l *learner) Alias(name, target string, ttl time.Duration) {
 func (l *learner) Observe(asker dns.Asker, name string, addrs []netip.Addr, ttl time.Duration) error {
 	var err error
 	for _, n := range l.meant(name) {
-		err = errors.Join(err, l.learn(asker, n, addrs, ttl, l.asking == nil || !l.asking(n)))
+		err = errors.Join(err, l.learn(asker, n, addrs, ttl, l.asking == nil || !l.asking(asker, n)))
 	}
 	if err != nil {
 		l.withheld.Add(1)

@@ -22,7 +22,7 @@ const (
 	latest     = time.Hour
 	retryFirst = time.Second
 	retryLast  = time.Minute
-	passWait   = 2 * time.Second // how long a resolver on this host may take to ask others what we ask it
+	passWait   = 2 * time.Second // how long a resolver that has answered us from an old answer may take to renew it
 )
 
 // Resolver keeps names resolved. It resolves as any Go program on this host would (/etc/hosts, resolv.conf). A
@@ -34,7 +34,13 @@ type Resolver struct {
 	changes chan wanted
 
 	mu     sync.Mutex
-	passed map[string]time.Time // by name: when a resolver on this host was last asked
+	passed map[passed]int // how many times now
+}
+
+// passed is a name that a resolver asks others for, because we ask it.
+type passed struct {
+	name string
+	from netip.Addr // the resolver; invalid if it is on this host
 }
 
 // wanted is the set of names to keep resolved, and the function to call once the new ones have been tried.
@@ -54,30 +60,41 @@ func NewResolver(dial Dialer, observe func(name string, addrs []netip.Addr, ttl 
 		observe: observe,
 		log:     log,
 		changes: make(chan wanted),
-		passed:  make(map[string]time.Time),
+		passed:  make(map[passed]int),
 	}
 	r.lookup = func(ctx context.Context, name string) (found, error) { return lookup(ctx, r.dialFor(name, dial), name) }
 	return r
 }
 
-// Asking reports whether a resolver on this host may be asking others for name because we have just asked it. If its
-// queries are seen, they are not an application's.
-func (r *Resolver) Asking(name string) bool {
+// Asking reports whether a query for name may come from a resolver that passes on what we have asked it, and so not from
+// an application. The resolver is on this host, or is the asker.
+func (r *Resolver) Asking(asker Asker, name string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return time.Since(r.passed[name]) < passWait
+	return r.passed[passed{name, netip.Addr{}}] > 0 || r.passed[passed{name, asker.Host}] > 0
 }
 
-// dialFor returns dial for a lookup of name.
+// dialFor returns dial for a lookup of name. The context that the dial gets ends with the question.
 func (r *Resolver) dialFor(name string, dial Dialer) Dialer {
 	return func(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
 		c, err := dial(ctx, network, dst)
-		if err == nil && here(c) {
-			r.mu.Lock()
-			r.passed[name] = time.Now()
-			r.mu.Unlock()
+		if err == nil {
+			p := passed{name, dst.Addr().Unmap()}
+			if here(c) {
+				p.from = netip.Addr{}
+			}
+			r.pass(p, 1)
+			context.AfterFunc(ctx, func() { time.AfterFunc(passWait, func() { r.pass(p, -1) }) })
 		}
 		return c, err
+	}
+}
+
+func (r *Resolver) pass(p passed, n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.passed[p] += n; r.passed[p] == 0 {
+		delete(r.passed, p)
 	}
 }
 

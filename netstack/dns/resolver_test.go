@@ -379,41 +379,64 @@ func TestLookup(t *testing.T) {
 	}
 }
 
-// A resolver on this host asks others what we ask it, one elsewhere does not.
+// A resolver on this host, or behind it, asks others what we ask it: while we wait for its answer, and after an old one.
 func TestResolverAsksThroughAnother(t *testing.T) {
-	for _, addr := range []string{"", "192.0.2.53"} {
-		var asking atomic.Bool
-		var server netip.AddrPort
-		r := NewResolver(func(ctx context.Context, network string, _ netip.AddrPort) (net.Conn, error) {
-			c, err := directly(ctx, network, server)
-			if err == nil && addr != "" {
-				c = elsewhere{c, netip.AddrPortFrom(netip.MustParseAddr(addr), 53)}
+	const name = "www.pinproxy.example"
+	app, other := netip.MustParseAddr("192.0.0.8"), netip.MustParseAddr("198.51.100.53")
+	for _, test := range []struct {
+		resolver string
+		by       []netip.Addr // of app and other
+	}{{"127.0.0.53:53", []netip.Addr{app, other}}, {"198.51.100.53:53", []netip.Addr{other}}, {"203.0.113.53:53", nil}} {
+		synctest.Test(t, func(t *testing.T) {
+			dst := netip.MustParseAddrPort(test.resolver)
+			r := NewResolver(nil, nil, nil)
+			asking := func(name string) (by []netip.Addr) {
+				for _, host := range []netip.Addr{app, other} {
+					if r.Asking(Asker{Host: host}, name) {
+						by = append(by, host)
+					}
+				}
+				return by
 			}
-			return c, err
-		}, nil, nil)
-		server = dnsServer(t, func(msg []byte, h string, typ dnsmessage.Type) []byte {
-			asking.Store(r.Asking(h))
-			if r.Asking("other.example") {
-				t.Error("another name is being asked for")
+			dial := r.dialFor(name, func(context.Context, string, netip.AddrPort) (net.Conn, error) {
+				return between{nil, netip.MustParseAddrPort("192.0.2.2:40000"), dst}, nil
+			})
+			first, end := context.WithCancel(t.Context())
+			second, endSecond := context.WithCancel(t.Context())
+			for _, ctx := range []context.Context{first, second} {
+				if _, err := dial(ctx, "udp", dst); err != nil {
+					t.Fatal(err)
+				}
 			}
-			return answerTo(msg, rec(h+".", 60, "203.0.113.1"))
+			end()
+			time.Sleep(time.Minute)
+			during := asking(name)
+			endSecond()
+			synctest.Wait()
+			after := asking(name)
+			if !slices.Equal(during, test.by) || !slices.Equal(after, test.by) {
+				t.Errorf("%s asks others as %v and %v, want %v", dst, during, after, test.by)
+			}
+			if by := asking("other.example"); len(by) > 0 {
+				t.Errorf("%v asks for another name", by)
+			}
+			time.Sleep(passWait)
+			synctest.Wait()
+			if by := asking(name); len(by) > 0 || len(r.passed) > 0 {
+				t.Errorf("%v still asks; kept: %v", by, r.passed)
+			}
 		})
-		if _, err := r.lookup(t.Context(), "www.pinproxy.example"); err != nil {
-			t.Error(err)
-		}
-		if want := addr == ""; asking.Load() != want {
-			t.Errorf("it may ask others: %v, want %v", asking.Load(), want)
-		}
 	}
 }
 
-// elsewhere is a connection to another host.
-type elsewhere struct {
+// between is a connection between two addresses.
+type between struct {
 	net.Conn
-	to netip.AddrPort
+	from, to netip.AddrPort
 }
 
-func (e elsewhere) RemoteAddr() net.Addr { return net.UDPAddrFromAddrPort(e.to) }
+func (b between) LocalAddr() net.Addr  { return net.UDPAddrFromAddrPort(b.from) }
+func (b between) RemoteAddr() net.Addr { return net.UDPAddrFromAddrPort(b.to) }
 
 func TestThrottle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
