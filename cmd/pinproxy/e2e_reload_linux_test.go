@@ -465,6 +465,10 @@ func TestReloadBehindAGatewayWithManyFlows(t *testing.T) {
 	if n := len(server.Seen()); n != len(open) {
 		t.Errorf("the server saw %d connections, want %d", n, len(open))
 	}
+	l.Server.Serve(":8", lab.Echo)
+	echo(t, l.mustConnect(at(lab.Server4, 8)), "hello") // one more that rules without its own would not capture
+	file.refused(p, tooMany())
+	echo(t, open[over], "still there, though idle longest")
 	p.kill()
 	if _, _, err := l.Client.Run(l.command("cleanup")); err != nil {
 		t.Fatal(err)

@@ -153,8 +153,12 @@ func (r *reloader) replace(ctx context.Context, former, next *rules.Set) error {
 	err := r.learn.replace(next, func(learned []host.Capture) error {
 		sure := func() {}
 		if len(o.gateways) > 0 {
-			keep, lost := r.uncaptured(former, next) // those that linger do so until they are captured again
-			r.keep(keep)
+			keep, lost := r.uncaptured(former, next)
+			var now []proxy.FlowInfo // go on to linger until next is sure, even if they are too many then
+			if r.linger {
+				now, _ = r.uncaptured(former)
+			}
+			r.keep(slices.Concat(now, keep))
 			r.linger = true
 			sure = func() { r.reset(lost, len(keep)) }
 		}
