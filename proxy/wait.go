@@ -79,7 +79,8 @@ func (w *wait) queued(busy *lease.BusyError) {
 	if w.rescue == nil {
 		w.rescue = w.flow.proxy.rescue(rescueKey{w.rule, busy.Dst})
 	}
-	if w.tries > 0 { // it waits for the kernel, and has said so
+	if w.tries > 0 { // it waits for the kernel
+		w.tell()
 		return
 	}
 	l := w.flow
@@ -110,7 +111,7 @@ func (l *live) behindIdle(rule *rules.Rule) bool {
 }
 
 // refused records that the kernel did not give us the port, and returns how long the port rests: as long as the
-// kernel says, if it says so. It logs that from time to time.
+// kernel says, if it says so.
 func (w *wait) refused(err error, port netip.AddrPort) (rest time.Duration) {
 	w.tries++
 	w.last, w.port = err, port
@@ -137,7 +138,9 @@ func (w *wait) refused(err error, port netip.AddrPort) (rest time.Duration) {
 		}
 		rest = min(left, countdown)
 	}
-	w.tell()
+	if w.tries >= w.rule.Pin().Ports().Len() { // else another port may be free, or queued tells
+		w.tell()
+	}
 	return rest
 }
 

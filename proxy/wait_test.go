@@ -30,10 +30,12 @@ type kept struct {
 func (k *kept) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, error) {
 	k.dials.Add(1)
 	if time.Now().Before(k.until) {
-		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.EADDRNOTAVAIL)}
+		return nil, errKept
 	}
 	return k.Dialer.Dial(ctx, pin, dst)
 }
+
+var errKept = &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.EADDRNOTAVAIL)}
 
 func (k *kept) Obstacle(netip.AddrPort, netip.AddrPort) Obstacle {
 	k.looks.Add(1)
@@ -85,6 +87,28 @@ func TestTimeWaitIsWaitedOut(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A flow that goes on with the next port of its pin does not wait, however long a busy machine takes for the first one.
+func TestNextPortIsNoWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		upstreams := make(memDialer, 1)
+		k := &kept{Dialer: dialFunc(func(ctx context.Context, pin, dst netip.AddrPort) (Conn, error) {
+			if pin.Port() == 1000 {
+				time.Sleep(lookAfter)
+				return nil, errKept
+			}
+			return upstreams.Dial(ctx, pin, dst)
+		})}
+		h := newHarness(t, Config{Dialer: k}, "*:*=1000-1001")
+		f := h.openWith(t, dst4, memory)
+		f.answered(t, "accept")
+		if lines := h.log.with("flow waits for the kernel to free its source port"); len(lines) > 0 {
+			t.Errorf("log: %v", lines)
+		}
+		_, _ = (<-upstreams).Close(), f.app.Close()
+		f.ended(t)
+	})
 }
 
 // Where the kernel does not say how long, the port is tried often enough to be taken within 100 ms of being free. The
