@@ -34,11 +34,10 @@ func (s ruleSources) load(former *rules.Set, read func(path string) (string, err
 		all = append(all, list...)
 	}
 	if len(all) == 0 {
-		msg := "no rule given"
 		if len(s.files) > 0 {
-			msg = "no rule in " + strings.Join(s.files, ", ")
+			return nil, &usageError{"no rule in " + strings.Join(s.files, ", "), "write rules there, one a line, such as google.co.uk:443=63999"}
 		}
-		return nil, &usageError{msg, "pinproxy --rule 'google.co.uk:443=63999'"}
+		return nil, &usageError{"no rule given", "pinproxy --rule 'google.co.uk:443=63999'"}
 	}
 	return former.Successor(all)
 }
