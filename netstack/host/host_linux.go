@@ -128,10 +128,13 @@ func (h *Host) close() {
 // reserve reserves the pins' ports. A failure causes a warning and does not prevent the start.
 func (h *Host) reserve(f Facts) {
 	want, err := portsToReserve(h.cfg, f)
-	if err == nil && !want.empty() {
-		err = h.reservePorts(want)
-	}
 	if err != nil {
+		h.warnings = append(h.warnings, err)
+	}
+	if want.empty() {
+		return
+	}
+	if err := h.reservePorts(want); err != nil {
 		h.warnings = append(h.warnings, err)
 	}
 }

@@ -3,6 +3,7 @@ package host
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -322,7 +323,7 @@ func planCaptures(c Config, of rule) (captures, ends []rule) {
 	return captures, ends
 }
 
-// portsToReserve returns the ports to add to ip_local_reserved_ports. The error is a warning: all pins are
+// portsToReserve returns the ports to add to ip_local_reserved_ports. The error is a warning: the ports that it names are
 // used, but unreserved.
 func portsToReserve(c Config, f Facts) (ports, error) {
 	want := newPorts(c.Reserve)
@@ -332,10 +333,23 @@ func portsToReserve(c Config, f Facts) (ports, error) {
 	if c.StateDir == "" {
 		return ports{}, fmt.Errorf("ports %v are not reserved: no directory for the state file", want)
 	}
+	// No more than half of what programs are given is taken. The widest ranges are left out first, for one wide pin
+	// must not cost all others their ports.
 	local := newPorts([]PortRange{f.LocalPorts})
-	if taken, all := want.and(local).len(), local.len(); taken > all/2 {
-		return ports{}, fmt.Errorf("ports %v are not reserved: they are %d of the %d in ip_local_port_range, too many to take; another program may be given one of them",
-			want, taken, all)
+	taken, all := want.and(local), local.len()
+	widestFirst := taken.ranges()
+	slices.SortStableFunc(widestFirst, func(a, b PortRange) int { return int(b.Last-b.First) - int(a.Last-a.First) })
+	var left ports
+	for _, r := range widestFirst {
+		if taken.without(left).len() <= all/2 {
+			break
+		}
+		left = left.or(newPorts([]PortRange{r}))
 	}
-	return want.without(newPorts(f.Reserved)), nil
+	var err error
+	if !left.empty() {
+		err = fmt.Errorf("ports %v are not reserved: the pins have %d of the %d in ip_local_port_range, too many to take; another program may be given one of them",
+			left, taken.len(), all)
+	}
+	return want.without(left).without(newPorts(f.Reserved)), err
 }

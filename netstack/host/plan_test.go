@@ -236,7 +236,11 @@ func TestPortsToReserve(t *testing.T) {
 		{name: "half", reserve: []PortRange{{32768, 32768 + 14115}}, dir: "/run", want: "32768-46883"},
 		{
 			name: "more than half", reserve: []PortRange{{32768, 32768 + 14116}}, dir: "/run",
-			warning: "ports 32768-46884 are not reserved: they are 14117 of the 28232 in ip_local_port_range, too many to take; another program may be given one of them",
+			warning: "ports 32768-46884 are not reserved: the pins have 14117 of the 28232 in ip_local_port_range, too many to take; another program may be given one of them",
+		},
+		{
+			name: "a wide one and others", reserve: []PortRange{{500, 500}, {33000, 33000}, {40000, 55000}, {59000, 62000}}, dir: "/run", want: "500,33000,59000-62000",
+			warning: "ports 40000-55000 are not reserved: the pins have 17002 of the 28232 in ip_local_port_range, too many to take; another program may be given one of them",
 		},
 		{name: "many elsewhere", reserve: []PortRange{{1, 32767}}, dir: "/run", want: "1-32767"},
 		{name: "no state", reserve: []PortRange{{7, 7}}, warning: "ports 7 are not reserved: no directory for the state file"},
