@@ -48,13 +48,16 @@ func (s Sockets) Try(ctx context.Context, pin, dst netip.AddrPort) (Trial, error
 	return Trial{Local: local, Took: took}, nil
 }
 
-// endInOrder ends a connection by a FIN both ways, if the peer sends its own soon. Because we were first, we get a
-// TIME_WAIT, which would be in the way of the next flow. We end it, if we may.
+// endInOrder ends a connection by a FIN both ways, or by a reset if the peer does not send its own soon. Because we were
+// first, we get a TIME_WAIT, which would be in the way of the next flow. We end it, if we may.
 func (s Sockets) endInOrder(c Conn) {
 	local, remote := addrPort(c.LocalAddr()), addrPort(c.RemoteAddr())
 	_ = c.CloseWrite()
 	_ = c.SetReadDeadline(time.Now().Add(endLinger))
-	_, _ = io.Copy(io.Discard, c) // until the peer's end
+	if _, err := io.Copy(io.Discard, c); err != nil { // until the peer's end
+		closeByReset(c)
+		return
+	}
 	_ = c.Close()
 	_, _ = s.makeRoom(local, remote)
 }

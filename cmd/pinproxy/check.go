@@ -70,7 +70,7 @@ func check(ctx context.Context, o options, stdout io.Writer) (status int, err er
 		r.Addresses = append(r.Addresses, a)
 		looked = append(looked, s)
 	}
-	for i, s := range looked { // when all are looked at, as it leaves a TIME_WAIT
+	for i, s := range looked { // when all are looked at, as it takes the port for a moment
 		if a := r.Addresses[i]; o.connect && a.Pinned && a.Connect.OK && s.rule.Cooldown() == 0 {
 			a.Connect.Through = c.through(ctx, s)
 		}
@@ -380,10 +380,8 @@ func (c *checker) through(ctx context.Context, s situation) *connectJSON {
 	conn, err := d.DialContext(ctx, "tcp", s.dst.String())
 	took := time.Since(begun)
 	if err == nil {
-		defer conn.Close()
-		_ = conn.(*net.TCPConn).CloseWrite()
-		_ = conn.SetReadDeadline(time.Now().Add(time.Second))
-		_, _ = io.Copy(io.Discard, conn) // until the port is free again for who comes next
+		_ = conn.(*net.TCPConn).SetLinger(0) // a reset leaves the port free for who comes next, whatever the destination does
+		_ = conn.Close()
 		return &connectJSON{OK: true, Took: took.Seconds()}
 	}
 	silent, ok := errors.AsType[net.Error](err)

@@ -340,3 +340,21 @@ func TestCheckSeesWhichNameCounts(t *testing.T) {
 	const instead = "takes 203.0.113.2 for an address of www.bank.example, and goes by the rule *.bank.example:443=63999"
 	check("file.example", instead, "How is my source port chosen? By the running pinproxy's rule *.bank.example:443=63999.")
 }
+
+// A server that does not close its end does not keep the pin's port from whoever comes after check.
+func TestCheckOfAServerThatDoesNotClose(t *testing.T) {
+	each(t, func(w *network, f family) {
+		w.Server.Sysctl("net.ipv4.tcp_timestamps", "0")
+		done := make(chan struct{})
+		w.Server.Serve(at(f.server, 7), func(net.Conn) { <-done })
+		w.t.Cleanup(func() { close(done) })
+		p := w.pinproxy("--rule", inRule(f.server)+":7=63999")
+		for i := range 2 {
+			said, _, err := w.Client.Run(w.command("check", "--connect", "--dial-timeout=10s", at(f.server, 7)))
+			if err != nil {
+				w.t.Fatalf("%v\n%s", err, said)
+			}
+			p.await("flow", i+1)
+		}
+	})
+}
