@@ -23,6 +23,7 @@ var guards = map[string]func() error{
 	"few capabilities": func() error {
 		return dropCapabilities(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SETUID, unix.CAP_SETGID)
 	},
+	"bare root":     func() error { return dropCapabilities(unix.CAP_SYS_ADMIN, unix.CAP_SETFCAP) },
 	"no other user": func() error { return dropCapabilities(unix.CAP_SETUID, unix.CAP_SETGID) },
 	"user":          func() error { return become(nobody) },
 	"no namespaces": func() error {
@@ -121,6 +122,7 @@ func TestRunForbidden(t *testing.T) {
 	}{
 		{"no namespaces", unix.CLONE_NEWUSER, "user namespaces are off (user.max_user_namespaces = 0)", "sysctl -w user.max_user_namespaces="},
 		{"seccomp", 0, "a seccomp filter forbids namespaces", "--security-opt"},
+		{"bare root", 0, "root without CAP_SETFCAP may not have a user namespace", "--cap-add SETFCAP"},
 		{"no device", unix.CLONE_NEWNS, "open /dev/net/tun: no TUN device", "modprobe tun"},
 		{"no permission", unix.CLONE_NEWNS, "open /dev/net/tun: permission denied", "chmod 0666 /dev/net/tun"},
 	} {

@@ -243,6 +243,8 @@ func forbiddenHint(by netns.Ban) string {
 		return "end what holds namespaces (lsns -t user, lsns -t net), or raise the limit"
 	case netns.BySeccomp:
 		return "start the container with --security-opt seccomp=unconfined, or run pinproxy on its host"
+	case netns.ByRoot:
+		return "run it as another user than root; in a container, add the capability: --cap-add SETFCAP"
 	}
 	return "run it as root, or without -- for the whole host"
 }

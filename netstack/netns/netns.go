@@ -67,6 +67,7 @@ const (
 	ByLimit        // user.max_user_namespaces = 0
 	ByNumber       // the maximum number exists already, or 32 are nested
 	BySeccomp      // a system call filter, as set by container runtimes
+	ByRoot         // root in a user namespace is only for who has CAP_SETFCAP, since Linux 5.12
 )
 
 // ForbiddenError says that namespaces can't be created or used here.
@@ -83,6 +84,7 @@ func (e *ForbiddenError) Error() string {
 		ByLimit:    "user namespaces are off (user.max_user_namespaces = 0)",
 		ByNumber:   "there are too many namespaces already (see the sysctls user.max_*_namespaces)",
 		BySeccomp:  "a seccomp filter forbids namespaces, as container runtimes do",
+		ByRoot:     "root without CAP_SETFCAP may not have a user namespace",
 	}[e.By] + ": " + e.Err.Error()
 }
 

@@ -12,9 +12,10 @@ import (
 
 // privilege decides which namespaces are created, and which users the command has in them.
 type privilege struct {
-	user  bool // a user namespace is created
-	root  bool // the command runs as root and keeps its capabilities
-	every bool // all users known here are known to the command
+	user    bool // a user namespace is created
+	root    bool // the command runs as root and keeps its capabilities
+	every   bool // all users known here are known to the command
+	mapRoot bool // root may be known to the command
 }
 
 func privileges() privilege {
@@ -24,6 +25,7 @@ func privileges() privilege {
 	root := os.Geteuid() == 0
 	p := privilege{root: root, user: !root || !is(unix.CAP_SYS_ADMIN) || !is(unix.CAP_NET_ADMIN)}
 	p.every = !p.user || root && is(unix.CAP_SETUID) && is(unix.CAP_SETGID)
+	p.mapRoot = is(unix.CAP_SETFCAP)
 	return p
 }
 
@@ -97,6 +99,8 @@ func explainBy(err error, p privilege, read func(path string) string) error {
 		by = ByAppArmor
 	case filtered(read("/proc/self/status")):
 		by = BySeccomp
+	case p.user && p.root && !p.mapRoot:
+		by = ByRoot
 	}
 	return &ForbiddenError{By: by, Err: err}
 }

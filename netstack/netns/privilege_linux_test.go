@@ -19,26 +19,28 @@ func TestExplain(t *testing.T) {
 		status   = "/proc/self/status"
 	)
 	none := Ban(-1)
+	user, root, bareRoot := privilege{user: true}, privilege{root: true, mapRoot: true}, privilege{user: true, root: true}
 	for _, test := range []struct {
 		name string
-		user bool // namespace
+		as   privilege
 		err  error
 		proc map[string]string
 		want Ban
 	}{
-		{"Debian", true, unix.EPERM, map[string]string{clone: "0\n", limit: "1000\n"}, ByClone},
-		{"Ubuntu", true, unix.EPERM, map[string]string{clone: "1\n", apparmor: "1\n"}, ByAppArmor},
-		{"Ubuntu, mount", true, unix.EACCES, map[string]string{clone: "1\n", apparmor: "1\n", status: "Seccomp:\t0\n"}, ByAppArmor},
-		{"Docker", true, unix.EPERM, map[string]string{status: "Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n"}, BySeccomp},
-		{"Docker, root", false, unix.EPERM, map[string]string{status: "Seccomp:\t2\n", clone: "0\n", apparmor: "1\n"}, BySeccomp},
-		{"chroot", true, unix.EPERM, map[string]string{status: "Seccomp:\t0\n"}, ByUnknown},
-		{"limit 0", true, unix.ENOSPC, map[string]string{limit: "0\n"}, ByLimit},
-		{"too many", true, unix.ENOSPC, map[string]string{limit: "1000\n"}, ByNumber},
-		{"too many of root's", false, unix.ENOSPC, map[string]string{limit: "0\n"}, ByNumber},
-		{"too deep, old kernels", true, unix.EUSERS, nil, ByNumber},
-		{"something else", true, unix.ENOMEM, map[string]string{clone: "0\n"}, none},
+		{"Debian", user, unix.EPERM, map[string]string{clone: "0\n", limit: "1000\n"}, ByClone},
+		{"Ubuntu", user, unix.EPERM, map[string]string{clone: "1\n", apparmor: "1\n"}, ByAppArmor},
+		{"Ubuntu, mount", user, unix.EACCES, map[string]string{clone: "1\n", apparmor: "1\n", status: "Seccomp:\t0\n"}, ByAppArmor},
+		{"Docker", user, unix.EPERM, map[string]string{status: "Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n"}, BySeccomp},
+		{"Docker, root", root, unix.EPERM, map[string]string{status: "Seccomp:\t2\n", clone: "0\n", apparmor: "1\n"}, BySeccomp},
+		{"container's root", bareRoot, unix.EPERM, map[string]string{status: "Seccomp:\t0\n"}, ByRoot},
+		{"chroot", user, unix.EPERM, map[string]string{status: "Seccomp:\t0\n"}, ByUnknown},
+		{"limit 0", user, unix.ENOSPC, map[string]string{limit: "0\n"}, ByLimit},
+		{"too many", user, unix.ENOSPC, map[string]string{limit: "1000\n"}, ByNumber},
+		{"too many of root's", root, unix.ENOSPC, map[string]string{limit: "0\n"}, ByNumber},
+		{"too deep, old kernels", user, unix.EUSERS, nil, ByNumber},
+		{"something else", user, unix.ENOMEM, map[string]string{clone: "0\n"}, none},
 	} {
-		err := explainBy(fmt.Errorf("make namespaces: %w", test.err), privilege{user: test.user}, func(path string) string { return test.proc[path] })
+		err := explainBy(fmt.Errorf("make namespaces: %w", test.err), test.as, func(path string) string { return test.proc[path] })
 		got := none
 		if f := (*ForbiddenError)(nil); errors.As(err, &f) {
 			got = f.By
