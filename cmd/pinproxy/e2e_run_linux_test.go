@@ -206,11 +206,14 @@ func blurt() {
 func TestRunExitStatus(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		dir := w.programs()
-		script := filepath.Join(dir, "script")
+		script, foreign := filepath.Join(dir, "script"), filepath.Join(dir, "foreign")
 		for path, mode := range map[string]os.FileMode{script: 0o755, filepath.Join(dir, "plain"): 0o644} {
 			if err := os.WriteFile(path, []byte("echo script $0 $1\n"), mode); err != nil {
 				t.Fatal(err)
 			}
+		}
+		if err := os.WriteFile(foreign, []byte("#!/bin/sh\r\n"), 0o755); err != nil {
+			t.Fatal(err)
 		}
 		for _, test := range []struct {
 			argv      []string
@@ -228,6 +231,7 @@ func TestRunExitStatus(t *testing.T) {
 			{[]string{"/no/such/program"}, 127, "", "pinproxy: error: /no/such/program: command not found\n"},
 			{[]string{dir}, 126, "", "pinproxy: error: " + dir + ": is a directory\n"},
 			{[]string{dir + "/plain"}, 126, "", "pinproxy: error: " + dir + "/plain: permission denied\n"},
+			{[]string{foreign}, 127, "", "pinproxy: error: " + foreign + ": its interpreter does not exist: the one in its first line (#!), or the loader of a binary\n"},
 			{[]string{"script", "word"}, 0, "script " + script + " word\n", ""}, // no #!
 		} {
 			got := w.result(w.by(u, append([]string{"--rule", "*:443=63999", "--"}, test.argv...)...))

@@ -31,7 +31,7 @@ const (
 	exitUsage   = 2
 	exitNotRun  = 125 // with a command: we have failed before it began; same as env(1)'s and timeout(1)'s
 	exitNoExec  = 126 // the command exists but can't be executed; same as a shell's
-	exitUnknown = 127 // the command does not exist
+	exitUnknown = 127 // the command, or its interpreter, does not exist
 )
 
 const usage = `pinproxy pins the source ports of TCP connections by rule, for any program.
@@ -125,7 +125,7 @@ func (s words) commandError(err error) int {
 	}
 	s.error(err)
 	switch {
-	case errors.Is(err, netns.ErrNotFound):
+	case errors.Is(err, netns.ErrNotFound), errors.As(err, &exec) && errors.Is(err, fs.ErrNotExist):
 		return exitUnknown
 	case errors.As(err, &exec):
 		return exitNoExec

@@ -3,6 +3,7 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 )
 
@@ -45,13 +46,19 @@ func (e *EndedError) Error() string {
 // ErrNotFound says that there is no such command: a shell's status 127.
 var ErrNotFound = errors.New("command not found")
 
-// ExecError says that the command is there, but can't be executed: a shell's status 126.
+// ExecError says that the command is there, but can't be executed: a shell's status 126, or 127 if what is to execute
+// it does not exist.
 type ExecError struct {
 	Path string
 	Err  error
 }
 
-func (e *ExecError) Error() string { return fmt.Sprintf("%s: %s", e.Path, e.Err) }
+func (e *ExecError) Error() string {
+	if errors.Is(e.Err, fs.ErrNotExist) {
+		return fmt.Sprintf("%s: its interpreter does not exist: the one in its first line (#!), or the loader of a binary", e.Path)
+	}
+	return fmt.Sprintf("%s: %s", e.Path, e.Err)
+}
 
 // Unwrap returns the errno.
 func (e *ExecError) Unwrap() error { return e.Err }
