@@ -16,6 +16,11 @@ func newLog(w io.Writer, o options) *slog.Logger {
 }
 
 func newLogFor(w io.Writer, o options, journal bool) *slog.Logger {
+	handler := func(w io.Writer) slog.Handler { return newLogHandler(w, o, journal) }
+	return slog.New(handler(withPatience(w, handler)))
+}
+
+func newLogHandler(w io.Writer, o options, journal bool) slog.Handler {
 	ho := &slog.HandlerOptions{Level: o.logLevel}
 	if o.logJSON {
 		ho.ReplaceAttr = durationInSeconds // not for text: this is called for each attribute of each line
@@ -32,7 +37,7 @@ func newLogFor(w io.Writer, o options, journal bool) *slog.Logger {
 	if journal {
 		h = &journalHandler{h, lines}
 	}
-	return slog.New(h)
+	return h
 }
 
 // durationInSeconds writes durations as in all our other JSON, not in nanoseconds.
