@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,6 +28,7 @@ const (
 type instance struct {
 	host.Running
 	path  string    // path of its control socket
+	again string    // what to type after "pinproxy" to ask once more
 	about aboutJSON // its PID is from its own PID namespace; Running's is from ours
 	err   error     // why the control socket does not answer
 }
@@ -35,6 +37,7 @@ type instance struct {
 type notRunningError struct{}
 
 func (notRunningError) Error() string { return "no pinproxy is running in this network namespace" }
+func (notRunningError) hint() string  { return "sudo pinproxy --rule 'google.co.uk:443=63999'" }
 
 // findInstance finds the running pinproxy and asks it who it is. It returns nil without an error if there is none.
 func findInstance(ctx context.Context, o options) (*instance, error) {
@@ -45,9 +48,9 @@ func findInstance(ctx context.Context, o options) (*instance, error) {
 	if !ok && o.socket == "" {
 		return nil, nil
 	}
-	i := &instance{Running: running, path: o.socket}
-	if i.path == "" {
-		i.path = running.Socket
+	i := &instance{Running: running, path: cmp.Or(o.socket, running.Socket), again: o.command}
+	if o.command == "check" {
+		i.again += " …"
 	}
 	switch {
 	case i.path == "" && i.Silent:
@@ -80,16 +83,16 @@ func (i *instance) ask(ctx context.Context, resource string, query url.Values, a
 	}
 	response, err := client.Do(r)
 	if err != nil {
-		return &askError{i.path, i.lostFrom(), err}
+		return &askError{i.path, i.lostFrom(), i.again, err}
 	}
 	defer response.Body.Close()
 	body := io.LimitReader(response.Body, maxAnswer)
 	if response.StatusCode != http.StatusOK {
 		said, _ := io.ReadAll(io.LimitReader(body, 1<<10))
-		return &askError{i.path, 0, fmt.Errorf("%s: %s", response.Status, strings.TrimSpace(string(said)))}
+		return &askError{i.path, 0, i.again, fmt.Errorf("%s: %s", response.Status, strings.TrimSpace(string(said)))}
 	}
 	if err := json.NewDecoder(body).Decode(answer); err != nil {
-		return &askError{i.path, 0, fmt.Errorf("read the answer: %w", err)}
+		return &askError{i.path, 0, i.again, fmt.Errorf("read the answer: %w", err)}
 	}
 	return nil
 }
@@ -118,21 +121,21 @@ func (i *instance) destination(ctx context.Context, dst netip.AddrPort, name, ru
 
 // askError says that the control socket does not answer.
 type askError struct {
-	path string
-	pid  int // of the pinproxy that says it listens there, if one does
-	err  error
+	path  string
+	pid   int // of the pinproxy that says it listens there, if one does
+	again string
+	err   error
 }
 
 func (e *askError) Error() string { return fmt.Sprintf("ask %s: %v", e.path, cause(e.err)) }
 func (e *askError) Unwrap() error { return e.err }
 
-// hint returns what to do about the error.
-func (e *askError) hint(command string) string {
+func (e *askError) hint() string {
 	switch {
 	case errors.Is(e.err, fs.ErrPermission):
-		return "the control socket is its user's and root's: sudo pinproxy " + command
+		return "the control socket is its user's and root's: sudo pinproxy " + e.again
 	case e.pid != 0 && (errors.Is(e.err, fs.ErrNotExist) || errors.Is(e.err, syscall.ECONNREFUSED)):
-		return fmt.Sprintf("if the socket was deleted, a restart of pid %d makes it again; if that is in a container, sudo nsenter -t %[1]d -m pinproxy %s", e.pid, command)
+		return fmt.Sprintf("if the socket was deleted, a restart of pid %d makes it again; if that is in a container, sudo nsenter -t %[1]d -m pinproxy %s", e.pid, e.again)
 	case errors.Is(e.err, fs.ErrNotExist), errors.Is(e.err, syscall.ECONNREFUSED):
 		return "say by --socket where the running pinproxy listens"
 	}

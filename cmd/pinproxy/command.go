@@ -338,6 +338,10 @@ func (e *lowPortError) Error() string {
 
 func (e *lowPortError) Unwrap() error { return e.err }
 
+func (e *lowPortError) hint() string {
+	return fmt.Sprintf("sudo setcap cap_net_bind_service=+ep %s, or sudo sysctl -w net.ipv4.ip_unprivileged_port_start=%d", ownPath(), e.port)
+}
+
 // checkLowPorts asks the kernel whether the lowest pin may be bound.
 func checkLowPorts(set *rules.Set) error {
 	const first = 1024 // in practice net.ipv4.ip_unprivileged_port_start can only be lower

@@ -162,11 +162,6 @@ func dropError(err error) error {
 	return err
 }
 
-// userError is an error about the user to become.
-type userError struct{ msg, hint string }
-
-func (e *userError) Error() string { return e.msg }
-
 // identity chooses the user to become. If that is impossible, it adds a note, or fails if the user was asked for.
 func (h *handover) identity(o options) (identity, error) {
 	same := sameUser()

@@ -7,11 +7,6 @@ import (
 	"pinproxy/proxy/sockdiag"
 )
 
-// userError is an error about the user to become.
-type userError struct{ msg, hint string }
-
-func (e *userError) Error() string { return e.msg }
-
 // takeOver returns an empty handover.
 func takeOver() (*handover, error) { return &handover{}, nil }
 

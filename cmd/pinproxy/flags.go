@@ -51,12 +51,10 @@ type options struct {
 }
 
 // usageError is a mistake on the command line.
-type usageError struct {
-	msg  string
-	hint string
-}
+type usageError struct{ msg, remedy string }
 
 func (e *usageError) Error() string { return e.msg }
+func (e *usageError) hint() string  { return e.remedy }
 
 // parseArgs reads the command line. Its errors are *usageError, *rules.SyntaxError or *rules.ConflictError. Each
 // means exit status 2, or 125 with a command to run. read returns the texts of rules files.

@@ -322,7 +322,7 @@ func (s situation) uncaptured() obstacle {
 		o := obstacle{cause: fmt.Sprintf("the running pinproxy captures it, but can't be asked by which rule: %v", s.askErr)}
 		var ask *askError
 		if errors.As(s.askErr, &ask) {
-			o.hint = ask.hint("check …")
+			o.hint = ask.hint()
 		}
 		return o
 	}

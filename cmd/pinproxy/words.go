@@ -135,28 +135,10 @@ func (s words) commandError(err error) int {
 
 // error says what went wrong, and returns the exit status.
 func (s words) error(err error) int {
-	var syntax *rules.SyntaxError
-	var conflict *rules.ConflictError
-	var usage *usageError
-	var user *userError
-	switch {
-	case errors.As(err, &user):
-		fmt.Fprintf(s.w, "pinproxy: error: %s\n", user.msg)
-		s.hint(user.hint)
-		return exitFailed
-	case errors.As(err, &syntax):
+	if syntax, ok := errors.AsType[*rules.SyntaxError](err); ok {
 		fmt.Fprintf(s.w, "pinproxy: error: %s\n%s\n", syntax.Error(), indent(syntax.Caret()))
 		if syntax.Hint != "" {
 			s.hint(ruleHint(syntax))
-		}
-		return exitUsage
-	case errors.As(err, &conflict):
-		fmt.Fprintf(s.w, "pinproxy: error: %s\n", conflict.Error())
-		return exitUsage
-	case errors.As(err, &usage):
-		fmt.Fprintf(s.w, "pinproxy: error: %s\n", usage.msg)
-		if usage.hint != "" {
-			s.hint(usage.hint)
 		}
 		return exitUsage
 	}
@@ -165,6 +147,9 @@ func (s words) error(err error) int {
 	}
 	if hint := hintFor(err); hint != "" {
 		s.hint(hint)
+	}
+	if errors.As(err, new(*usageError)) || errors.As(err, new(*rules.ConflictError)) {
+		return exitUsage
 	}
 	return exitFailed
 }
@@ -181,36 +166,25 @@ func ruleHint(e *rules.SyntaxError) string {
 
 // hintFor returns the hint for failures that have one.
 func hintFor(err error) string {
+	var own interface {
+		error
+		hint() string
+	}
 	var held *host.HeldError
-	var running *runningError
 	var path *fs.PathError
-	var ask *askError
-	var elsewhere *elsewhereError
-	var web *httpError
 	var forbidden *netns.ForbiddenError
-	var low *lowPortError
 	var demand *host.DemandError
 	var damaged *host.DamagedError
 	var exec *netns.ExecError
 	switch {
-	case errors.As(err, &ask):
-		return ask.hint("status")
-	case errors.As(err, &elsewhere):
-		return elsewhere.hint()
-	case errors.As(err, &running):
-		return running.hint()
-	case errors.As(err, &web):
-		return web.hint()
-	case errors.As(err, &notRunningError{}):
-		return "sudo pinproxy --rule 'google.co.uk:443=63999'"
+	case errors.As(err, &own):
+		return own.hint()
 	case errors.As(err, &demand):
 		return demand.Hint
 	case errors.As(err, &damaged):
 		return damaged.Hint()
 	case errors.As(err, &forbidden):
 		return forbiddenHint(forbidden.By)
-	case errors.As(err, &low):
-		return fmt.Sprintf("sudo setcap cap_net_bind_service=+ep %s, or sudo sysctl -w net.ipv4.ip_unprivileged_port_start=%d", ownPath(), low.port)
 	case errors.Is(err, netns.ErrDevice):
 		return "sudo chmod 0666 /dev/net/tun, as distributions do; in a container, pass the device in: --device /dev/net/tun"
 	case errors.As(err, &exec), errors.Is(err, netns.ErrNotFound):
