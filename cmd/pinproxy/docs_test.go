@@ -1,18 +1,15 @@
 package main
 
 import (
-	"go/ast"
-	"go/parser"
-	"go/token"
 	"maps"
 	"os"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/pflag"
 
 	"pinproxy/rules"
 )
@@ -141,7 +138,7 @@ func (d *document) checkRule(t *testing.T, i int, rule, msg string) {
 }
 
 func TestDocumentedFlags(t *testing.T) {
-	want := declaredFlags(t)
+	want := declaredFlags()
 	inUsage := flagsIn(regexp.MustCompile(`(?m)^ +(?:-(\w), )? *--([a-z-]+)`), usage)
 	if diff := cmp.Diff(want, inUsage); diff != "" {
 		t.Errorf("flags that exist (-) and those of the usage text (+):\n%s", diff)
@@ -200,44 +197,15 @@ func flagsOfCommand(line string) []string {
 	return names
 }
 
-// declaredFlags returns the names and shorthands that parseArgs declares, sorted. They are the string literals in
-// second place of the calls fs.…Var… and, for methods whose names end in P, in third place.
-func declaredFlags(t *testing.T) []string {
-	t.Helper()
-	file, err := parser.ParseFile(token.NewFileSet(), "flags.go", nil, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	ast.Inspect(file, func(n ast.Node) bool {
-		if call, ok := n.(*ast.CallExpr); ok {
-			names = append(names, declares(call)...)
+// declaredFlags returns the names and shorthands of all flags, sorted.
+func declaredFlags() (names []string) {
+	newFlagSet(new(options)).VisitAll(func(f *pflag.Flag) {
+		names = append(names, f.Name)
+		if f.Shorthand != "" {
+			names = append(names, f.Shorthand)
 		}
-		return true
 	})
 	slices.Sort(names)
-	return names
-}
-
-func declares(call *ast.CallExpr) []string {
-	method, ok := call.Fun.(*ast.SelectorExpr)
-	if !ok || !strings.Contains(method.Sel.Name, "Var") {
-		return nil
-	}
-	if set, ok := method.X.(*ast.Ident); !ok || set.Name != "fs" {
-		return nil
-	}
-	args := call.Args[1:2]
-	if strings.HasSuffix(method.Sel.Name, "P") {
-		args = call.Args[1:3]
-	}
-	var names []string
-	for _, arg := range args {
-		if lit, ok := arg.(*ast.BasicLit); ok {
-			name, _ := strconv.Unquote(lit.Value) // the parser has checked that it is one
-			names = append(names, name)
-		}
-	}
 	return names
 }
 
@@ -260,7 +228,7 @@ func TestExampleRules(t *testing.T) {
 
 // Other files that are installed or shown name only flags that exist.
 func TestExampleFlags(t *testing.T) {
-	want := declaredFlags(t)
+	want := declaredFlags()
 	for _, path := range []string{"systemd/pinproxy.service", "pinproxy.default", "kubernetes/sidecar.yaml"} {
 		found := 0
 		for _, m := range regexp.MustCompile(`(?:^|[\s"'[(\x60])--([a-z][a-z-]*)`).FindAllStringSubmatch(readDocument(t, "../../packaging/"+path), -1) {

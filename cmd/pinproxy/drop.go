@@ -58,15 +58,15 @@ func (e *userError) Error() string { return e.msg }
 func (e *userError) hint() string  { return e.remedy }
 
 // knownUser refuses a name of --user that nobody has. A number needs no name.
-func knownUser(name string) error {
+func knownUser(name string) (string, error) {
 	if _, err := strconv.ParseUint(name, 10, 31); name == "" || err == nil {
-		return nil
+		return name, nil
 	}
 	_, err := accounts.Lookup(name)
 	if errors.As(err, new(accounts.UnknownUserError)) {
-		return &usageError{fmt.Sprintf("--user %s: there is no such user", shown(name)), "sudo useradd --system " + quote(name)}
+		return "", &usageError{fmt.Sprintf("--user %s: there is no such user", shown(name)), "sudo useradd --system " + quote(name)}
 	}
-	return nil // any other failure is for whoever becomes the user
+	return name, nil // any other failure is for whoever becomes the user
 }
 
 // text returns the rules file at path as it was at the start.

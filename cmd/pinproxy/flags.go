@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -56,35 +57,50 @@ type usageError struct{ msg, remedy string }
 func (e *usageError) Error() string { return e.msg }
 func (e *usageError) hint() string  { return e.remedy }
 
-// parseArgs reads the command line. Its errors are *usageError, *rules.SyntaxError or *rules.ConflictError. Each
-// means exit status 2, or 125 with a command to run. read returns the texts of rules files.
-func parseArgs(args []string, read func(path string) (string, error)) (options, error) {
-	o := options{socketGroup: -1}
-	var socketGroup, httpAddr string
-	var loopback []string
-	var offload, level, format string
+// newFlagSet defines the flags, which are read into o.
+func newFlagSet(o *options) *pflag.FlagSet {
+	*o = options{tun: link.Default, offload: true, socketGroup: -1}
 	fs := pflag.NewFlagSet("pinproxy", pflag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.BoolVarP(&o.help, "help", "h", false, "")
 	fs.BoolVar(&o.version, "version", false, "")
 	fs.StringArrayVarP(&o.rules.texts, "rule", "r", nil, "")
 	fs.StringArrayVarP(&o.rules.files, "rules", "f", nil, "")
-	fs.StringVar(&o.tun, "tun", link.Default, "")
-	fs.StringVar(&offload, "offload", "auto", "")
+	parsed(fs, &o.tun, "tun", parseTUN)
+	parsed(fs, &o.offload, "offload", choice("off", "auto"))
 	fs.DurationVar(&o.dialTimeout, "dial-timeout", proxy.DefaultDialTimeout, "")
 	fs.BoolVar(&o.strict, "strict", false, "")
 	fs.StringArrayVar(&o.gateways, "gateway", nil, "")
 	fs.BoolVar(&o.dryRun, "dry-run", false, "")
-	fs.StringArrayVar(&loopback, "host-loopback", nil, "")
-	fs.StringVar(&level, "log-level", "info", "")
-	fs.StringVar(&format, "log-format", "text", "")
+	fs.Func("host-loopback", "", func(text string) error {
+		a, err := parseLoopback(text)
+		o.loopback = append(o.loopback, a)
+		return err
+	})
+	parsed(fs, &o.logLevel, "log-level", parseLevel)
+	parsed(fs, &o.logJSON, "log-format", choice("text", "json"))
 	fs.StringVar(&o.socket, "socket", "", "")
-	fs.StringVar(&o.user, "user", "", "")
+	parsed(fs, &o.socketGroup, "socket-group", groupOf)
+	parsed(fs, &o.user, "user", knownUser)
+	parsed(fs, &o.http, "http", parseHTTP)
 	fs.BoolVar(&o.connect, "connect", false, "")
 	fs.BoolVar(&o.json, "json", false, "")
 	fs.BoolVar(&o.watch, "watch", false, "")
-	fs.StringVar(&socketGroup, "socket-group", "", "")
-	fs.StringVar(&httpAddr, "http", "", "")
+	return fs
+}
+
+// parsed defines a flag whose value parse reads into to.
+func parsed[T any](fs *pflag.FlagSet, to *T, name string, parse func(text string) (T, error)) {
+	fs.Func(name, "", func(text string) (err error) {
+		*to, err = parse(text)
+		return err
+	})
+}
+
+// parseArgs reads the command line. Its errors are *usageError, *rules.SyntaxError or *rules.ConflictError. Each
+// means exit status 2, or 125 with a command to run. read returns the texts of rules files.
+func parseArgs(args []string, read func(path string) (string, error)) (o options, err error) {
+	fs := newFlagSet(&o)
 	if err := fs.Parse(args); err != nil {
 		if words := fs.Args(); len(words) > 0 && !isCommand(words[0]) { // the flag may be of a program, behind a -- that is missing
 			return o, o.positional(words)
@@ -103,6 +119,9 @@ func parseArgs(args []string, read func(path string) (string, error)) (options, 
 		if len(o.argv) == 0 {
 			return o, &usageError{"no command behind --", "pinproxy --rule RULE -- curl https://google.co.uk/"}
 		}
+		if !fs.Changed("log-level") {
+			o.logLevel = slog.LevelWarn // standard error belongs to the command
+		}
 	}
 	if err := o.positional(words); err != nil {
 		return o, err
@@ -110,52 +129,54 @@ func parseArgs(args []string, read func(path string) (string, error)) (options, 
 	if err := o.belong(fs); err != nil {
 		return o, err
 	}
-	if !host.ValidName(o.tun) || strings.Contains(o.tun, "%") {
-		return o, &usageError{fmt.Sprintf("--tun %s: is not a device's name: up to 15 bytes, without blank, slash, colon or percent sign", shown(o.tun)), "pinproxy --tun pin0 …"}
-	}
-	if err := o.commandFlags(loopback, fs); err != nil {
-		return o, err
-	}
-	if len(o.argv) > 0 && !fs.Changed("log-level") {
-		level = "warn" // standard error belongs to the command
-	}
-	switch {
-	case o.command == "check" && o.dialTimeout <= 0:
-		return o, dialTimeoutError(o.dialTimeout)
-	case o.command == "check" && len(o.rules.texts)+len(o.rules.files) > 0:
-		var err error
-		o.set, err = o.rules.load(new(rules.Set), read)
-		return o, err
-	case o.command != "":
-		return o, nil
-	}
-	var err error
-	if o.socketGroup, err = groupOf(socketGroup); err != nil {
-		return o, err
-	}
-	if err := knownUser(o.user); err != nil {
-		return o, err
-	}
-	if o.http, err = parseHTTP(httpAddr, fs.Changed("http")); err != nil {
-		return o, err
-	}
-	if o.offload, err = choice("offload", offload, "off", "auto"); err != nil {
-		return o, err
-	}
-	if err := o.logLevel.UnmarshalText([]byte(level)); err != nil {
-		return o, &usageError{fmt.Sprintf("--log-level %s: is none of debug, info, warn, error", shown(level)), "pinproxy --log-level info …"}
-	}
-	if o.logJSON, err = choice("log-format", format, "text", "json"); err != nil {
+	if err := o.commandFlags(fs); err != nil {
 		return o, err
 	}
 	if o.dialTimeout <= 0 {
-		return o, dialTimeoutError(o.dialTimeout)
+		return o, &usageError{fmt.Sprintf("--dial-timeout %s: must be more than 0", o.dialTimeout), "pinproxy --dial-timeout 30s …"}
 	}
 	if o.gateways, err = gatewayNames(o.gateways, o.tun); err != nil {
 		return o, err
 	}
-	o.set, err = o.rules.load(new(rules.Set), read)
+	if o.command == "" || o.command == "check" && len(o.rules.texts)+len(o.rules.files) > 0 {
+		o.set, err = o.rules.load(new(rules.Set), read)
+	}
 	return o, err
+}
+
+func parseTUN(name string) (string, error) {
+	if !host.ValidName(name) || strings.Contains(name, "%") {
+		return "", errors.New("is not a device's name: up to 15 bytes, without blank, slash, colon or percent sign")
+	}
+	return name, nil
+}
+
+// choice returns a parser for a flag with two values, which says whether it has the second.
+func choice(no, yes string) func(string) (bool, error) {
+	return func(text string) (bool, error) {
+		if text != no && text != yes {
+			return false, fmt.Errorf("is neither %s nor %s", yes, no)
+		}
+		return text == yes, nil
+	}
+}
+
+func parseLoopback(text string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(text)
+	switch {
+	case err != nil || a.Zone() != "":
+		return a, errors.New("is no address")
+	case !a.IsGlobalUnicast() || a.Is4In6() || netns.StandIns.Contains(a):
+		return a, errors.New("is not an address that a connection can go to")
+	}
+	return a, nil
+}
+
+func parseLevel(text string) (l slog.Level, err error) {
+	if err := l.UnmarshalText([]byte(text)); err != nil {
+		return l, errors.New("is none of debug, info, warn, error")
+	}
+	return l, nil
 }
 
 // gatewayNames refuses what can't be a gateway. A device that does not exist yet may come later, as with ip(8)'s
@@ -181,10 +202,10 @@ func gatewayNames(names []string, tun string) ([]string, error) {
 }
 
 // commandFlags checks the flags that are only for a command, or only for a whole host.
-func (o *options) commandFlags(loopback []string, fs *pflag.FlagSet) error {
+func (o *options) commandFlags(fs *pflag.FlagSet) error {
 	switch {
-	case len(o.argv) == 0 && len(loopback) > 0:
-		return &usageError{"--host-loopback is for a command: on the whole host loopback is loopback", "pinproxy --rule RULE --host-loopback " + quote(loopback[0]) + " -- CMD"}
+	case len(o.argv) == 0 && len(o.loopback) > 0:
+		return &usageError{"--host-loopback is for a command: on the whole host loopback is loopback", "pinproxy --rule RULE --host-loopback " + quote(o.loopback[0].String()) + " -- CMD"}
 	case len(o.argv) == 0:
 		return nil
 	case o.command != "":
@@ -202,16 +223,6 @@ func (o *options) commandFlags(loopback []string, fs *pflag.FlagSet) error {
 		if fs.Changed(name) {
 			return &usageError{fmt.Sprintf("--%s with a command: check, status and the page are for a whole host", name), "leave out --" + name}
 		}
-	}
-	for _, text := range loopback {
-		a, err := netip.ParseAddr(text)
-		switch {
-		case err != nil || a.Zone() != "":
-			return &usageError{fmt.Sprintf("--host-loopback %s: is no address", text), "pinproxy --host-loopback 192.0.2.1 …"}
-		case !a.IsGlobalUnicast() || a.Is4In6() || netns.StandIns.Contains(a):
-			return &usageError{fmt.Sprintf("--host-loopback %s: is not an address that a connection can go to", text), "pinproxy --host-loopback 192.0.2.1 …"}
-		}
-		o.loopback = append(o.loopback, a)
 	}
 	return nil
 }
@@ -298,18 +309,6 @@ func (o *options) belong(fs *pflag.FlagSet) error {
 	return err
 }
 
-func dialTimeoutError(d time.Duration) error {
-	return &usageError{fmt.Sprintf("--dial-timeout %s: must be more than 0", d), "pinproxy --dial-timeout 30s …"}
-}
-
 func isOption(arg string) bool {
 	return strings.HasPrefix(arg, "busy=") || strings.HasPrefix(arg, "cooldown=")
-}
-
-// choice reads a flag with two values and says whether it has the second.
-func choice(flag, value, no, yes string) (bool, error) {
-	if !slices.Contains([]string{no, yes}, value) {
-		return false, &usageError{fmt.Sprintf("--%s %s: is neither %s nor %s", flag, shown(value), yes, no), fmt.Sprintf("pinproxy --%s %s …", flag, yes)}
-	}
-	return value == yes, nil
 }

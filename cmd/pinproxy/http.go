@@ -29,10 +29,7 @@ const (
 )
 
 // parseHTTP reads the value of --http: where to serve the page. The default host is loopback.
-func parseHTTP(value string, given bool) (string, error) {
-	if !given {
-		return "", nil
-	}
+func parseHTTP(value string) (string, error) {
 	refuse := func(why, hint string) (string, error) {
 		return "", &usageError{fmt.Sprintf("--http %s: %s", value, why), "pinproxy --http " + hint + " …"}
 	}

@@ -29,7 +29,7 @@ func TestParseHTTP(t *testing.T) {
 		"8080": "127.0.0.1:8080", ":8080": "127.0.0.1:8080", "localhost:8080": "127.0.0.1:8080", "[::1]:8080": "[::1]:8080",
 		"0.0.0.0:80": "0.0.0.0:80", "198.51.100.2:9090": "198.51.100.2:9090", "gate.bank.example:9090": "gate.bank.example:9090",
 	} {
-		if got, err := parseHTTP(value, true); got != want || err != nil {
+		if got, err := parseHTTP(value); got != want || err != nil {
 			t.Errorf("%q: %q, %v, want %q", value, got, err, want)
 		}
 	}
@@ -37,12 +37,9 @@ func TestParseHTTP(t *testing.T) {
 		"": "is no ADDRESS:PORT", "localhost": "is no ADDRESS:PORT", "::1:8080": "is no ADDRESS:PORT", ":http": `"http" is no port`,
 		":0": `"0" is no port`, ":65536": `"65536" is no port`, "*:8080": "say 0.0.0.0 or [::]", "http://127.0.0.1:8080": "is no ADDRESS:PORT",
 	} {
-		if got, err := parseHTTP(value, true); err == nil || !strings.Contains(err.Error(), want) {
+		if got, err := parseHTTP(value); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %q, %v, want %q", value, got, err, want)
 		}
-	}
-	if got, err := parseHTTP("", false); got != "" || err != nil {
-		t.Errorf("%q, %v", got, err)
 	}
 }
 

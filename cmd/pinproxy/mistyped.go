@@ -18,6 +18,7 @@ import (
 func flagError(fs *pflag.FlagSet, err error) *usageError {
 	var unknown *pflag.NotExistError
 	var missing *pflag.ValueRequiredError
+	var usage *usageError // of who parsed the value
 	var invalid *pflag.InvalidValueError
 	switch {
 	case errors.As(err, &unknown) && unknown.GetSpecifiedShortnames() != "":
@@ -29,6 +30,8 @@ func flagError(fs *pflag.FlagSet, err error) *usageError {
 	case errors.As(err, &missing):
 		name := missing.GetFlag().Name
 		return &usageError{fmt.Sprintf("--%s needs a value", name), flagHint(fs, name)}
+	case errors.As(err, &usage):
+		return usage
 	case errors.As(err, &invalid):
 		f := invalid.GetFlag()
 		hint := flagHint(fs, f.Name)
