@@ -12,7 +12,6 @@ import (
 
 	"pinproxy/netstack"
 	"pinproxy/proxy"
-	"pinproxy/proxy/sockdiag"
 	"pinproxy/rules"
 )
 
@@ -36,33 +35,18 @@ const (
 
 // control answers on the control socket.
 type control struct {
-	link   string
 	strict bool
 	low    bool // see mayBindLow
 	began  time.Time
-	ending func() bool
+	health *health
 	names  *rules.Names
 	pins   *proxy.Proxy
-	stack  *netstack.Stack                            // nil in tests
-	mark   uint32                                     // of the sockets that are pinproxy's own
-	owners func([]sockdiag.Socket) []sockdiag.Process // as in proxy.Sockets
-	yield  func()                                     // lets others on; as in proxy.Config
+	dialer proxy.Sockets // of pins
+	stack  func() netstack.Stats
+	yield  func() // lets others on; as in proxy.Config
 
-	lookout lookout
-}
-
-func newControl(c *control) *control {
-	c.lookout.c = c
-	if c.owners == nil {
-		c.owners = sockdiag.Owners
-	}
-	if c.ending == nil {
-		c.ending = func() bool { return false }
-	}
-	if c.yield == nil {
-		c.yield = func() {}
-	}
-	return c
+	looking sync.Mutex
+	before  moved // as of an earlier look
 }
 
 func (c *control) handler() http.Handler {
@@ -70,7 +54,7 @@ func (c *control) handler() http.Handler {
 	mux.HandleFunc("GET /about", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.about()) })
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_ = c.lookout.look(r.Context()).write(w, c.yield)
+		_ = c.look(r.Context()).write(w, c.yield)
 	})
 	mux.HandleFunc("GET /destination", func(w http.ResponseWriter, r *http.Request) {
 		d, err := c.destination(r.FormValue("dst"), r.FormValue("name"), r.FormValue("rule"))

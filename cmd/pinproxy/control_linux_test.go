@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -22,7 +21,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"pinproxy/proxy"
 	"pinproxy/rules"
 )
 
@@ -33,16 +31,7 @@ func serveControl(t *testing.T) *instance {
 	if err != nil {
 		t.Fatal(err)
 	}
-	set, err := rules.NewSet([]*rules.Rule{r})
-	if err != nil {
-		t.Fatal(err)
-	}
-	names := rules.NewNames(set)
-	if _, err := names.Observe("www.bank.example", []netip.Addr{netip.MustParseAddr("203.0.113.2")}, time.Minute, true, time.Now()); err != nil {
-		t.Fatal(err)
-	}
-	pins := proxy.New(proxy.Config{Names: names, Dialer: proxy.Sockets{}, Log: slog.New(slog.DiscardHandler)})
-	c := newControl(&control{link: "pin0", began: time.Now(), names: names, pins: pins})
+	c := testControl(t, r)
 	path := filepath.Join(t.TempDir(), "pinproxy.sock")
 	l, remove, err := listenControl(t.Context(), path)
 	if err != nil {
@@ -79,7 +68,7 @@ func TestControl(t *testing.T) {
 	if err := i.ask(t.Context(), "/about", nil, &about); err != nil {
 		t.Fatal(err)
 	}
-	if about.PID != os.Getpid() || about.Link != "pin0" || len(about.Rules) != 1 || about.Rules[0] != (ruleJSON{"www.bank.example:443=63999", "partners.rules", 3}) {
+	if about.PID != os.Getpid() || about.Link != "lo" || len(about.Rules) != 1 || about.Rules[0] != (ruleJSON{"www.bank.example:443=63999", "partners.rules", 3}) {
 		t.Errorf("%+v", about)
 	}
 	if set, err := rulesOf(about); err != nil || set.Rules()[0].String() != about.Rules[0].Rule {

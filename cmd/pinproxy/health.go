@@ -11,7 +11,6 @@ import (
 // health says whether connections are captured. At first they are not.
 type health struct {
 	link  string
-	rules func() int
 	state atomic.Int32
 }
 
@@ -43,13 +42,13 @@ func (h *health) err() error {
 	return nil
 }
 
-// ServeHTTP answers a monitor: 200 or 503, with the reason in words.
-func (h *health) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+// serveHealth answers a monitor: 200 or 503, with the reason in words.
+func (c *control) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	if err := h.err(); err != nil {
+	if err := c.health.err(); err != nil {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = fmt.Fprintln(w, err)
 		return
 	}
-	_, _ = fmt.Fprintf(w, "ok: capturing into %s, rules: %d\n", h.link, h.rules())
+	_, _ = fmt.Fprintf(w, "ok: capturing into %s, rules: %d\n", c.health.link, len(c.names.Set().Rules()))
 }

@@ -165,13 +165,13 @@ func web(name string, p *page, m *exporter) http.Handler {
 	mux.HandleFunc("/{$}", p.serveIndex)
 	mux.HandleFunc("/events", p.serveEvents)
 	mux.Handle("/metrics", m.handler())
-	mux.Handle("/healthz", m.health)
+	mux.HandleFunc("/healthz", m.c.serveHealth)
 	return protect(name, mux)
 }
 
 // serveSite answers on l until ctx ends. It reports a failure, but a failure affects nothing else.
 func serveSite(ctx context.Context, l net.Listener, o options, m *exporter, log *slog.Logger) error {
-	p := newPage(m.c, m.health)
+	p := newPage(m.c)
 	m.viewers = p.watching
 	name, _, _ := net.SplitHostPort(o.http)
 	var parts errgroup.Group

@@ -21,6 +21,7 @@ import (
 	"pinproxy/netstack"
 	"pinproxy/netstack/dns"
 	"pinproxy/proxy"
+	"pinproxy/proxy/sockdiag"
 	"pinproxy/rules"
 )
 
@@ -57,6 +58,26 @@ func TestListenHTTPFamily(t *testing.T) {
 	}
 }
 
+// testControl returns a control of rules, without a network behind it.
+func testControl(t testing.TB, list ...*rules.Rule) *control {
+	t.Helper()
+	set, err := rules.NewSet(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := rules.NewNames(set)
+	if _, err := names.Observe("www.bank.example", []netip.Addr{netip.MustParseAddr("203.0.113.2")}, time.Minute, true, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	dialer := proxy.Sockets{Owners: sockdiag.Owners}
+	return &control{
+		began: time.Now(), health: &health{link: "lo"}, names: names, dialer: dialer,
+		pins:  proxy.New(proxy.Config{Names: names, Dialer: dialer, Log: slog.New(slog.DiscardHandler)}),
+		stack: func() netstack.Stats { return netstack.Stats{Flows: 5} },
+		yield: func() {},
+	}
+}
+
 // testSite is everything that --http serves, without a network behind it.
 type testSite struct {
 	url    string
@@ -75,23 +96,10 @@ func newTestSite(t testing.TB, texts ...string) (*testSite, http.Handler, *contr
 		}
 		list = append(list, r)
 	}
-	set, err := rules.NewSet(list)
-	if err != nil {
-		t.Fatal(err)
-	}
-	names := rules.NewNames(set)
-	if _, err := names.Observe("www.bank.example", []netip.Addr{netip.MustParseAddr("203.0.113.2")}, time.Minute, true, time.Now()); err != nil {
-		t.Fatal(err)
-	}
-	pins := proxy.New(proxy.Config{Names: names, Dialer: proxy.Sockets{}, Log: slog.New(slog.DiscardHandler)})
-	c := newControl(&control{link: "lo", began: time.Now(), names: names, pins: pins})
-	h := &health{link: "lo", rules: func() int { return len(list) }}
-	p := newPage(c, h)
-	m := &exporter{
-		c: c, health: h, viewers: p.watching, withheld: func() uint64 { return 7 },
-		stack: func() netstack.Stats { return netstack.Stats{Flows: 5} }, dns: func() dns.Stats { return dns.Stats{Queries: 6} },
-	}
-	return &testSite{health: h, page: p}, web("gate.bank.example", p, m), c
+	c := testControl(t, list...)
+	p := newPage(c)
+	m := &exporter{c: c, viewers: p.watching, withheld: func() uint64 { return 7 }, dns: func() dns.Stats { return dns.Stats{Queries: 6} }}
+	return &testSite{health: c.health, page: p}, web("gate.bank.example", p, m), c
 }
 
 func serveTestSite(t *testing.T, texts ...string) *testSite {

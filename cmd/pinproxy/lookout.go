@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"sync"
 	"time"
 )
 
@@ -13,15 +12,6 @@ const (
 	rateEvery = 900 * time.Millisecond
 	rateOld   = 5 * time.Second
 )
-
-// lookout takes looks at everything, one at a time, for `status` and for the page. Between two looks it costs
-// nothing, and it adds no counting to a flow's path.
-type lookout struct {
-	c *control
-
-	mu     sync.Mutex // held while looking
-	before moved
-}
 
 // moved is what had been moved by a given moment.
 type moved struct {
@@ -44,26 +34,27 @@ func movedBy(s *statusJSON) moved {
 	return m
 }
 
-// look returns the current state. The first look in a while takes rateSpan, to measure the rates.
-func (l *lookout) look(ctx context.Context) *statusJSON {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if time.Since(l.before.at) > rateOld {
-		now := l.c.status()
-		l.before = movedBy(&now)
+// look returns the current state, for `status` and for the page. The first look in a while takes rateSpan, to measure
+// the rates. Between two looks nothing is done, and no counting is added to a flow's path.
+func (c *control) look(ctx context.Context) *statusJSON {
+	c.looking.Lock()
+	defer c.looking.Unlock()
+	if time.Since(c.before.at) > rateOld {
+		now := c.status()
+		c.before = movedBy(&now)
 	}
-	if wait := rateSpan - time.Since(l.before.at); wait > 0 && l.c.pins.Stats().Live > 0 {
+	if wait := rateSpan - time.Since(c.before.at); wait > 0 && c.pins.Stats().Live > 0 {
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
 		}
 	}
-	now := l.c.status()
-	now.rate(l.before)
-	l.ports(&now)
-	now.Process = l.c.process()
-	if now.Now.Sub(l.before.at) >= rateEvery {
-		l.before = movedBy(&now)
+	now := c.status()
+	now.rate(c.before)
+	c.ports(&now)
+	now.Process = c.process()
+	if now.Now.Sub(c.before.at) >= rateEvery {
+		c.before = movedBy(&now)
 	}
 	return &now
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"pinproxy/netstack"
 	"pinproxy/netstack/dns"
 	"pinproxy/netstack/host"
 	"pinproxy/proxy"
@@ -21,8 +20,6 @@ const maxRuleMetrics = 500
 // exporter gives Prometheus what the parts count anyway: nothing is counted for it. The manual documents the names.
 type exporter struct {
 	c        *control
-	health   *health
-	stack    func() netstack.Stats
 	dns      func() dns.Stats
 	withheld func() uint64
 	viewers  func() int
@@ -88,7 +85,7 @@ func (m *exporter) Collect(c chan<- prometheus.Metric) {
 	}
 	gauge(metricBuild, 1, strings.TrimSpace(version()), runtime.Version())
 	capturing := 0.0
-	if m.health.err() == nil {
+	if m.c.health.err() == nil {
 		capturing = 1
 	}
 	gauge(metricCapturing, capturing)
@@ -108,7 +105,7 @@ func (m *exporter) Collect(c chan<- prometheus.Metric) {
 	gauge(metricNames, float64(m.c.names.Len()))
 	gauge(metricViewers, float64(m.viewers()))
 
-	s := m.stack()
+	s := m.c.stack()
 	count(metricArrived, s.Flows)
 	gauge(metricParked, float64(s.Parked))
 	gauge(metricKnown, float64(s.Open))
@@ -126,7 +123,7 @@ func (m *exporter) collectRules(gauge func(*prometheus.Desc, float64, ...string)
 	set := m.c.names.Set()
 	list := set.Rules()
 	gauge(metricRules, float64(len(list)))
-	if facts, err := host.Look(m.c.link); err == nil {
+	if facts, err := host.Look(m.c.health.link); err == nil {
 		gauge(metricReserved, float64(common(set.PinPorts(), facts.Reserved)))
 	}
 	told := 0

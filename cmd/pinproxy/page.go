@@ -27,7 +27,6 @@ var pageHTML []byte
 // page serves the page and what it shows.
 type page struct {
 	c      *control
-	health *health
 	policy string // Content-Security-Policy
 
 	mu      sync.Mutex
@@ -46,8 +45,8 @@ type frame struct {
 	full []byte
 }
 
-func newPage(c *control, h *health) *page {
-	return &page{c: c, health: h, policy: contentPolicy(pageHTML)}
+func newPage(c *control) *page {
+	return &page{c: c, policy: contentPolicy(pageHTML)}
 }
 
 // contentPolicy allows only the page's own style and script, not even anything smuggled into the page.
@@ -95,7 +94,7 @@ func (p *page) step(ctx context.Context) {
 
 // show makes the next frame.
 func (p *page) show(ctx context.Context) {
-	s := p.c.lookout.look(ctx)
+	s := p.c.look(ctx)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f := &frame{state: p.state(s), next: make(chan struct{})}

@@ -114,7 +114,7 @@ func (p *page) state(s *statusJSON) *pageState {
 		Rules: []pageRule{}, Ports: []portJSON{}, Flows: []pageFlow{}, Moved: []pageMoved{}, Failures: s.Failures[:min(pageFailures, len(s.Failures))],
 		Names: s.Names[:min(pageNames, len(s.Names))], Strips: []*stripJSON{},
 	}
-	if err := p.health.err(); err != nil {
+	if err := p.c.health.err(); err != nil {
 		st.Total.Health = err.Error()
 	}
 	shown := make(map[string]bool)

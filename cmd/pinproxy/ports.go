@@ -53,7 +53,7 @@ type holderJSON struct {
 }
 
 // ports fills in which ports the pins have, and what holds them.
-func (l *lookout) ports(s *statusJSON) {
+func (c *control) ports(s *statusJSON) {
 	var all []rules.PortRange
 	for _, r := range s.list {
 		all = append(all, r.Pin().Ports().Ranges()...)
@@ -67,7 +67,7 @@ func (l *lookout) ports(s *statusJSON) {
 	flows := make(map[[2]netip.AddrPort]bool, len(s.Flows))
 	ruleOf := make(map[uint64]string)
 	for _, f := range s.Flows {
-		l.c.yield()
+		c.yield()
 		local, err := netip.ParseAddrPort(f.Local)
 		if err != nil || f.Rule == "" {
 			continue
@@ -76,17 +76,17 @@ func (l *lookout) ports(s *statusJSON) {
 		ruleOf[f.ID] = f.Rule
 		onPort[local.Port()] = append(onPort[local.Port()], holderJSON{State: portFlow, Local: f.Local, Remote: f.Upstream.String(), Flow: f.ID})
 	}
-	for _, h := range l.sockets(union, flows) {
+	for _, h := range c.sockets(union, flows) {
 		onPort[h.port] = append(onPort[h.port], h.holderJSON)
 	}
-	for _, h := range l.rests(s) {
+	for _, h := range c.rests(s) {
 		onPort[h.port] = append(onPort[h.port], h.holderJSON)
 	}
 	for i, r := range s.list {
 		state := &s.Rules[i]
 		state.Free = state.Ports
 		for _, port := range portsOf(r.Pin().Ports(), onPort) {
-			l.c.yield()
+			c.yield()
 			p := portJSON{Rule: r.String(), Port: port, State: portFree, Holders: []holderJSON{}}
 			for _, h := range onPort[port] {
 				// A flow whose rule has been changed, or is gone, keeps its port, which is not free for that.
@@ -145,11 +145,11 @@ func (p *portJSON) settle() {
 
 // rests lists the ports that a cooldown keeps from one destination. A rest of less than a second may be a pause before
 // a port is tried again.
-func (l *lookout) rests(s *statusJSON) (found []portHolder) {
+func (c *control) rests(s *statusJSON) (found []portHolder) {
 	if !slices.ContainsFunc(s.list, func(r *rules.Rule) bool { return r.Cooldown() > 0 }) {
 		return nil
 	}
-	for _, r := range l.c.pins.Rests() {
+	for _, r := range c.pins.Rests() {
 		if left := r.Until.Sub(s.Now); left >= time.Second {
 			found = append(found, portHolder{r.Local.Port(), holderJSON{
 				State: portResting, Local: r.Local.String(), Remote: r.Remote.String(), Left: left.Round(100 * time.Millisecond).Seconds(),
@@ -167,9 +167,9 @@ type portHolder struct {
 
 // sockets asks the kernel what else than flows is on the ports. If the kernel can't tell, everything else is still
 // reported.
-func (l *lookout) sockets(ports rules.PortSet, flows map[[2]netip.AddrPort]bool) (found []portHolder) {
+func (c *control) sockets(ports rules.PortSet, flows map[[2]netip.AddrPort]bool) (found []portHolder) {
 	list, err := sockdiag.OnPorts(func(port uint16) bool {
-		l.c.yield()
+		c.yield()
 		return ports.Contains(port)
 	})
 	if err != nil {
@@ -180,7 +180,7 @@ func (l *lookout) sockets(ports rules.PortSet, flows map[[2]netip.AddrPort]bool)
 		switch a := s.Local.Addr(); {
 		case a.IsLoopback(), a == host.Addr4, a == host.Addr6:
 			// A dial leaves from another address. The last two are applications' ends of flows.
-		case flows[[2]netip.AddrPort{s.Local, s.Remote}], s.Mark != 0 && s.Mark == l.c.mark && !s.Orphan():
+		case flows[[2]netip.AddrPort{s.Local, s.Remote}], s.Mark != 0 && s.Mark == c.dialer.Mark && !s.Orphan():
 			// Those that no flow has are being dialed, or have just ended.
 		case s.State.Over() && s.Orphan():
 			found = append(found, portHolder{s.Local.Port(), holderJSON{
@@ -190,7 +190,7 @@ func (l *lookout) sockets(ports rules.PortSet, flows map[[2]netip.AddrPort]bool)
 			owned = append(owned, s)
 		}
 	}
-	owners := l.c.owners(owned)
+	owners := c.dialer.Owners(owned)
 	for i, s := range owned {
 		p := owners[i]
 		if p.PID == os.Getpid() {

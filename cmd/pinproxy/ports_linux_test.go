@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"pinproxy/netstack/lab"
+	"pinproxy/proxy"
 	"pinproxy/proxy/sockdiag"
 	"pinproxy/rules"
 )
@@ -38,11 +39,12 @@ func TestOwnSocketsAreKnown(t *testing.T) {
 		}
 		for _, ours := range []uint32{0, mark, mark + 1} {
 			asked := 0
-			c := newControl(&control{mark: ours, owners: func(list []sockdiag.Socket) []sockdiag.Process {
+			c := testControl(t)
+			c.dialer = proxy.Sockets{Mark: ours, Owners: func(list []sockdiag.Socket) []sockdiag.Process {
 				asked += len(list)
 				return make([]sockdiag.Process, len(list))
-			}})
-			found := c.lookout.sockets(rules.NewPortSet(rules.PortRange{First: port, Last: port}), map[[2]netip.AddrPort]bool{})
+			}}
+			found := c.sockets(rules.NewPortSet(rules.PortRange{First: port, Last: port}), map[[2]netip.AddrPort]bool{})
 			want := 2
 			if ours == mark {
 				want = 0

@@ -181,8 +181,8 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		return err
 	}
 
-	health := &health{link: dev.Name(), rules: func() int { return len(names.Set().Rules()) }}
-	c := newControl(&control{link: dev.Name(), strict: o.strict, low: mayBindLow(), began: began, ending: health.ending, names: names, pins: pins, stack: stack, mark: sockets.Mark, owners: sockets.Owners, yield: stack.GiveWay})
+	health := &health{link: dev.Name()}
+	c := &control{strict: o.strict, low: mayBindLow(), began: began, health: health, names: names, pins: pins, dialer: sockets, stack: stack.Stats, yield: stack.GiveWay}
 
 	// The parts go on while flows end in order, so stop does not reach them.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))
@@ -203,7 +203,7 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 		}, func() { notify("WATCHDOG=1") })
 	})
 	if site != nil {
-		m := &exporter{c: c, health: health, stack: stack.Stats, dns: relay.Stats, withheld: learn.withheld.Load}
+		m := &exporter{c: c, dns: relay.Stats, withheld: learn.withheld.Load}
 		parts.Go(func() error { return serveSite(ctx, site, o, m, log) })
 	}
 	select {

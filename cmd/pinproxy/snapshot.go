@@ -155,7 +155,7 @@ type restingJSON struct {
 }
 
 func (c *control) about() aboutJSON {
-	a := aboutJSON{Version: strings.TrimSpace(version()), PID: os.Getpid(), Started: c.began, Link: c.link, Strict: c.strict, Rules: []ruleJSON{}, Namespace: namespace(), LowPorts: c.low, Ending: c.ending()}
+	a := aboutJSON{Version: strings.TrimSpace(version()), PID: os.Getpid(), Started: c.began, Link: c.health.link, Strict: c.strict, Rules: []ruleJSON{}, Namespace: namespace(), LowPorts: c.low, Ending: c.health.ending()}
 	for _, r := range c.names.Set().Rules() {
 		a.Rules = append(a.Rules, ruleInJSON(r))
 	}
@@ -177,7 +177,7 @@ func ruleInJSON(r *rules.Rule) ruleJSON {
 	return ruleJSON{Rule: r.String(), Source: source, Line: line}
 }
 
-// status returns everything at this moment, except the rates and what the kernel says of ports: see lookout.
+// status returns everything at this moment, except the rates and what the kernel says of ports: see look.
 func (c *control) status() statusJSON {
 	about, totals := c.about(), c.pins.Totals()
 	s := statusJSON{
@@ -261,11 +261,7 @@ func writeList[T any](w *bufio.Writer, list []T, yield func()) error {
 func (c *control) process() processJSON {
 	heap := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
 	metrics.Read(heap)
-	p := processJSON{Goroutines: runtime.NumGoroutine(), Heap: heap[0].Value.Uint64()}
-	if c.stack != nil {
-		p.Endpoints = c.stack.Stats().Endpoints
-	}
-	return p
+	return processJSON{Goroutines: runtime.NumGoroutine(), Heap: heap[0].Value.Uint64(), Endpoints: c.stack().Endpoints}
 }
 
 func flowInJSON(f proxy.FlowInfo) flowJSON {
