@@ -9,9 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -396,17 +394,4 @@ func (c *checker) through(ctx context.Context, s situation) *connectJSON {
 
 func letPass(link string) string {
 	return fmt.Sprintf("let this host's firewall pass what leaves and comes by %s, as by: nft insert rule inet filter output oifname %[1]s accept; or see the log of pinproxy, if it has a line for this", link)
-}
-
-// lowestUnprivileged reads the sysctl ip_unprivileged_port_start.
-func lowestUnprivileged() uint16 {
-	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
-	if err != nil {
-		return 1024
-	}
-	port, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 16)
-	if err != nil {
-		return 1024
-	}
-	return uint16(port)
 }

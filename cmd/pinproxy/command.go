@@ -344,9 +344,8 @@ func (e *lowPortError) hint() string {
 
 // checkLowPorts asks the kernel whether the lowest pin may be bound.
 func checkLowPorts(set *rules.Set) error {
-	const first = 1024 // in practice net.ipv4.ip_unprivileged_port_start can only be lower
 	ports := set.PinPorts().Ranges()
-	if len(ports) == 0 || ports[0].First >= first {
+	if len(ports) == 0 || ports[0].First >= lowestUnprivileged() {
 		return nil
 	}
 	if err := sockdiag.Bind(netip.AddrPortFrom(netip.IPv4Unspecified(), ports[0].First)); errors.Is(err, fs.ErrPermission) {

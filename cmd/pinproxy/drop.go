@@ -7,7 +7,6 @@ import (
 	"os"
 	accounts "os/user"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"pinproxy/netstack/resolved"
@@ -101,10 +100,7 @@ func (h *handover) unreadable() (warnings []string) {
 // lowPorts says whether a port that needs CAP_NET_BIND_SERVICE may be wanted: by a pin or the page now, or by a
 // rules file when it is reread.
 func (o options) lowPorts(h *handover) bool {
-	first := uint16(1024)
-	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start"); err == nil {
-		_, _ = fmt.Sscan(strings.TrimSpace(string(b)), &first)
-	}
+	first := lowestUnprivileged()
 	if _, port, err := net.SplitHostPort(o.http); err == nil {
 		if n, err := strconv.ParseUint(port, 10, 16); err == nil && uint16(n) < first {
 			return true
@@ -112,4 +108,13 @@ func (o options) lowPorts(h *handover) bool {
 	}
 	ports := o.set.PinPorts().Ranges()
 	return len(h.Rules) > 0 || len(ports) > 0 && ports[0].First < first
+}
+
+// lowestUnprivileged returns the lowest port that anybody may bind.
+func lowestUnprivileged() uint16 {
+	first := uint16(1024)
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start"); err == nil {
+		_, _ = fmt.Sscan(string(b), &first)
+	}
+	return first
 }
