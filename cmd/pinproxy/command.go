@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime/debug"
 	"slices"
 	"syscall"
 	"time"
@@ -56,7 +55,11 @@ func runCommand(o options, stderr io.Writer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return attend(child, o, out, log)
+	c, err := newCommand(child, o, out, log)
+	if err != nil {
+		return 0, errors.Join(err, child.Close())
+	}
+	return c.run()
 }
 
 // commandConfig returns the configuration of what the command sees.
@@ -106,93 +109,88 @@ func hasGlobalIPv6() bool {
 	})
 }
 
-// attend puts the parts together and serves the command until it has ended.
-func attend(child *netns.Child, o options, out *outward, log *slog.Logger) (int, error) {
+// command carries a command's connections.
+type command struct {
+	*engine
+	child *netns.Child
+	out   *outward
+
+	relay     *dns.Relay
+	resolver  *dns.Resolver
+	datagrams *udp.Relay
+	pings     *udp.Relay
+	tried     chan struct{} // closed when the exact names have been looked up
+}
+
+// newCommand puts the parts together. It starts nothing.
+func newCommand(child *netns.Child, o options, out *outward, log *slog.Logger) (*command, error) {
 	for _, w := range child.Warnings() {
 		log.Info("not done for the command: " + w.Error())
 	}
-	dev := child.Link()
-	if o.offload && !dev.Offload() {
-		log.Warn("the kernel gives the device no offloads: it will be slower", "link", dev.Name())
-	}
-	names := rules.NewNames(o.set)
-	learn := &learner{names: names, routes: allRouted{}, log: log}
-	sockets := proxy.Sockets{Owners: new(sockdiag.Memory).Owners}
-	relay := dns.NewRelay(out.dial, learn, log)
-	resolver := dns.NewResolver(sockets.DialPlain, learn.refresh, quiet(log))
-	datagrams := udp.New(out.dialUDP, log, udp.Timeouts{})
-	pings := ping.NewRelay(out.dialPing, log)
-	c := &command{out: out, names: names, tried: make(chan struct{})}
-	var stack *netstack.Stack // set before the first flow
-	c.pins = proxy.New(proxy.Config{
-		Names:       names,
-		Dialer:      sockets,
-		Log:         log,
-		DialTimeout: o.dialTimeout,
-		Quiet:       debug.FreeOSMemory,
-		Share:       func(up, down int) { stack.SetBuffer(up, down) },
-		Busy:        shareCPUs,
-		Yield:       func() { stack.Yield() },
-		Apart:       true,
-		Direct:      func(netip.AddrPort) bool { return true },
-		Wrap: func(src, dst netip.AddrPort, c proxy.Conn) proxy.Conn {
-			if dst.Port() == dnsPort && o.set.HasNames() {
-				return dns.Tap(dns.Asker{Host: src.Addr(), Resolver: dst}, c, learn, log)
-			}
-			return c
-		},
-	})
+	dialer := proxy.Sockets{Owners: new(sockdiag.Memory).Owners}
+	c := &command{engine: newEngine(o, child.Link(), dialer, allRouted{}, log), child: child, out: out, tried: make(chan struct{})}
+	c.relay = dns.NewRelay(out.dial, c.learn, log)
+	c.resolver = dns.NewResolver(dialer.DialPlain, c.learn.refresh, quiet(log))
+	c.datagrams = udp.New(out.dialUDP, log, udp.Timeouts{})
+	c.pings = ping.NewRelay(out.dialPing, log)
+	pins := c.proxyConfig()
+	pins.Apart = true
+	pins.Direct = func(netip.AddrPort) bool { return true }
+	c.pins = proxy.New(pins)
 	var err error
-	stack, err = netstack.New(dev, netstack.Config{
-		Group: func(dst netip.AddrPort) any { return names.Decide(dst).Rule },
+	c.stack, err = netstack.New(c.dev, netstack.Config{
+		Group: c.group,
 		Datagrams: func(d *netstack.Datagram) {
 			if _, ok := out.of(d.Dst()); !ok {
 				d.Unreachable(syscall.ECONNREFUSED)
 			} else if d.Dst().Port() == dnsPort {
-				relay.Handle(d)
+				c.relay.Handle(d)
 			} else {
-				datagrams.Handle(d)
+				c.datagrams.Handle(d)
 			}
 		},
-		Echoes: func(e *netstack.Echo) { pings.Handle(e) },
+		Echoes: func(e *netstack.Echo) { c.pings.Handle(e) },
 	})
-	if err != nil {
-		return 0, errors.Join(err, child.Close())
-	}
+	return c, err
+}
 
+// run serves the command until it has ended, and returns its exit status.
+func (c *command) run() (int, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	parts, ctx := errgroup.WithContext(ctx)
-	parts.Go(func() error { return relay.Serve(ctx) })
-	parts.Go(func() error { return datagrams.Serve(ctx) })
-	parts.Go(func() error { return pings.Serve(ctx) })
-	parts.Go(func() error { return logged(log, stack.Serve(ctx, c.handle)) })
+	parts.Go(func() error { return c.relay.Serve(ctx) })
+	parts.Go(func() error { return c.datagrams.Serve(ctx) })
+	parts.Go(func() error { return c.pings.Serve(ctx) })
+	parts.Go(func() error { return logged(c.log, c.stack.Serve(ctx, c.handle)) })
 	select {
-	case <-stack.Ready():
+	case <-c.stack.Ready():
 	case <-ctx.Done():
-		return 0, errors.Join(parts.Wait(), child.Close())
+		return 0, errors.Join(parts.Wait(), c.child.Close())
 	}
-	parts.Go(func() error { return learn.expire(ctx) })
-	parts.Go(func() error { return resolver.Run(ctx, o.set.Names(), func() { close(c.tried) }) })
-	if err := child.Exec(); err != nil {
+	parts.Go(func() error { return c.learn.expire(ctx) })
+	parts.Go(func() error { return c.resolver.Run(ctx, c.set.Names(), func() { close(c.tried) }) })
+	if err := c.child.Exec(); err != nil {
 		cancel()
-		return 0, errors.Join(err, parts.Wait(), child.Close())
+		return 0, errors.Join(err, parts.Wait(), c.child.Close())
 	}
-	log.Info("ready", "link", dev.Name(), "offload", dev.Offload(), "rules", len(o.set.Rules()))
-	status := child.Wait()
-	child.Drain(child.Hurry())
-	if datagrams.Stats().Total > 0 {
-		lastDatagrams(child.Hurry())
+	c.ready()
+	status := c.child.Wait()
+	hurry := c.child.Hurry()
+	c.child.Drain(hurry)
+	if c.datagrams.Stats().Total > 0 {
+		lastDatagrams(hurry)
 	}
-	if c.pins.Finish(child.Hurry(), drainGrace) {
+	var err error
+	if c.pins.Finish(hurry, drainGrace) {
 		cancel()
 		_ = parts.Wait() // logged already
-		err = child.Close()
+		err = c.child.Close()
 	} else {
-		err = child.Leave() // the kernel closes what is open when we exit
+		err = c.child.Leave() // the kernel closes what is open when we exit
 	}
 	if err != nil { // the status is the command's all the same
-		log.Error("after the command's end: " + err.Error())
+		c.log.Error("after the command's end: " + err.Error())
 	}
 	return status, nil
 }
@@ -222,14 +220,6 @@ func logged(log *slog.Logger, err error) error {
 		log.Error("the command has lost its network: " + err.Error())
 	}
 	return err
-}
-
-// command carries a command's connections.
-type command struct {
-	out   *outward
-	names *rules.Names
-	pins  *proxy.Proxy
-	tried chan struct{} // closed when the exact names have been looked up
 }
 
 // handle carries one connection, pinned or not.

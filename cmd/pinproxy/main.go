@@ -3,14 +3,15 @@
 //	pinproxy --rule 'google.co.uk:443=63999'
 //	pinproxy --rule 'google.co.uk:443=63999' -- curl https://google.co.uk/
 //
-// See docs/pinproxy.8. The files: flags.go is the command line; words.go has everything that is said to the user;
-// run.go is the only place where the packages meet; learn.go leads from a DNS answer to a route; reload.go rereads
-// the rules files. control.go is the socket that tells others about the running pinproxy, snapshot.go is what it
-// tells, and ask.go asks it. check.go finds out what happens to a connection to a target, verdict.go draws
-// conclusions, report.go and check_words.go put them into words. drop.go and become_linux.go give up privileges;
-// namer_linux.go keeps what is left of them. status.go, table.go and watch.go print what lookout.go and ports.go
-// have found out. http.go, page.go, page.html, timeline.go, metrics.go and health.go are what --http serves.
-// logging.go, cleanup.go, notify.go and cpus.go are what their names say.
+// See docs/pinproxy.8. The files: flags.go is the command line; words.go has everything that is said to the user; the
+// packages meet in run.go for a whole host and in command.go for one command, and what both have in common is in
+// engine.go; learn.go leads from a DNS answer to a route; reload.go rereads the rules files. control.go is the socket
+// that tells others about the running pinproxy, snapshot.go is what it tells, and ask.go asks it. check.go finds out
+// what happens to a connection to a target, verdict.go draws conclusions, report.go and check_words.go put them into
+// words. drop.go and become_linux.go give up privileges; namer_linux.go keeps what is left of them. status.go,
+// table.go and watch.go print what lookout.go and ports.go have found out. http.go, page.go, page.html, timeline.go,
+// metrics.go and health.go are what --http serves. logging.go, cleanup.go, notify.go and cpus.go are what their names
+// say.
 package main
 
 import (

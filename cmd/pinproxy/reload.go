@@ -102,12 +102,7 @@ func (r *reloader) reload(ctx context.Context) {
 	if r.linger {
 		r.lingering(next) // flows that came in while the rules changed
 	}
-	for _, w := range r.host.Warnings() {
-		warn(r.log, w)
-	}
-	for _, w := range pointless(next, r.options.rules.files) {
-		r.log.Warn(w)
-	}
+	warn(r.log, r.host, next, r.options.rules.files)
 	r.resolved.update(ctx, next)
 	r.resolver.Change(ctx, next.Names(), func() {
 		added, removed := difference(former, next)

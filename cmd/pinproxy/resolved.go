@@ -35,19 +35,20 @@ type resolvedNames struct {
 	log     *slog.Logger
 }
 
-func newResolved(link string, bus resolved.Handed, set *rules.Set, learn *learner, guard *guard, log *slog.Logger) (*resolvedNames, error) {
+func newResolved(e *engine, bus resolved.Handed, guard *guard) (*resolvedNames, error) {
+	link := e.dev.Name()
 	dev, err := net.InterfaceByName(link)
 	if err != nil {
 		return nil, fmt.Errorf("find the number of %s: %w", link, err)
 	}
-	r := &resolvedNames{guard: guard, log: log}
+	r := &resolvedNames{guard: guard, log: e.log}
 	r.link = resolved.New(resolved.Config{
-		Link: link, Index: dev.Index, Server: standIn.Addr(), Domains: domains(set), Bus: bus, Log: log,
+		Link: link, Index: dev.Index, Server: standIn.Addr(), Domains: domains(e.set), Bus: bus, Log: e.log,
 	})
 	dial := func(ctx context.Context, network string, link int, dst netip.AddrPort) (net.Conn, error) {
 		return proxy.Sockets{Mark: host.Mark, Link: link}.DialPlain(ctx, network, dst)
 	}
-	r.queries = dns.NewForwarder(dial, r.link.Upstreams, learn, log)
+	r.queries = dns.NewForwarder(dial, r.link.Upstreams, e.learn, e.log)
 	return r, nil
 }
 

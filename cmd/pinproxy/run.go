@@ -8,10 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -22,7 +20,6 @@ import (
 	"pinproxy/netstack/dns"
 	"pinproxy/netstack/host"
 	"pinproxy/netstack/link"
-	"pinproxy/netstack/resolved"
 	"pinproxy/proxy"
 	"pinproxy/proxy/sockdiag"
 	"pinproxy/rules"
@@ -104,15 +101,17 @@ func serve(stop, now context.Context, o options, h *handover, stderr io.Writer) 
 		return err
 	}
 	defer func() { err = errors.Join(err, dev.Close()) }()
-	if o.offload && !dev.Offload() {
-		log.Warn("the kernel gives the device no offloads: it will be slower", "link", dev.Name())
-	}
-	owners, err := h.owners()
+	guard, err := newGuard(o.gateways, o.strict)
 	if err != nil {
 		return err
 	}
-	memory := sockdiag.Memory{Find: owners}
-	return capture(stop, now, o, dev, proxy.Sockets{Mark: host.Mark, Owners: memory.Owners}, h.Bus, lock, site, hangups, log)
+	defer func() { err = errors.Join(err, guard.close()) }()
+	s, err := newService(o, h, dev, guard, log)
+	if err != nil {
+		return err
+	}
+	s.lock, s.site, s.hangups = lock, site, hangups
+	return s.run(stop, now)
 }
 
 // outliveReader keeps us alive when nobody reads the log any more, as when the journal is restarted. Without it, Go
@@ -124,138 +123,101 @@ func outliveReader() func() {
 	return func() { signal.Stop(broken) }
 }
 
-// capture puts the parts together and runs them.
-func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy.Sockets, bus resolved.Handed, lock *host.Lock, site net.Listener, hangups <-chan struct{}, log *slog.Logger) (err error) {
+// service pins for the whole host.
+type service struct {
+	*engine
+	lock    *host.Lock
+	site    net.Listener // of --http; nil without it
+	hangups <-chan struct{}
+
+	host     *host.Host
+	guard    *guard
+	relay    *dns.Relay
+	resolver *dns.Resolver
+	lookups  *resolvedNames
+	control  *control
+}
+
+// newService puts the parts together. It starts nothing.
+func newService(o options, handed *handover, dev *link.Link, guard *guard, log *slog.Logger) (*service, error) {
 	began := time.Now()
 	config := hostConfig(o, log)
 	config.Link, config.MTU = dev.Name(), dev.MTU()
 	h, err := host.New(config)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	guard, err := newGuard(o.gateways, o.strict)
+	owners, err := handed.owners()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, guard.close()) }()
-	names := rules.NewNames(o.set)
-	learn := &learner{names: names, routes: h, log: log}
-	relay := dns.NewRelay(sockets.DialPlain, learn, log)
-	resolver := dns.NewResolver(sockets.DialPlain, learn.refresh, log)
-	learn.asking = resolver.Asking
-	lookups, err := newResolved(dev.Name(), bus, o.set, learn, guard, log)
-	if err != nil {
-		return err
+	memory := sockdiag.Memory{Find: owners}
+	dialer := proxy.Sockets{Mark: host.Mark, Owners: memory.Owners}
+	s := &service{engine: newEngine(o, dev, dialer, h, log), host: h, guard: guard}
+	s.relay = dns.NewRelay(dialer.DialPlain, s.learn, log)
+	s.resolver = dns.NewResolver(dialer.DialPlain, s.learn.refresh, log)
+	s.learn.asking = s.resolver.Asking
+	if s.lookups, err = newResolved(s.engine, handed.Bus, guard); err != nil {
+		return nil, err
 	}
-	var stack *netstack.Stack // set before the first flow
-	pins := proxy.New(proxy.Config{
-		Names:       names,
-		Dialer:      sockets,
-		Log:         log,
-		DialTimeout: o.dialTimeout,
-		Quiet:       debug.FreeOSMemory,
-		Share:       func(up, down int) { stack.SetBuffer(up, down) },
-		Busy:        shareCPUs,
-		Yield:       func() { stack.Yield() },
-		GiveWay:     func() { stack.GiveWay() },
-		Direct:      func(dst netip.AddrPort) bool { return dst.Port() == dnsPort && names.HasNames() },
-		Behind:      guard.behind,
-		Forbid:      guard.forbid,
-		Wrap: func(src, dst netip.AddrPort, c proxy.Conn) proxy.Conn {
-			if dst.Port() == dnsPort && names.HasNames() {
-				return dns.Tap(dns.Asker{Host: src.Addr(), Resolver: dst}, c, learn, log)
-			}
-			return c
-		},
-	})
-	stack, err = netstack.New(dev, netstack.Config{
+	pins := s.proxyConfig()
+	pins.GiveWay = func() { s.stack.GiveWay() }
+	pins.Direct = s.asks
+	pins.Behind = guard.behind
+	pins.Forbid = guard.forbid
+	s.pins = proxy.New(pins)
+	s.stack, err = netstack.New(dev, netstack.Config{
 		Path:  guard.paths(),
-		Group: func(dst netip.AddrPort) any { return names.Decide(dst).Rule },
+		Group: s.group,
 		Datagrams: func(d *netstack.Datagram) {
-			if !lookups.handle(d) && guard.lets(d) {
-				relay.Handle(d)
+			if !s.lookups.handle(d) && guard.lets(d) {
+				s.relay.Handle(d)
 			}
 		},
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
+	s.control = &control{
+		strict: o.strict, low: mayBindLow(), began: began, health: &health{link: dev.Name()},
+		names: s.names, pins: s.pins, dialer: dialer, stack: s.stack.Stats, yield: s.stack.GiveWay,
+	}
+	return s, nil
+}
 
-	health := &health{link: dev.Name()}
-	c := &control{strict: o.strict, low: mayBindLow(), began: began, health: health, names: names, pins: pins, dialer: sockets, stack: stack.Stats, yield: stack.GiveWay}
-
+// run captures until stop ends, and then ends in order.
+func (s *service) run(stop, now context.Context) (err error) {
 	// The parts go on while flows end in order, so stop does not reach them.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))
 	defer cancel()
 	parts, ctx := errgroup.WithContext(ctx)
-	parts.Go(func() error { return relay.Serve(ctx) })
-	parts.Go(func() error { return lookups.queries.Serve(ctx) })
-	parts.Go(func() error {
-		return stack.Serve(ctx, func(ctx context.Context, f *netstack.Flow) {
-			if !lookups.carry(ctx, f) {
-				pins.Handle(ctx, f)
-			}
-		})
-	})
-	parts.Go(func() error {
-		return watchdog(ctx, watchdogEvery(os.Getenv), func() {
-			_, _, _, _ = pins.Stats(), names.Set(), stack.Stats(), relay.Stats()
-		}, func() { notify("WATCHDOG=1") })
-	})
-	if site != nil {
-		m := &exporter{c: c, dns: relay.Stats, withheld: learn.withheld.Load}
-		parts.Go(func() error { return serveSite(ctx, site, o, m, log) })
-	}
+	s.carry(ctx, parts)
 	select {
-	case <-stack.Ready():
+	case <-s.stack.Ready():
 	case <-ctx.Done():
 		return parts.Wait()
 	}
-	undo, err := h.Apply(ctx)
+	undo, err := s.host.Apply(ctx)
 	if err != nil {
 		cancel()
 		return errors.Join(err, parts.Wait())
 	}
-	for _, w := range h.Warnings() {
-		warn(log, w)
-	}
-	for _, w := range pointless(o.set, o.rules.files) {
-		log.Warn(w)
-	}
-	if l, path, remove := openControl(ctx, o, log); l != nil {
-		parts.Go(func() error {
-			if err := c.serve(ctx, l); err != nil {
-				log.Warn("the control socket has failed", "err", err.Error())
-			}
-			return nil // nothing else needs it
-		})
-		lock.Announce(path)
-		defer func() { err = errors.Join(err, remove()) }()
-	}
-	parts.Go(func() error { return h.Run(ctx) })
-	parts.Go(func() error { return learn.expire(ctx) })
-	parts.Go(func() error { return lookups.link.Run(ctx) })
-	lookups.await(ctx)
-	parts.Go(func() error {
-		return resolver.Run(ctx, o.set.Names(), func() {
-			health.set(healthCapturing)
-			ready(log, dev, o.set)
-		})
-	})
-	reload := &reloader{options: o, log: log, learn: learn, host: h, pins: pins, resolver: resolver, resolved: lookups, behind: guard.behind}
-	parts.Go(func() error { return reload.run(ctx, hangups) })
+	warn(s.log, s.host, s.set, s.rules.files)
+	remove := s.answer(ctx, parts)
+	defer func() { err = errors.Join(err, remove()) }()
+	s.maintain(ctx, parts)
 
 	select {
 	case <-stop.Done():
-		health.set(healthEnding)
+		s.control.health.set(healthEnding)
 		notify("STOPPING=1")
-		log.Info("ending", "flows", pins.Stats().Live)
-		lookups.withdraw(now)
-		_ = h.Stop(now)
-		pins.Drain(now, drainGrace)
-		lookups.revert(now)
+		s.log.Info("ending", "flows", s.pins.Stats().Live)
+		s.lookups.withdraw(now)
+		_ = s.host.Stop(now)
+		s.pins.Drain(now, drainGrace)
+		s.lookups.revert(now)
 	case <-ctx.Done(): // a part has failed
-		_ = h.Stop(now)
+		_ = s.host.Stop(now)
 	}
 	// The netstack resets what is still open, which needs the device. So the device goes down afterwards.
 	cancel()
@@ -266,13 +228,76 @@ func capture(stop, now context.Context, o options, dev *link.Link, sockets proxy
 	return errors.Join(err, undo(undone))
 }
 
-// warn logs what is missing from the host's changes.
-func warn(log *slog.Logger, err error) {
-	if demand, ok := errors.AsType[*host.DemandError](err); ok {
-		log.Warn(demand.What, "hint", demand.Hint)
-		return
+// carry starts what carries flows and queries, and what watches that.
+func (s *service) carry(ctx context.Context, parts *errgroup.Group) {
+	parts.Go(func() error { return s.relay.Serve(ctx) })
+	parts.Go(func() error { return s.lookups.queries.Serve(ctx) })
+	parts.Go(func() error {
+		return s.stack.Serve(ctx, func(ctx context.Context, f *netstack.Flow) {
+			if !s.lookups.carry(ctx, f) {
+				s.pins.Handle(ctx, f)
+			}
+		})
+	})
+	parts.Go(func() error {
+		return watchdog(ctx, watchdogEvery(os.Getenv), func() {
+			_, _, _, _ = s.pins.Stats(), s.names.Set(), s.stack.Stats(), s.relay.Stats()
+		}, func() { notify("WATCHDOG=1") })
+	})
+	if s.site != nil {
+		m := &exporter{c: s.control, dns: s.relay.Stats, withheld: s.learn.withheld.Load}
+		parts.Go(func() error { return serveSite(ctx, s.site, s.options, m, s.log) })
 	}
-	log.Warn(err.Error())
+}
+
+// answer starts answering on the control socket, if there can be one, and returns what removes it.
+func (s *service) answer(ctx context.Context, parts *errgroup.Group) (remove func() error) {
+	l, path, remove := openControl(ctx, s.options, s.log)
+	if l == nil {
+		return func() error { return nil }
+	}
+	parts.Go(func() error {
+		if err := s.control.serve(ctx, l); err != nil {
+			s.log.Warn("the control socket has failed", "err", err.Error())
+		}
+		return nil // nothing else needs it
+	})
+	s.lock.Announce(path)
+	return remove
+}
+
+// maintain starts what keeps the host, the names and the rules up to date. It waits for systemd-resolved a little.
+func (s *service) maintain(ctx context.Context, parts *errgroup.Group) {
+	parts.Go(func() error { return s.host.Run(ctx) })
+	parts.Go(func() error { return s.learn.expire(ctx) })
+	parts.Go(func() error { return s.lookups.link.Run(ctx) })
+	s.lookups.await(ctx)
+	parts.Go(func() error {
+		return s.resolver.Run(ctx, s.set.Names(), func() {
+			s.control.health.set(healthCapturing)
+			s.ready()
+			notify("READY=1")
+		})
+	})
+	reload := &reloader{
+		options: s.options, log: s.log, learn: s.learn, host: s.host, pins: s.pins,
+		resolver: s.resolver, resolved: s.lookups, behind: s.guard.behind,
+	}
+	parts.Go(func() error { return reload.run(ctx, s.hangups) })
+}
+
+// warn logs what is missing from the host's changes, and which rules pin nothing.
+func warn(log *slog.Logger, h *host.Host, set *rules.Set, files []string) {
+	for _, err := range h.Warnings() {
+		if demand, ok := errors.AsType[*host.DemandError](err); ok {
+			log.Warn(demand.What, "hint", demand.Hint)
+		} else {
+			log.Warn(err.Error())
+		}
+	}
+	for _, w := range pointless(set, files) {
+		log.Warn(w)
+	}
 }
 
 // pointless returns a warning for each rule that no connection of a whole host follows: loopback is captured by nobody.
@@ -293,66 +318,4 @@ func pointless(set *rules.Set, files []string) (warnings []string) {
 		}
 	}
 	return warnings
-}
-
-// ready says that connections are being captured.
-func ready(log *slog.Logger, dev *link.Link, set *rules.Set) {
-	log.Info("ready", "link", dev.Name(), "offload", dev.Offload(), "rules", len(set.Rules()))
-	notify("READY=1")
-}
-
-// dryRun prints the changes that serve would make to this host in its current state.
-func dryRun(ctx context.Context, o options, stdout io.Writer) error {
-	c := hostConfig(o, nil)
-	facts, err := host.Look(c.Link)
-	if err != nil {
-		return err
-	}
-	resolved, comments := resolve(ctx, o.set)
-	c.Captures = append(c.Captures, resolved...)
-	if facts.Gateways, err = host.LookGateways(o.gateways); err != nil {
-		return err
-	}
-	steps, err := host.Plan(c, facts)
-	if err != nil {
-		return err
-	}
-	for _, w := range steps.Warnings {
-		comments = append(comments, "warning: "+w.Error())
-		if demand, ok := errors.AsType[*host.DemandError](w); ok {
-			comments = append(comments, "hint: "+demand.Hint)
-		}
-	}
-	for _, w := range pointless(o.set, o.rules.files) {
-		comments = append(comments, "warning: "+w)
-	}
-	text := steps.String()
-	for _, line := range comments {
-		text += "# " + line + "\n"
-	}
-	return printText(stdout, text)
-}
-
-// resolve looks up the exact names of set as any program would. It returns as comments what can't be planned.
-func resolve(ctx context.Context, set *rules.Set) (captures []host.Capture, comments []string) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	for _, name := range set.Names() {
-		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
-		if err != nil {
-			comments = append(comments, fmt.Sprintf("no route for %s: %s", name, err))
-		}
-		for _, a := range addrs {
-			if a = a.Unmap(); a.IsLoopback() {
-				continue // as when pinproxy runs
-			}
-			for _, s := range set.NameSets(name) {
-				captures = append(captures, host.Capture{Dst: netip.PrefixFrom(a, a.BitLen()), Set: s})
-			}
-		}
-	}
-	if set.HasNames() {
-		comments = append(comments, "and such a route for each address that DNS answers tell of the rules' names, while pinproxy runs")
-	}
-	return captures, comments
 }
