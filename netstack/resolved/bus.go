@@ -141,27 +141,30 @@ func isError(err error, names ...string) bool {
 	return errors.As(err, &e) && slices.Contains(names, e.Name)
 }
 
-// sameNetwork reports whether resolved is in our network namespace. The files of /proc/PID/net, which any user may
-// stat, have inode numbers that are unique to a namespace.
-func (b bus) sameNetwork(ctx context.Context) (bool, error) {
+// sameNetwork returns errElsewhere if resolved is not in our network namespace. The files of /proc/PID/net, which any
+// user may stat, have inode numbers that are unique to a namespace.
+func (b bus) sameNetwork(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
 	var pid uint32
 	if err := b.conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetConnectionUnixProcessID", 0, b.owner).Store(&pid); err != nil {
-		return false, err
+		return err
 	}
 	ours, err := os.Stat("/proc/thread-self/net/dev")
 	if err != nil {
-		return false, err
+		return err
 	}
 	theirs, err := os.Stat("/proc/" + strconv.Itoa(int(pid)) + "/net/dev")
 	if errors.Is(err, os.ErrNotExist) {
 		if _, err := os.Stat("/proc/1"); errors.Is(err, os.ErrNotExist) {
-			return false, errHidden
+			return errHidden
 		}
-		return false, nil // in another PID namespace
+		return errElsewhere // in another PID namespace
 	}
-	return err == nil && os.SameFile(ours, theirs), err
+	if err == nil && !os.SameFile(ours, theirs) {
+		err = errElsewhere
+	}
+	return err
 }
 
 // values are the properties of an object. A property that an older resolved lacks, or has with another type, reads

@@ -74,3 +74,10 @@ func within(name, domain string) bool {
 	rest, ok := strings.CutSuffix(name, domain)
 	return ok && (rest == "" || strings.HasSuffix(rest, "."))
 }
+
+// subset reports whether each of names is in domains or below one of them.
+func subset(names, domains []string) bool {
+	return !slices.ContainsFunc(names, func(n string) bool {
+		return !slices.ContainsFunc(domains, func(d string) bool { return within(n, d) })
+	})
+}

@@ -5,26 +5,21 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/godbus/dbus/v5"
-
-	"pinproxy/netstack/dns"
 )
 
 const (
 	lookEvery   = 10 * time.Second // between checks of the link's settings, since D-Bus may not report changes
 	firstDial   = time.Second      // until D-Bus is looked for again; doubled each time
 	lastDial    = time.Minute
-	readEvery   = time.Second            // between reads of the servers to ask, while queries come
-	readWait    = 500 * time.Millisecond // for such a read; after that, the previous result is used
-	activeWait  = 2 * time.Second        // until resolved uses the link it was told about
-	calmAfter   = time.Minute            // without other programs overwriting the settings
-	slowestBack = time.Minute            // between two attempts to restore them
+	activeWait  = 2 * time.Second // until resolved uses the link it was told about
+	calmAfter   = time.Minute     // without other programs overwriting the settings
+	slowestBack = time.Minute     // between two attempts to restore them
 )
 
 var (
@@ -202,12 +197,8 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 	if len(domains) == 0 && !r.told {
 		return 0, nil
 	}
-	same, err := b.sameNetwork(ctx)
-	if err != nil {
+	if err := b.sameNetwork(ctx); err != nil {
 		return 0, err
-	}
-	if !same {
-		return 0, errElsewhere
 	}
 	all, fallback, err := b.read(ctx, r.cfg.Index, r.cfg.Server)
 	if err != nil {
@@ -217,12 +208,7 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 	// Our link would take these names away from multicast DNS.
 	domains = slices.DeleteFunc(slices.Clone(domains), func(d string) bool { return multicastOnly(all, d) })
 	if len(domains) == 0 {
-		if r.known = nil; !r.told {
-			return 0, nil
-		}
-		err := r.revert(ctx, b)
-		r.told = err != nil
-		return 0, err
+		return 0, r.release(ctx, b)
 	}
 	rivals := rivals(all, domains)
 	domains = fold(append(domains, rivals...), maxDomains)
@@ -231,11 +217,11 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 	}
 	v, err := b.link(ctx, r.cfg.Index)
 	stand := err == nil && want.stand(v)
-	first, foreign := r.known == nil, slices.Equal(r.known, domains)
+	registered := slices.Equal(r.known, domains)
 	switch {
-	case stand && foreign:
+	case stand && registered:
 		return 0, r.active(ctx, b)
-	case foreign:
+	case registered:
 		if wait := r.overwritten(); wait > 0 {
 			return wait, nil
 		}
@@ -249,7 +235,7 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 		}
 	}
 	r.told = true
-	if !first && !subset(domains, r.known) || len(rivals) > 0 {
+	if r.known != nil && !subset(domains, r.known) || len(rivals) > 0 {
 		// Below a new domain, resolved may have cached answers from a time when the domain was registered before. Those
 		// of a rival would win over ours.
 		if err := b.set(ctx, "FlushCaches"); err != nil {
@@ -260,16 +246,32 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 	if err := r.active(ctx, b); err != nil {
 		return 0, err
 	}
-	if foreign {
+	r.report(registered, rivals)
+	return 0, nil
+}
+
+// release takes back what resolved was told, as there are no domains.
+func (r *Registration) release(ctx context.Context, b bus) error {
+	r.known = nil
+	if !r.told {
+		return nil
+	}
+	err := r.revert(ctx, b)
+	r.told = err != nil
+	return err
+}
+
+// report logs that the link is registered, or was so and is again, and which domains it shares with other interfaces.
+func (r *Registration) report(again bool, rivals []string) {
+	if again {
 		r.log.Warn("put back the link's DNS settings, which somebody changed", "link", r.cfg.Link)
 	} else {
-		r.log.Info("systemd-resolved asks pinproxy for the rules' names", "link", r.cfg.Link, "domains", domains)
+		r.log.Info("systemd-resolved asks pinproxy for the rules' names", "link", r.cfg.Link, "domains", r.known)
 	}
 	if len(rivals) > 0 {
 		r.log.Warn("systemd-resolved asks another interface too for names in these domains, and takes the first answer, mostly that one's: connections to names that only a wildcard is for leave unpinned",
 			"link", r.cfg.Link, "domains", rivals, "hint", "rules for exact names, or for addresses, are followed all the same; or take the domain off the interface, as by `resolvectl domain eth0 ''`, if its names are found without that")
 	}
-	return 0, nil
 }
 
 // overwritten counts another time that the link's settings were changed elsewhere, and returns how long to wait
@@ -377,66 +379,4 @@ func (r *Registration) undo(ctx context.Context, f func(bus) error) error {
 		return fmt.Errorf("take the link's DNS settings back from systemd-resolved: %w", err)
 	}
 	return nil
-}
-
-// Upstreams is a [dns.Choose]: it returns the servers that resolved would ask for name without us.
-func (r *Registration) Upstreams(ctx context.Context, name string) ([][]dns.Upstream, error) {
-	if !r.fresh() {
-		r.refresh(ctx)
-	}
-	r.mu.Lock()
-	all := r.all
-	r.mu.Unlock()
-	return upstreams(all, name, ownAddresses()), nil
-}
-
-// refresh reads resolved's servers, for one query at a time: others wait for the result.
-func (r *Registration) refresh(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, readWait)
-	defer cancel()
-	select {
-	case r.reading <- struct{}{}:
-		defer func() { <-r.reading }()
-	case <-ctx.Done():
-	}
-	b, _, _ := r.current()
-	if ctx.Err() != nil || r.fresh() || b.owner == "" {
-		return
-	}
-	if now, _, err := b.read(ctx, r.cfg.Index, r.cfg.Server); err == nil {
-		r.keep(now)
-	}
-}
-
-// fresh reports whether the servers were read a short while ago.
-func (r *Registration) fresh() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return time.Since(r.readAt) <= readEvery
-}
-
-func (r *Registration) keep(all []scope) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.all, r.readAt = all, time.Now()
-}
-
-// ownAddresses returns the addresses of the host.
-func ownAddresses() (list []netip.Addr) {
-	addrs, _ := net.InterfaceAddrs()
-	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok {
-			if ip, ok := netip.AddrFromSlice(n.IP); ok {
-				list = append(list, ip.Unmap())
-			}
-		}
-	}
-	return list
-}
-
-// subset reports whether each of names is in domains or below one of them.
-func subset(names, domains []string) bool {
-	return !slices.ContainsFunc(names, func(n string) bool {
-		return !slices.ContainsFunc(domains, func(d string) bool { return within(n, d) })
-	})
 }
