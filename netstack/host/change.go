@@ -54,25 +54,28 @@ func planChange(c Config, learned []Capture, now standing) (change, error) {
 	for _, capture := range learned {
 		ch.then.routes[destOf(capture)] = false
 	}
-	for _, d := range c.forGood() {
-		ch.then.routes[d] = true
+	for _, fam := range []family{v4, v6} {
+		for _, d := range c.forGood(fam) {
+			ch.then.routes[d] = true
+		}
 	}
 	ch.addRoutes = ch.routes(ch.then.routes, now.routes, now)
 	ch.delRoutes = ch.routes(now.routes, ch.then.routes, now)
 	return ch, nil
 }
 
-// forGood returns the routes of both families that stay in place from beginning to end.
-func (c Config) forGood() []dest {
-	var list []dest
-	for _, fam := range []family{v4, v6} {
-		list = append(list, dest{tableSelf, fam.all()})
-		if c.DNS {
-			list = append(list, dest{tableDNS, fam.all()})
-		}
+// forGood returns the routes of a family that stay in place from beginning to end, each once.
+func (c Config) forGood(fam family) []dest {
+	list := []dest{{tableSelf, fam.all()}}
+	if c.DNS {
+		list = append(list, dest{tableDNS, fam.all()})
 	}
+	seen := map[Capture]bool{}
 	for _, capture := range c.Captures {
-		list = append(list, destOf(capture))
+		if fam.has(capture.Dst.Addr()) && !seen[capture] {
+			seen[capture] = true
+			list = append(list, destOf(capture))
+		}
 	}
 	return list
 }
@@ -110,7 +113,7 @@ func compareDests(a, b dest) int {
 func (ch change) text(c Config) string {
 	var b strings.Builder
 	for _, d := range ch.addRoutes {
-		fmt.Fprintln(&b, route{c.source(d.family()), c.Link, d.table, d.dst})
+		fmt.Fprintln(&b, route{c.Link, d})
 	}
 	for _, r := range ch.addRules {
 		fmt.Fprintln(&b, r)

@@ -50,20 +50,18 @@ type Capture = struct {
 
 // Config says what to capture and how. A zero field means its default, if it has one.
 type Config struct {
-	Link         string        // device, created by someone else; default [Link]
-	MTU          int           // bytes, 1280 to 65535; default [DefaultMTU]
-	QueueLen     int           // the device's txqueuelen, packets; 0: leave it as created
-	Addr4, Addr6 netip.Addr    // of the device; defaults [Addr4], [Addr6]
-	Mark         uint32        // of our own sockets; default [Mark]
-	PortSets     [][]PortRange // indexed by Capture.Set; an empty one is an unused number
-	Captures     []Capture     // in place from the start; [Host.Add] adds those learned later
-	DNS          bool          // also capture port 53, UDP and TCP
-	Gateways     []string      // devices: also capture what the hosts behind them send
-	Strict       bool          // also capture sockets bound to a source address
-	Reserve      []PortRange   // the pins' ports, for ip_local_reserved_ports
-	Leased       []PortRange   // source ports that live flows have but no pin has any more; for Strict only
-	StateDir     string        // directory of the state file; without it nothing is reserved
-	Log          *slog.Logger  // one line per repair; default none
+	Link     string        // device, created by someone else; default [Link]
+	MTU      int           // bytes, 1280 to 65535; default [DefaultMTU]
+	QueueLen int           // the device's txqueuelen, packets; 0: leave it as created
+	PortSets [][]PortRange // indexed by Capture.Set; an empty one is an unused number
+	Captures []Capture     // in place from the start; [Host.Add] adds those learned later
+	DNS      bool          // also capture port 53, UDP and TCP
+	Gateways []string      // devices: also capture what the hosts behind them send
+	Strict   bool          // also capture sockets bound to a source address
+	Reserve  []PortRange   // the pins' ports, for ip_local_reserved_ports
+	Leased   []PortRange   // source ports that live flows have but no pin has any more; for Strict only
+	StateDir string        // directory of the state file; without it nothing is reserved
+	Log      *slog.Logger  // one line per repair; default none
 }
 
 // Facts is what the plan needs to know about the host. [Look] determines it.
@@ -83,27 +81,10 @@ func (c Config) withDefaults() Config {
 	if c.MTU == 0 {
 		c.MTU = DefaultMTU
 	}
-	if !c.Addr4.IsValid() {
-		c.Addr4 = Addr4
-	}
-	if !c.Addr6.IsValid() {
-		c.Addr6 = Addr6
-	}
-	if c.Mark == 0 {
-		c.Mark = Mark
-	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	return c
-}
-
-// source returns the device's address of a family.
-func (c Config) source(fam family) netip.Addr {
-	if fam == v6 {
-		return c.Addr6
-	}
-	return c.Addr4
 }
 
 // guest returns the device's address for hosts behind a gateway, of a family. It is invalid if there is no gateway.
@@ -124,9 +105,6 @@ func (c Config) check() error {
 	}
 	if c.MTU < 1280 || c.MTU > 65535 { // RFC 8200: below 1280 there is no IPv6
 		return fmt.Errorf("mtu %d: not between 1280 and 65535", c.MTU)
-	}
-	if !c.Addr4.Is4() || !c.Addr6.Is6() || c.Addr6.Is4In6() || c.Addr6.Zone() != "" {
-		return fmt.Errorf("device addresses %v, %v: not one of IPv4 and one of IPv6", c.Addr4, c.Addr6)
 	}
 	for i, set := range c.PortSets {
 		for _, r := range set {

@@ -181,9 +181,8 @@ func (h *Host) install(part family, list []Step) error {
 	h.parts[part] = []Step{} // the part is on from now, if only so that it is undone
 	for _, s := range list {
 		if r, ok := s.(route); ok {
-			d := dest{r.table, r.dst}
-			h.routes[d] = true
-			routes = append(routes, d)
+			h.routes[r.dest] = true
+			routes = append(routes, r.dest)
 			continue
 		}
 		if err := flush(); err != nil {
@@ -306,10 +305,7 @@ func (h *Host) Add(ctx context.Context, list []Capture) error {
 			h.routes[d] = false
 		}
 		return true
-	}, func(l []dest) error {
-		_, err := h.kernel.addRoutes(l)
-		return err
-	})
+	}, h.addRoutes)
 }
 
 // Remove undoes Add for new connections. A missing capture is not an error. The captures in Config.Captures

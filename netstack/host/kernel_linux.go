@@ -222,13 +222,13 @@ func (k *kernel) ipv6Off() bool {
 
 // addRoutes adds routes and returns how many were missing.
 func (k *kernel) addRoutes(list []dest) (int, error) {
-	added, err := k.routes.addRoutes(list, unix.NLM_F_EXCL, k.link, k.cfg.Addr4, k.cfg.Addr6)
+	added, err := k.routes.addRoutes(list, unix.NLM_F_EXCL, k.link)
 	return added, explain("add routes", err)
 }
 
 // replaceRoutes replaces existing routes.
 func (k *kernel) replaceRoutes(list []dest) error {
-	_, err := k.routes.addRoutes(list, unix.NLM_F_REPLACE, k.link, k.cfg.Addr4, k.cfg.Addr6)
+	_, err := k.routes.addRoutes(list, unix.NLM_F_REPLACE, k.link)
 	return explain("replace routes", err)
 }
 

@@ -112,7 +112,6 @@ func planLink(c Config, f Facts) []Step {
 // planFamily returns everything for one address family. The capture rules come last, so that all exceptions are
 // already in place. For the same reason they go first when the plan is undone in reverse.
 func planFamily(c Config, fam family, f Facts) []Step {
-	tun := c.source(fam)
 	var list []Step
 	if fam == v6 && f.IPv6Off {
 		list = append(list, sysctl{disableIPv6(c.Link), "0"})
@@ -120,23 +119,15 @@ func planFamily(c Config, fam family, f Facts) []Step {
 	// Masquerading takes the address that the kernel would choose for a packet into the device (inet_select_addr,
 	// ipv6_dev_get_saddr). Our routes name theirs.
 	guest := c.guest(fam)
-	list = append(list, addr{c.Link, tun, guest.IsValid()})
+	list = append(list, addr{c.Link, fam.source(), guest.IsValid()})
 	if guest.IsValid() {
 		list = append(list, addr{c.Link, guest, false})
 	}
 	if fam == v6 {
 		list = append(list, noMulticast{c.Link})
 	}
-	list = append(list, route{tun, c.Link, tableSelf, fam.all()})
-	if c.DNS {
-		list = append(list, route{tun, c.Link, tableDNS, fam.all()})
-	}
-	seen := map[Capture]bool{}
-	for _, capture := range c.Captures {
-		if fam.has(capture.Dst.Addr()) && !seen[capture] {
-			seen[capture] = true
-			list = append(list, route{tun, c.Link, tablePortSet + capture.Set, capture.Dst})
-		}
+	for _, d := range c.forGood(fam) {
+		list = append(list, route{c.Link, d})
 	}
 	rules, _ := planRules(c, fam, nil) // Config.check has looked for too many
 	for _, r := range rules {
@@ -159,7 +150,7 @@ func planRules(c Config, fam family, stand []rule) (rules []rule, over int) {
 	rules = []rule{{fam: fam, pref: prefEnd, action: nop}}
 	place(planGuards(c, fam), guard, first)
 	rules = append(rules,
-		rule{fam: fam, pref: prefMark, mark: c.Mark, action: skip},
+		rule{fam: fam, pref: prefMark, mark: Mark, action: skip},
 	)
 	self := func(a netip.Addr, pref, gone int) {
 		from := netip.PrefixFrom(a, a.BitLen())
@@ -168,7 +159,7 @@ func planRules(c Config, fam family, stand []rule) (rules []rule, over int) {
 			rule{fam: fam, pref: pref, from: from, lo: true, action: lookup, table: tableSelf},
 		)
 	}
-	self(c.source(fam), prefSelf, prefSelfGone)
+	self(fam.source(), prefSelf, prefSelfGone)
 	if guest := c.guest(fam); guest.IsValid() {
 		self(guest, prefGuest, prefGuestGone)
 	}

@@ -292,7 +292,7 @@ func (h *Host) lookRoutes() (repaired []Step, err error) {
 			if on && err == nil {
 				err = h.dump.dumpRoutes(fam, table, func(r routeInfo) {
 					if r.protocol == Protocol {
-						there[r.dest] = r.src == h.cfg.source(fam)
+						there[r.dest] = r.src == fam.source()
 					}
 				})
 			}
@@ -326,7 +326,7 @@ func (h *Host) lookRoutes() (repaired []Step, err error) {
 	}
 	err = errors.Join(err, h.kernel.delRoutes(unwanted))
 	for _, d := range slices.Concat(missing[:added], wrong) { // added is how many, not which
-		repaired = append(repaired, route{h.cfg.source(familyOf(d.dst.Addr())), h.cfg.Link, d.table, d.dst})
+		repaired = append(repaired, route{h.cfg.Link, d})
 	}
 	return repaired, err
 }

@@ -63,15 +63,15 @@ func (r *rtnl) close() error { return unix.Close(r.fd) }
 // addRoutes adds routes into the device with the given index. flag says what to do with an existing route:
 // NLM_F_EXCL keeps it (without a flag IPv4 would add a second one), NLM_F_REPLACE replaces it. It returns how
 // many it added or replaced.
-func (r *rtnl) addRoutes(list []dest, flag uint16, link int, src4, src6 netip.Addr) (added int, err error) {
+func (r *rtnl) addRoutes(list []dest, flag uint16, link int) (added int, err error) {
 	return r.batch(list, unix.EEXIST, func(d dest) {
-		src, scope := src4, uint8(unix.RT_SCOPE_LINK)
-		if d.dst.Addr().Is6() {
-			src, scope = src6, unix.RT_SCOPE_UNIVERSE // IPv6 has no scopes
+		scope := uint8(unix.RT_SCOPE_LINK)
+		if d.family() == v6 {
+			scope = unix.RT_SCOPE_UNIVERSE // IPv6 has no scopes
 		}
 		end := r.begin(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|flag)
 		r.route(d, scope, unix.RTN_UNICAST)
-		r.attr(unix.RTA_PREFSRC, src.AsSlice())
+		r.attr(unix.RTA_PREFSRC, d.family().source().AsSlice())
 		r.attr32(unix.RTA_OIF, uint32(link))
 		r.attr(unix.RTA_METRICS, congestionMetric)
 		end()

@@ -32,6 +32,14 @@ func (f family) all() netip.Prefix {
 
 func (f family) has(a netip.Addr) bool { return a.Is4() == (f == v4) }
 
+// source returns the device's address, the source for sockets that have none.
+func (f family) source() netip.Addr {
+	if f == v6 {
+		return Addr6
+	}
+	return Addr4
+}
+
 func familyOf(a netip.Addr) family {
 	if a.Is4() {
 		return v4
@@ -119,15 +127,14 @@ func (s sysctl) Undo() string { return "" } // the previous value is not known h
 
 // route leads dst into the device, in a table of ours.
 type route struct {
-	src   netip.Addr // the source address for sockets that have none
-	link  string
-	table int
-	dst   netip.Prefix
+	link string
+	dest
 }
 
 func (s route) String() string {
+	fam := s.family()
 	return fmt.Sprintf("%s route add %s dev %s table %d proto %d src %v congctl %s",
-		familyOf(s.src).ip(), formatPrefix(s.dst), s.link, s.table, Protocol, s.src, congestion)
+		fam.ip(), formatPrefix(s.dst), s.link, s.table, Protocol, fam.source(), congestion)
 }
 
 // congestion is the congestion control over the device, which loses nothing while its queue has room. If the
