@@ -23,12 +23,6 @@ import (
 	"pinproxy/netstack/link"
 )
 
-// Steps that other code refers to by name.
-const (
-	stepOpen = "open /dev/net/tun"
-	stepExec = "execute the command"
-)
-
 // scratch is a directory that exists everywhere and may be covered while no command runs.
 const scratch = "/proc"
 
@@ -63,9 +57,9 @@ func becomeOver(sock int, path string, argv []string) error {
 	if err := json.Unmarshal(message, &o); err != nil {
 		return fmt.Errorf("read the order: %w", err)
 	}
-	done, step, err := o.carryOut()
+	done, err := o.carryOut()
 	if err != nil {
-		return send(sock, failed(step, err))
+		return send(sock, failed(err))
 	}
 	err = send(sock, done, done.Device.FD)
 	_ = unix.Close(done.Device.FD)
@@ -77,42 +71,42 @@ func becomeOver(sock int, path string, argv []string) error {
 	}
 	if !o.Keep {
 		if err := dropCapabilities(); err != nil {
-			return send(sock, failed("drop capabilities", err))
+			return send(sock, failed(fmt.Errorf("drop capabilities: %w", err)))
 		}
 	}
 	err = syscall.Exec(path, argv, syscall.Environ())
 	if errors.Is(err, unix.ENOEXEC) { // a script without #!, as execvp(3) and shells run it
 		err = syscall.Exec("/bin/sh", append([]string{"sh", path}, argv[1:]...), syscall.Environ())
 	}
-	r := failed(stepExec, err)
+	r := failed(err)
 	r.Kind = kindExec
 	return send(sock, r)
 }
 
-// carryOut sets up everything, or returns the step that failed.
-func (o order) carryOut() (done report, step string, err error) {
+// carryOut sets up everything. The error names the step that failed.
+func (o order) carryOut() (done report, err error) {
 	if err := o.apart(); err != nil {
-		return done, "enter namespaces", err
+		return done, fmt.Errorf("enter namespaces: %w", err)
 	}
 	// Where the shell's mounts are shared, ours would appear on the host.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return done, "make mounts slaves", err
+		return done, fmt.Errorf("make mounts slaves: %w", err)
 	}
 	if err := setUp("lo"); err != nil {
-		return done, "set lo up", err
+		return done, fmt.Errorf("set lo up: %w", err)
 	}
 	done.Dead = ignoreDeadRoutes()
 	for _, err := range o.sysctls() {
 		done.Warnings = append(done.Warnings, err.Error())
 	}
-	if done.Device, step, err = o.device(); err != nil {
-		return done, step, err
+	if done.Device, err = o.device(); err != nil {
+		return done, err
 	}
-	warnings, step, err := o.cover()
+	warnings, err := o.cover()
 	for _, err := range warnings {
 		done.Warnings = append(done.Warnings, err.Error())
 	}
-	return done, step, err
+	return done, err
 }
 
 // apart returns an error in the parent's namespaces, in case somebody starts this program by hand.
@@ -138,52 +132,55 @@ func setUp(name string) error {
 }
 
 // device creates the TUN device, with its addresses and routes.
-func (o order) device() (dev link.FD, step string, err error) {
+func (o order) device() (dev link.FD, err error) {
 	// A denied open has its own hint, unlike a denied creation of a device.
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
-		return dev, stepOpen, fmt.Errorf("%s: %w: %w", stepOpen, link.ErrNoTUN, err)
-	} else if err != nil {
-		return dev, stepOpen, fmt.Errorf("%s: %w", stepOpen, err)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return dev, fmt.Errorf("open /dev/net/tun: %w: %w", link.ErrNoTUN, err)
+	case errors.Is(err, fs.ErrPermission):
+		return dev, &stepError{"open /dev/net/tun: " + err.Error(), []error{err, ErrDevice}}
+	case err != nil:
+		return dev, fmt.Errorf("open /dev/net/tun: %w", err)
 	}
 	_ = unix.Close(fd)
 	dev, err = link.OpenFD(link.Config{Name: o.Link, Offload: o.Offload})
 	if err != nil {
-		return dev, "make the device", err
+		return dev, fmt.Errorf("make the device: %w", err)
 	}
 	l, err := netlink.LinkByName(dev.Name)
 	if err != nil {
-		return dev, "find the device", err
+		return dev, fmt.Errorf("find the device: %w", err)
 	}
 	if err := netlink.LinkSetMTU(l, dev.MTU()); err != nil {
-		return dev, "set the device's MTU", err
+		return dev, fmt.Errorf("set the device's MTU: %w", err)
 	}
 	if err := netlink.LinkSetTxQLen(l, link.QueueLen); err != nil {
-		return dev, "set the length of the device's queue", err
+		return dev, fmt.Errorf("set the length of the device's queue: %w", err)
 	}
 	// No link-local address, so no router solicitation. Kernels without IPv6 refuse.
 	_ = netlink.LinkSetIP6AddrGenMode(l, nl.IN6_ADDR_GEN_MODE_NONE)
 	for _, a := range o.Addrs {
 		addr := netlink.Addr{IPNet: prefix(a.AsSlice(), a.BitLen()), Flags: unix.IFA_F_NODAD}
 		if err := netlink.AddrAdd(l, &addr); err != nil {
-			return dev, "add the address " + a.String(), err
+			return dev, fmt.Errorf("add the address %s: %w", a, err)
 		}
 	}
 	if err := netlink.LinkSetUp(l); err != nil {
-		return dev, "set the device up", err
+		return dev, fmt.Errorf("set the device up: %w", err)
 	}
 	for _, a := range o.Addrs {
 		if err := usable(a); err != nil {
-			return dev, "wait for the address " + a.String(), err
+			return dev, fmt.Errorf("wait for the address %s: %w", a, err)
 		}
 	}
 	for _, r := range o.Routes {
 		route := netlink.Route{LinkIndex: l.Attrs().Index, Dst: prefix(r.Addr().AsSlice(), r.Bits()), Congctl: congestion}
 		if err := netlink.RouteAdd(&route); err != nil {
-			return dev, "add the route to " + r.String(), err
+			return dev, fmt.Errorf("add the route to %s: %w", r, err)
 		}
 	}
-	return dev, "", nil
+	return dev, nil
 }
 
 // congestion is the congestion control over the device, the same as on a whole host: see package host.
@@ -239,17 +236,17 @@ func (o order) sysctls() (warnings []error) {
 }
 
 // cover makes the command see the files in place of the host's. mount(2) follows symbolic links.
-func (o order) cover() (warnings []error, step string, err error) {
+func (o order) cover() (warnings []error, err error) {
 	if len(o.Files) == 0 {
-		return nil, "", nil
+		return nil, nil
 	}
 	if err := unix.Mount("pinproxy", scratch, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=1m"); err != nil {
-		return nil, "mount a tmpfs", err
+		return nil, fmt.Errorf("mount a tmpfs: %w", err)
 	}
 	for i, f := range o.Files {
 		own := filepath.Join(scratch, strconv.Itoa(i), filepath.Base(f.Path))
 		if err := write(own, f.Content); err != nil {
-			return nil, "write " + f.Path, err
+			return nil, fmt.Errorf("write %s: %w", f.Path, err)
 		}
 		if overlaid(own, f) {
 			continue
@@ -266,13 +263,13 @@ func (o order) cover() (warnings []error, step string, err error) {
 			continue
 		}
 		if err != nil {
-			return nil, "cover " + f.Path, err
+			return nil, fmt.Errorf("cover %s: %w", f.Path, err)
 		}
 	}
 	if err := unix.Unmount(scratch, unix.MNT_DETACH); err != nil {
-		return nil, "unmount a tmpfs", err
+		return nil, fmt.Errorf("unmount a tmpfs: %w", err)
 	}
-	return warnings, "", nil
+	return warnings, nil
 }
 
 // overlaid covers the directory that f links to, if that is one of f.Dirs. A mount over a file ends when somebody on

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -33,8 +32,7 @@ type order struct {
 
 // report is the child's result.
 type report struct {
-	Step     string // the step that failed; empty: none
-	Text     string // of the step's error
+	Text     string // of the error, with the step that failed; empty: none
 	Errno    syscall.Errno
 	Kind     kind
 	Device   link.FD
@@ -53,13 +51,13 @@ const (
 )
 
 // failed reports an error.
-func failed(step string, err error) report {
-	r := report{Step: step, Text: err.Error()}
+func failed(err error) report {
+	r := report{Text: err.Error()}
 	_ = errors.As(err, &r.Errno)
 	switch {
 	case errors.Is(err, link.ErrNoTUN):
 		r.Kind = kindNoTUN
-	case step == stepOpen && errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, ErrDevice):
 		r.Kind = kindDevice
 	}
 	return r
@@ -76,13 +74,10 @@ func (e *stepError) Unwrap() []error { return e.cause }
 
 // err returns nil if no step failed.
 func (r report) err() error {
-	if r.Step == "" {
+	if r.Text == "" {
 		return nil
 	}
 	e := &stepError{text: r.Text}
-	if r.Step != "" && r.Kind == kindOther {
-		e.text = r.Step + ": " + r.Text
-	}
 	if r.Errno != 0 {
 		e.cause = append(e.cause, r.Errno)
 	}

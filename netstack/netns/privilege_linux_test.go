@@ -76,9 +76,9 @@ func TestReportedErrors(t *testing.T) {
 		is   []error
 	}{
 		{report{}, "", nil},
-		{failed("set lo up", fmt.Errorf("netlink: %w", unix.EPERM)), "set lo up: netlink: operation not permitted", []error{unix.EPERM, fs.ErrPermission}},
-		{failed(stepOpen, fmt.Errorf("%s: %w", stepOpen, unix.EACCES)), "open /dev/net/tun: permission denied", []error{ErrDevice, unix.EACCES}},
-		{failed("cover /etc/resolv.conf", errors.New("strange")), "cover /etc/resolv.conf: strange", nil},
+		{failed(fmt.Errorf("set lo up: netlink: %w", unix.EPERM)), "set lo up: netlink: operation not permitted", []error{unix.EPERM, fs.ErrPermission}},
+		{failed(&stepError{"open /dev/net/tun: permission denied", []error{unix.EACCES, ErrDevice}}), "open /dev/net/tun: permission denied", []error{ErrDevice, unix.EACCES}},
+		{failed(errors.New("cover /etc/resolv.conf: strange")), "cover /etc/resolv.conf: strange", nil},
 	} {
 		err := test.r.err()
 		if errorText(err) != test.text {

@@ -189,8 +189,8 @@ func TestOrderOutside(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, o := range []order{{}, {Net: own, Mnt: "mnt:[1]"}, {Net: "net:[1]"}} {
-		if _, step, err := o.carryOut(); step != "enter namespaces" || err == nil {
-			t.Errorf("%+v was carried out: %s, %v", o, step, err)
+		if _, err := o.carryOut(); err == nil || !strings.HasPrefix(err.Error(), "enter namespaces: ") {
+			t.Errorf("%+v was carried out: %v", o, err)
 		}
 	}
 }
