@@ -16,22 +16,8 @@ func (s *Set) Candidates(name string, dst netip.AddrPort) []*Rule {
 			list = append(list, h.candidates(dst.Port())...)
 		}
 	}
-	addr := dst.Addr().Unmap()
-	table := &s.v6
-	if addr.Is4() {
-		table = &s.v4
-	}
-	for _, level := range table.levels {
-		prefix, err := addr.Prefix(level.length) // drops a zone
-		if err != nil {
-			return list // not an address
-		}
-		if h := level.hosts[prefix.Addr()]; h != nil {
-			list = append(list, h.candidates(dst.Port())...)
-		}
-	}
-	if s.any != nil && addr.IsValid() {
-		list = append(list, s.any.candidates(dst.Port())...)
+	for h := range s.containing(dst.Addr()) {
+		list = append(list, h.candidates(dst.Port())...)
 	}
 	return list
 }

@@ -30,20 +30,3 @@ func (t *prefixTable) add(h *hostRules) {
 func (t *prefixTable) sort() {
 	slices.SortFunc(t.levels, func(a, b prefixLevel) int { return cmp.Compare(b.length, a.length) })
 }
-
-// match returns the rule for port of the longest prefix that has one, or nil.
-func (t *prefixTable) match(addr netip.Addr, port uint16) *Rule {
-	for i := range t.levels {
-		level := &t.levels[i]
-		prefix, err := addr.Prefix(level.length) // drops a zone
-		if err != nil {
-			return nil // not an address
-		}
-		if h := level.hosts[prefix.Addr()]; h != nil {
-			if r := h.index.rule(port); r != nil {
-				return r
-			}
-		}
-	}
-	return nil
-}

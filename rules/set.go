@@ -185,18 +185,36 @@ func (s *Set) hostsOf(name string) (hosts []*hostRules, sets []int) {
 
 // matchAddr returns the rule for dst among those of prefixes and "*", or nil.
 func (s *Set) matchAddr(dst netip.AddrPort) *Rule {
-	addr := dst.Addr().Unmap()
-	table := &s.v6
-	if addr.Is4() {
-		table = &s.v4
-	}
-	if r := table.match(addr, dst.Port()); r != nil {
-		return r
-	}
-	if s.any != nil && addr.IsValid() {
-		return s.any.index.rule(dst.Port())
+	for h := range s.containing(dst.Addr()) {
+		if r := h.index.rule(dst.Port()); r != nil {
+			return r
+		}
 	}
 	return nil
+}
+
+// containing yields the prefixes that contain addr, the longest first, and then "*". An invalid address is in none.
+func (s *Set) containing(addr netip.Addr) iter.Seq[*hostRules] {
+	return func(yield func(*hostRules) bool) {
+		addr := addr.Unmap()
+		if !addr.IsValid() {
+			return
+		}
+		table := &s.v6
+		if addr.Is4() {
+			table = &s.v4
+		}
+		for i := range table.levels {
+			level := &table.levels[i]
+			prefix, _ := addr.Prefix(level.length) // drops a zone
+			if h := level.hosts[prefix.Addr()]; h != nil && !yield(h) {
+				return
+			}
+		}
+		if s.any != nil {
+			yield(s.any)
+		}
+	}
 }
 
 // namesakes yields the hosts that are or contain the canonical name, the most specific first.
