@@ -11,8 +11,9 @@ import (
 
 // Trial is a connection that was made to see whether it can be made.
 type Trial struct {
-	Local netip.AddrPort // read back from the socket
-	Took  time.Duration  // until the destination answered
+	Local  netip.AddrPort // read back from the socket
+	Took   time.Duration  // until the destination answered
+	Closes bool           // the destination has closed its end in answer to our FIN
 }
 
 // Try connects from pin to dst as a flow does, and ends the connection in order without having sent a byte. The error
@@ -40,26 +41,28 @@ func (s Sockets) Try(ctx context.Context, pin, dst netip.AddrPort) (Trial, error
 	default:
 		return Trial{}, explain(err, pin, dst)
 	}
-	defer s.endInOrder(c)
 	local, err := verify(c, pin)
+	closes := s.endInOrder(c)
 	if err != nil {
 		return Trial{}, &pinError{err: err}
 	}
-	return Trial{Local: local, Took: took}, nil
+	return Trial{Local: local, Took: took, Closes: closes}, nil
 }
 
 // endInOrder ends a connection by a FIN both ways, or by a reset if the peer does not send its own soon. Because we were
-// first, we get a TIME_WAIT, which would be in the way of the next flow. We end it, if we may.
-func (s Sockets) endInOrder(c Conn) {
+// first, we get a TIME_WAIT, which would be in the way of the next flow. We end it, if we may. It reports whether the peer
+// has sent its FIN.
+func (s Sockets) endInOrder(c Conn) bool {
 	local, remote := addrPort(c.LocalAddr()), addrPort(c.RemoteAddr())
 	_ = c.CloseWrite()
 	_ = c.SetReadDeadline(time.Now().Add(endLinger))
 	if _, err := io.Copy(io.Discard, c); err != nil { // until the peer's end
 		closeByReset(c)
-		return
+		return false
 	}
 	_ = c.Close()
 	_, _ = s.makeRoom(local, remote)
+	return true
 }
 
 // Explain names the cause of an error of binding pin for a connection to dst, where its errno alone does not.

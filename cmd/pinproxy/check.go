@@ -70,7 +70,7 @@ func check(ctx context.Context, o options, stdout io.Writer) (status int, err er
 	}
 	for i, s := range looked { // when all are looked at, as it takes the port for a moment
 		if a := r.Addresses[i]; o.connect && a.Pinned && a.Connect.OK && s.rule.Cooldown() == 0 {
-			a.Connect.Through = c.through(ctx, s)
+			a.Connect.Through = c.through(ctx, s, a.Connect.closes)
 		}
 	}
 	r.conclude()
@@ -366,20 +366,27 @@ func (c *checker) try(ctx context.Context, s situation) *connectJSON {
 		}
 		return failed
 	}
-	return &connectJSON{OK: true, Local: trial.Local.String(), Took: trial.Took.Seconds()}
+	return &connectJSON{OK: true, Local: trial.Local.String(), Took: trial.Took.Seconds(), closes: trial.Closes}
 }
 
 // through makes a connection as programs do: into the device. A firewall of this host that has never heard of the
 // device is in the way of its packets, and nothing but a connection shows that. Where a rule has a cooldown, one on the
 // way may be in the way of a second connection so soon, so there is none.
-func (c *checker) through(ctx context.Context, s situation) *connectJSON {
+func (c *checker) through(ctx context.Context, s situation, closes bool) *connectJSON {
 	begun := time.Now()
 	d := net.Dialer{Timeout: c.dialTimeout}
 	conn, err := d.DialContext(ctx, "tcp", s.dst.String())
 	took := time.Since(begun)
 	if err == nil {
-		_ = conn.(*net.TCPConn).SetLinger(0) // a reset leaves the port free for who comes next, whatever the destination does
-		_ = conn.Close()
+		tcp := conn.(*net.TCPConn)
+		if closes {
+			_ = tcp.CloseWrite()
+		} else {
+			_ = tcp.SetLinger(0) // without a FIN: the destination would not answer it, and the flow would keep its port
+		}
+		_ = tcp.SetReadDeadline(time.Now().Add(time.Second))
+		_, _ = io.Copy(io.Discard, tcp) // until the port is free again for who comes next, or else until the flow is surely open
+		_ = tcp.Close()
 		return &connectJSON{OK: true, Took: took.Seconds()}
 	}
 	silent, ok := errors.AsType[net.Error](err)

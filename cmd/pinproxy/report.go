@@ -114,6 +114,8 @@ type connectJSON struct {
 	Hint  string  `json:"hint,omitempty"`
 
 	Through *connectJSON `json:"through,omitempty"` // the same by way of the device, if the connection would be pinned
+
+	closes bool // proxy.Trial.Closes
 }
 
 // ok says whether what was tried succeeded.
