@@ -113,23 +113,22 @@ func (l *Lease) withdraw(now stamp) {
 
 // ends returns the request's pair, or the reason why there is none.
 func (r *Request) ends() (pairKey, error) {
-	dst := netip.AddrPortFrom(r.Dst.Addr().Unmap(), r.Dst.Port())
-	if !dst.IsValid() {
+	if !r.Dst.IsValid() {
 		return pairKey{}, errors.New("destination has no address")
 	}
 	if r.Pin.Ports().Len() == 0 {
 		return pairKey{}, errors.New("pin has no ports")
 	}
-	key := keyOf(r.Pin, dst)
-	if key.src.Is4() != dst.Addr().Is4() {
+	key := keyOf(r.Pin, r.Dst)
+	if key.src.Is4() != key.dst.Addr().Is4() {
 		return pairKey{}, fmt.Errorf("source address %s is of the other family", key.src)
 	}
 	return key, nil
 }
 
-// keyOf returns the pair for a pin and a destination; dst must not be an IPv4-mapped address.
+// keyOf returns the pair for a pin and a destination.
 func keyOf(pin rules.Pin, dst netip.AddrPort) pairKey {
-	src := pin.Addr().Unmap()
+	src, dst := pin.Addr().Unmap(), netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	switch {
 	case src.IsValid():
 	case dst.Addr().Is4():

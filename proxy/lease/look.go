@@ -33,7 +33,7 @@ type Resting struct {
 func (t *Table) Look(dst netip.AddrPort, pin rules.Pin) View {
 	now := t.lock()
 	defer t.unlock()
-	pr := t.pairs[keyOf(pin, netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port()))]
+	pr := t.pairs[keyOf(pin, dst)]
 	if pr == nil {
 		return View{Next: first(pin.Ports().Ranges(), nil)}
 	}
@@ -103,7 +103,7 @@ func (tu *tuple) rest() Resting {
 func (t *Table) Busy(dst netip.AddrPort, pin rules.Pin) *BusyError {
 	now := t.lock()
 	defer t.unlock()
-	pr := t.pairs[keyOf(pin, netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port()))]
+	pr := t.pairs[keyOf(pin, dst)]
 	if pr == nil {
 		return nil
 	}

@@ -158,7 +158,7 @@ func (r *Request) failed(err error) error {
 func (t *Table) Held(dst netip.AddrPort, pin rules.Pin) []Held {
 	t.lock()
 	defer t.unlock()
-	pr := t.pairs[keyOf(pin, netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port()))]
+	pr := t.pairs[keyOf(pin, dst)]
 	if pr == nil {
 		return nil
 	}
