@@ -81,8 +81,6 @@ func (former *Set) Successor(rules []*Rule) (*Set, error) {
 		h.sets = slices.Compact(h.sets)
 		s.add(h, seen)
 	}
-	s.v4.sort()
-	s.v6.sort()
 	return s, nil
 }
 
@@ -200,12 +198,11 @@ func (s *Set) containing(addr netip.Addr) iter.Seq[*hostRules] {
 		if !addr.IsValid() {
 			return
 		}
-		table := &s.v6
+		table := s.v6
 		if addr.Is4() {
-			table = &s.v4
+			table = s.v4
 		}
-		for i := range table.levels {
-			level := &table.levels[i]
+		for _, level := range table {
 			prefix, _ := addr.Prefix(level.length) // drops a zone
 			if h := level.hosts[prefix.Addr()]; h != nil && !yield(h) {
 				return
