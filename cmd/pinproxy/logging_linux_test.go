@@ -56,18 +56,24 @@ func TestLogDurations(t *testing.T) {
 	}
 }
 
-// Device and inode tell whether it is the journal, not only the environment.
-func TestToJournal(t *testing.T) {
+// newStream returns a file, and what JOURNAL_STREAM calls it.
+func newStream(t *testing.T) (*os.File, string) {
+	t.Helper()
 	f, err := os.Create(filepath.Join(t.TempDir(), "stream"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	t.Cleanup(func() { _ = f.Close() })
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		t.Fatal(err)
 	}
-	stream := fmt.Sprintf("%d:%d", st.Dev, st.Ino)
+	return f, fmt.Sprintf("%d:%d", st.Dev, st.Ino)
+}
+
+// Device and inode tell whether it is the journal, not only the environment.
+func TestToJournal(t *testing.T) {
+	f, stream := newStream(t)
 	if !toJournal(f, stream) || toJournal(f, "") || toJournal(f, "1:2") || toJournal(os.Stdin, stream) || toJournal(new(bytes.Buffer), stream) {
 		t.Error("a stream is taken for another")
 	}
@@ -76,18 +82,10 @@ func TestToJournal(t *testing.T) {
 // pinproxy itself, with the standard error that the service manager names.
 func TestLogToJournal(t *testing.T) {
 	w := newNetwork(t)
-	f, err := os.Create(filepath.Join(t.TempDir(), "stream"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		t.Fatal(err)
-	}
+	f, stream := newStream(t)
 	cmd := w.command("--rule", "203.0.113.2:443=63999")
 	cmd.Stderr = f
-	cmd.Env = append(cmd.Env, fmt.Sprintf("JOURNAL_STREAM=%d:%d", st.Dev, st.Ino))
+	cmd.Env = append(cmd.Env, "JOURNAL_STREAM="+stream)
 	p := w.startCommand(cmd)
 	p.poll("a line that says ready", func() bool {
 		b, err := os.ReadFile(f.Name())
