@@ -428,6 +428,8 @@ func TestRunResolverFiles(t *testing.T) {
 		if got.out != want || got.said != "" {
 			w.t.Errorf("the command reads\n%s%s\nwant\n%s", got.out, got.said, want)
 		}
+		strict := "umask 777; exec pinproxy --rule '*:443=63999' -- sh -c 'umask; grep -c nameserver /etc/resolv.conf'"
+		w.runs(u.is(w.by(u), "sh", "-c", strict), "0777\n2\n")
 	})
 }
 

@@ -287,8 +287,8 @@ func overlaid(own string, f File) bool {
 
 // write creates a file in a new directory. The umask, which the command inherits, has no influence.
 func write(path, content string) error {
-	dir := filepath.Dir(path)
-	return errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(path, []byte(content), 0o600), os.Chmod(path, 0o444), os.Chmod(dir, 0o755))
+	defer unix.Umask(unix.Umask(0))
+	return errors.Join(os.Mkdir(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o444))
 }
 
 // overlay makes dir show the files of own in addition to its own. Without an upper layer it is read-only.
