@@ -32,6 +32,9 @@ func withPatience(w io.Writer, handler func(io.Writer) slog.Handler) io.Writer {
 	if !ok {
 		return w
 	}
+	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+		return w // always has room
+	}
 	raw, err := f.SyscallConn() // unlike Fd, leaves the file's mode as it is
 	if err != nil {
 		return w
