@@ -57,7 +57,7 @@ type usageError struct{ msg, remedy string }
 func (e *usageError) Error() string { return e.msg }
 func (e *usageError) hint() string  { return e.remedy }
 
-// newFlagSet defines the flags, which are read into o.
+// newFlagSet defines the flags, which are read into o, some by parseValues, --host-loopback by commandFlags.
 func newFlagSet(o *options) *pflag.FlagSet {
 	*o = options{tun: link.Default, offload: true, socketGroup: -1}
 	fs := pflag.NewFlagSet("pinproxy", pflag.ContinueOnError)
@@ -72,11 +72,7 @@ func newFlagSet(o *options) *pflag.FlagSet {
 	fs.BoolVar(&o.strict, "strict", false, "")
 	fs.StringArrayVar(&o.gateways, "gateway", nil, "")
 	fs.BoolVar(&o.dryRun, "dry-run", false, "")
-	fs.Func("host-loopback", "", func(text string) error {
-		a, err := parseLoopback(text)
-		o.loopback = append(o.loopback, a)
-		return err
-	})
+	fs.StringArray("host-loopback", nil, "")
 	parsed(fs, &o.logLevel, "log-level", parseLevel)
 	parsed(fs, &o.logJSON, "log-format", choice("text", "json"))
 	fs.StringVar(&o.socket, "socket", "", "")
@@ -89,12 +85,36 @@ func newFlagSet(o *options) *pflag.FlagSet {
 	return fs
 }
 
-// parsed defines a flag whose value parse reads into to.
+// parsed defines a flag whose last value parse reads into to. parseValues calls it.
 func parsed[T any](fs *pflag.FlagSet, to *T, name string, parse func(text string) (T, error)) {
-	fs.Func(name, "", func(text string) (err error) {
+	fs.Var(&unparsed{parse: func(text string) (err error) {
 		*to, err = parse(text)
 		return err
+	}}, name, "")
+}
+
+// unparsed is a flag's last value, as it was typed. What is wrong with it matters only where the flag has a meaning.
+type unparsed struct {
+	text  string
+	parse func(text string) error
+}
+
+func (u *unparsed) Set(text string) error { u.text = text; return nil }
+func (u *unparsed) String() string        { return u.text }
+func (*unparsed) Type() string            { return "string" }
+
+// parseValues parses the values of the flags that were given.
+func parseValues(fs *pflag.FlagSet) (err error) {
+	fs.Visit(func(f *pflag.Flag) {
+		u, ok := f.Value.(*unparsed)
+		if !ok || err != nil {
+			return
+		}
+		if e := u.parse(u.text); e != nil {
+			err = valueError(fs, f.Name, u.text, e)
+		}
 	})
+	return err
 }
 
 // parseArgs reads the command line. Its errors are *usageError, *rules.SyntaxError or *rules.ConflictError. Each
@@ -130,6 +150,9 @@ func parseArgs(args []string, read func(path string) (string, error)) (o options
 		return o, err
 	}
 	if err := o.commandFlags(fs); err != nil {
+		return o, err
+	}
+	if err := parseValues(fs); err != nil {
 		return o, err
 	}
 	if o.dialTimeout <= 0 {
@@ -203,9 +226,10 @@ func gatewayNames(names []string, tun string) ([]string, error) {
 
 // commandFlags checks the flags that are only for a command, or only for a whole host.
 func (o *options) commandFlags(fs *pflag.FlagSet) error {
+	loopback, _ := fs.GetStringArray("host-loopback") // it is one
 	switch {
-	case len(o.argv) == 0 && len(o.loopback) > 0:
-		return &usageError{"--host-loopback is for a command: on the whole host loopback is loopback", "pinproxy --rule RULE --host-loopback " + quote(o.loopback[0].String()) + " -- CMD"}
+	case len(o.argv) == 0 && len(loopback) > 0:
+		return &usageError{"--host-loopback is for a command: on the whole host loopback is loopback", "pinproxy --rule RULE --host-loopback " + quote(loopback[0]) + " -- CMD"}
 	case len(o.argv) == 0:
 		return nil
 	case o.command != "":
@@ -216,13 +240,20 @@ func (o *options) commandFlags(fs *pflag.FlagSet) error {
 		return &usageError{"--strict with a command: all of its connections are captured anyway", "leave out --strict"}
 	case len(o.gateways) > 0:
 		return &usageError{"--gateway with a command: no host is behind a command", "leave out --gateway"}
-	case o.user != "":
+	case fs.Lookup("user").Value.String() != "":
 		return &usageError{"--user with a command: it runs as whoever started it", "leave out --user"}
 	}
 	for _, name := range []string{"socket", "socket-group", "http"} {
 		if fs.Changed(name) {
 			return &usageError{fmt.Sprintf("--%s with a command: check, status and the page are for a whole host", name), "leave out --" + name}
 		}
+	}
+	for _, text := range loopback {
+		a, err := parseLoopback(text)
+		if err != nil {
+			return valueError(fs, "host-loopback", text, err)
+		}
+		o.loopback = append(o.loopback, a)
 	}
 	return nil
 }

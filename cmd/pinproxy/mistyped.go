@@ -18,7 +18,6 @@ import (
 func flagError(fs *pflag.FlagSet, err error) *usageError {
 	var unknown *pflag.NotExistError
 	var missing *pflag.ValueRequiredError
-	var usage *usageError // of who parsed the value
 	var invalid *pflag.InvalidValueError
 	switch {
 	case errors.As(err, &unknown) && unknown.GetSpecifiedShortnames() != "":
@@ -30,8 +29,6 @@ func flagError(fs *pflag.FlagSet, err error) *usageError {
 	case errors.As(err, &missing):
 		name := missing.GetFlag().Name
 		return &usageError{fmt.Sprintf("--%s needs a value", name), flagHint(fs, name)}
-	case errors.As(err, &usage):
-		return usage
 	case errors.As(err, &invalid):
 		f := invalid.GetFlag()
 		hint := flagHint(fs, f.Name)
@@ -41,6 +38,14 @@ func flagError(fs *pflag.FlagSet, err error) *usageError {
 		return &usageError{fmt.Sprintf("--%s %s: %v", f.Name, shown(invalid.GetValue()), invalid.Unwrap()), hint}
 	}
 	return &usageError{strings.TrimPrefix(err.Error(), "pflag: "), "pinproxy --help"}
+}
+
+// valueError is an error about a flag's value, found by its parser.
+func valueError(fs *pflag.FlagSet, name, value string, err error) *usageError {
+	if usage, ok := errors.AsType[*usageError](err); ok {
+		return usage
+	}
+	return &usageError{fmt.Sprintf("--%s %s: %v", name, shown(value), err), flagHint(fs, name)}
 }
 
 // commandHint returns the hint for a word that is not a command of pinproxy. Beside a rule it is a program's name.
