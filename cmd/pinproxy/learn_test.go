@@ -134,6 +134,11 @@ func TestShortTTL(t *testing.T) {
 
 func learnerOf(t *testing.T, routes router, text string) *learner {
 	t.Helper()
+	return &learner{names: rules.NewNames(setOf(t, text)), routes: routes, log: slog.New(slog.DiscardHandler)}
+}
+
+func setOf(t *testing.T, text string) *rules.Set {
+	t.Helper()
 	list, err := rules.ParseFile("test", strings.NewReader(text))
 	if err != nil {
 		t.Fatal(err)
@@ -142,7 +147,7 @@ func learnerOf(t *testing.T, routes router, text string) *learner {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &learner{names: rules.NewNames(set), routes: routes, log: slog.New(slog.DiscardHandler)}
+	return set
 }
 
 // The addresses of a name that another is an alias of are that one's, for as long as it is, unless it has a rule itself.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -50,7 +51,7 @@ func hostConfig(o options, log *slog.Logger) host.Config {
 		DNS:      o.set.HasNames(),
 		Strict:   o.strict,
 		Gateways: o.gateways,
-		Reserve:  o.set.PinPorts().Ranges(),
+		Reserve:  pinRanges(o.set),
 		StateDir: stateDir(),
 		Log:      log,
 	}
@@ -58,6 +59,18 @@ func hostConfig(o options, log *slog.Logger) host.Config {
 		c.PortSets = append(c.PortSets, ports.Ranges())
 	}
 	return c
+}
+
+// pinRanges returns the ranges of all pins, each once. The set's own union would join those that touch, of which one
+// may be reserved without the other.
+func pinRanges(set *rules.Set) (ranges []rules.PortRange) {
+	for _, r := range set.Rules() {
+		ranges = append(ranges, r.Pin().Ports().Ranges()...)
+	}
+	slices.SortFunc(ranges, func(a, b rules.PortRange) int {
+		return cmp.Or(cmp.Compare(a.First, b.First), cmp.Compare(a.Last, b.Last))
+	})
+	return slices.Compact(ranges)
 }
 
 // serve pins for the whole host until stop ends, and then ends in order. When now ends, it ends at once. In both

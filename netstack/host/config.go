@@ -58,7 +58,7 @@ type Config struct {
 	DNS      bool          // also capture port 53, UDP and TCP
 	Gateways []string      // devices: also capture what the hosts behind them send
 	Strict   bool          // also capture sockets bound to a source address
-	Reserve  []PortRange   // the pins' ports, for ip_local_reserved_ports
+	Reserve  []PortRange   // the pins' ports, for ip_local_reserved_ports, not merged: the widest may be left out
 	Leased   []PortRange   // source ports that live flows have but no pin has any more; for Strict only
 	StateDir string        // directory of the state file; without it nothing is reserved
 	Log      *slog.Logger  // one line per repair; default none

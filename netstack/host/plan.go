@@ -324,23 +324,28 @@ func portsToReserve(c Config, f Facts) (ports, error) {
 	if c.StateDir == "" {
 		return ports{}, fmt.Errorf("ports %v are not reserved: no directory for the state file", want)
 	}
-	// No more than half of what programs are given is taken. The widest ranges are left out first, for one wide pin
-	// must not cost all others their ports.
+	// No more than half of what programs are given is taken. The widest pins are left out, for one of them must not
+	// cost all others their ports.
 	local := newPorts([]PortRange{f.LocalPorts})
 	taken, all := want.and(local), local.len()
-	widestFirst := taken.ranges()
-	slices.SortStableFunc(widestFirst, func(a, b PortRange) int { return int(b.Last-b.First) - int(a.Last-a.First) })
-	var left ports
-	for _, r := range widestFirst {
-		if taken.without(left).len() <= all/2 {
+	if taken.len() <= all/2 {
+		return want.without(newPorts(f.Reserved)), nil
+	}
+	width := func(r PortRange) int {
+		return int(min(r.Last, f.LocalPorts.Last)) - int(max(r.First, f.LocalPorts.First))
+	}
+	narrowestFirst := slices.Clone(c.Reserve)
+	slices.SortStableFunc(narrowestFirst, func(a, b PortRange) int { return width(a) - width(b) })
+	var kept ports
+	for _, r := range narrowestFirst {
+		more := kept.or(newPorts([]PortRange{r}).and(local))
+		if more.len() > all/2 {
 			break
 		}
-		left = left.or(newPorts([]PortRange{r}))
+		kept = more
 	}
-	var err error
-	if !left.empty() {
-		err = fmt.Errorf("ports %v are not reserved: the pins have %d of the %d in ip_local_port_range, too many to take; another program may be given one of them",
+	left := taken.without(kept)
+	return want.without(left).without(newPorts(f.Reserved)),
+		fmt.Errorf("ports %v are not reserved: the pins have %d of the %d in ip_local_port_range, too many to take; another program may be given one of them",
 			left, taken.len(), all)
-	}
-	return want.without(left).without(newPorts(f.Reserved)), err
 }

@@ -241,6 +241,10 @@ func TestPortsToReserve(t *testing.T) {
 			name: "a wide one and others", reserve: []PortRange{{500, 500}, {33000, 33000}, {40000, 55000}, {59000, 62000}}, dir: "/run", want: "500,33000,59000-62000",
 			warning: "ports 40000-55000 are not reserved: the pins have 17002 of the 28232 in ip_local_port_range, too many to take; another program may be given one of them",
 		},
+		{
+			name: "a wide one beside another and over one", reserve: []PortRange{{33000, 33000}, {33001, 55000}, {40000, 40000}}, dir: "/run", want: "33000,40000",
+			warning: "ports 33001-39999,40001-55000 are not reserved: the pins have 22001 of the 28232 in ip_local_port_range, too many to take; another program may be given one of them",
+		},
 		{name: "many elsewhere", reserve: []PortRange{{1, 32767}}, dir: "/run", want: "1-32767"},
 		{name: "no state", reserve: []PortRange{{7, 7}}, warning: "ports 7 are not reserved: no directory for the state file"},
 	} {
