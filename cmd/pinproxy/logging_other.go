@@ -2,13 +2,7 @@
 
 package main
 
-import (
-	"io"
-	"log/slog"
-)
+import "io"
 
 // toJournal returns false: only Linux has the journal.
 func toJournal(io.Writer, string) bool { return false }
-
-// withPatience returns w: a log that nobody reads may hang.
-func withPatience(w io.Writer, _ func(io.Writer) slog.Handler) io.Writer { return w }

@@ -36,7 +36,11 @@ func (c *crowd) share(asker Asker, name string) *share {
 	if *at == nil {
 		*at = new(source)
 	}
-	s := &(*at).shares[maphash.Comparable(c.seed, asker.about(name))%uint64(len((*at).shares))]
+	about := struct {
+		resolver netip.AddrPort
+		zone     string
+	}{asker.Resolver, zone(name)}
+	s := &(*at).shares[maphash.Comparable(c.seed, about)%uint64(len((*at).shares))]
 	s.source = *at
 	return s
 }
@@ -48,14 +52,6 @@ func (a Asker) network() netip.Addr {
 	}
 	return a.Host
 }
-
-// about is what a question is about.
-type about struct {
-	resolver netip.AddrPort
-	zone     string
-}
-
-func (a Asker) about(name string) about { return about{a.Resolver, zone(name)} }
 
 // zone guesses from a name which part of it has its own name servers: its last two labels.
 func zone(name string) string {

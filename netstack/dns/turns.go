@@ -2,8 +2,8 @@ package dns
 
 import "sync"
 
-// Turns is a mutex for the work that answers cause. Those who wait for it take turns: first the asking hosts, then,
-// within a host, what it asked about (a resolver and a zone), and then who came first. So whoever causes much work
+// Turns is a mutex for the work that answers cause. Those who wait for it take turns: first the asking hosts, then the
+// resolvers that a host has asked, then the zones that it has asked a resolver about, and then who came first. So whoever causes much work
 // waits for it himself, and another host for one turn of his. The zero value is unlocked.
 type Turns struct {
 	mu      sync.Mutex
@@ -29,7 +29,7 @@ func (t *Turns) Lock(asker Asker, name string) {
 		return
 	}
 	turn := make(chan struct{})
-	t.waiting.push(turn, asker.network(), asker.about(name))
+	t.waiting.push(turn, asker.network(), asker.Resolver, zone(name))
 	t.mu.Unlock()
 	<-turn
 }
@@ -72,10 +72,10 @@ func (l *line) pop() (turn chan struct{}) {
 	next := l.ring[0]
 	l.ring = l.ring[1:]
 	turn = next.pop()
-	if next.empty() {
-		delete(l.lines, next.key)
-	} else {
+	if !next.empty() {
 		l.ring = append(l.ring, next)
+	} else if delete(l.lines, next.key); len(l.lines) == 0 {
+		l.lines, l.ring = nil, nil // after a flood they are large
 	}
 	return turn
 }

@@ -10,7 +10,7 @@ import (
 	"testing/synctest"
 )
 
-// Those who wait take turns: hosts, then what they asked about, then in order.
+// Those who wait take turns: hosts, then resolvers, then zones, then in order.
 func TestTurnsOfAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var turns Turns
@@ -19,11 +19,15 @@ func TestTurnsOfAnswers(t *testing.T) {
 		turns.Lock(Asker{}, "")
 		for i, host := range []string{
 			"2001:db8::1 a", "2001:db8::2 a", "2001:db8::1 a", // addresses of one network are one host
-			"2001:db8::3 b", "192.0.2.1 a", "2001:db8::1 c.a", "192.0.2.1 a", "- ",
+			"2001:db8::3 b", "192.0.2.1 a", "2001:db8::1 c.a", "192.0.2.1 a", "- ", "2001:db8::1 a other", "2001:db8::1 d other",
 		} {
 			addr, name, _ := strings.Cut(host, " ")
+			name, other, _ := strings.Cut(name, " ")
 			asker := Asker{Resolver: resolverAddr}
 			asker.Host, _ = netip.ParseAddr(addr)
+			if other != "" {
+				asker.Resolver = netip.MustParseAddrPort("192.0.2.54:53")
+			}
 			all.Go(func() {
 				turns.Lock(asker, name)
 				defer turns.Unlock()
@@ -33,10 +37,10 @@ func TestTurnsOfAnswers(t *testing.T) {
 		}
 		turns.Unlock()
 		all.Wait()
-		if want := strings.Fields("0 4 7 3 6 5 1 2"); !slices.Equal(order, want) {
+		if want := strings.Fields("0 4 7 8 6 3 9 5 1 2"); !slices.Equal(order, want) {
 			t.Errorf("turns were given in the order %v, want %v", order, want)
 		}
-		if l := &turns.waiting; turns.locked || !l.empty() || len(l.lines) != 0 {
+		if l := &turns.waiting; turns.locked || !l.empty() || l.lines != nil {
 			t.Errorf("something is left: %+v", l)
 		}
 	})
