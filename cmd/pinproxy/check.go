@@ -227,6 +227,7 @@ func (c *checker) look(ctx context.Context, dst netip.AddrPort) (situation, erro
 		from.Src, from.Port = s.rule.Pin().Addr(), s.rule.Pin().Ports().Ranges()[0].First
 	}
 	s.dial, s.dialErr = host.FindWay(from)
+	_, s.pastErr = host.FindWay(host.Connection{Dst: dst, Mark: host.Mark})
 	if s.rule == nil {
 		return s, nil
 	}

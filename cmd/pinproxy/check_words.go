@@ -206,7 +206,7 @@ func (s situation) chosen(v verdict, facts host.Facts) string {
 	case v.pinned:
 		return fmt.Sprintf("By its rule: pinproxy takes the connection over and dials from port %d of %s%s.", v.port, s.from(), s.among())
 	case s.away():
-		return fmt.Sprintf("Not at all: connect fails, as this host has no route: %v.", cause(cmp.Or(s.wayErr, s.dialErr)))
+		return fmt.Sprintf("Not at all: connect fails, as this host has no route: %v.", cause(cmp.Or(s.wayErr, s.pastErr)))
 	case s.running && s.way.Ours && errors.Is(s.askErr, fs.ErrPermission):
 		return "By a rule of the running pinproxy, which takes the connection; only its user and root may ask by which."
 	case s.running && s.way.Ours && s.askErr != nil:

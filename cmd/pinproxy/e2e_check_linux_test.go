@@ -43,6 +43,7 @@ import (
 //	drop-output DEV         of the client's own firewall
 //	no-route IPv4|IPv6      of the client: nothing but its own link can be reached
 //	route-from PORT ADDR VIA of the client: a source address, of its own, for TCP from a port
+//	forbid-from PORT        of the client: no route for TCP from a port
 func TestCheckTranscripts(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("testdata/script/check/*.txt")
@@ -77,6 +78,7 @@ func TestCheckTranscripts(t *testing.T) {
 					"drop-output":    s.dropOutput,
 					"no-route":       s.noRoute,
 					"route-from":     s.routeFrom,
+					"forbid-from":    s.forbidFrom,
 				},
 			})
 		})
@@ -310,6 +312,15 @@ func (s *checkScript) routeFrom(ts *testscript.TestScript, _ bool, args []string
 	ts.Check(err)
 	s.Client.Addr("eth0", args[1]+"/32")
 	s.Client.RouteFrom(uint16(port), args[1], args[2])
+}
+
+func (s *checkScript) forbidFrom(ts *testscript.TestScript, _ bool, args []string) {
+	port, err := strconv.ParseUint(args[0], 10, 16)
+	ts.Check(err)
+	rule := netlink.NewRule()
+	rule.Family, rule.Priority, rule.Type = unix.AF_INET, 100, unix.RTN_UNREACHABLE
+	rule.IPProto, rule.Sport = unix.IPPROTO_TCP, netlink.NewRulePortRange(uint16(port), uint16(port))
+	ts.Check(s.Client.Netlink().RuleAdd(rule))
 }
 
 // A program has a name's address from a file, which pinproxy does not see for a wildcard. Another name has the address

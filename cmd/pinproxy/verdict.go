@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -38,6 +39,7 @@ type situation struct {
 	ahead   host.Ahead // other programs' rules that are asked before the running pinproxy's, if that does not capture it
 	dial    host.Way   // of one from the pin
 	dialErr error
+	pastErr error // of one that pinproxy makes, from no port in particular
 
 	ports   []portState // of the pin, in the order tried: the last one is free, or none is
 	untried int         // further ports of the pin
@@ -223,8 +225,11 @@ func (s situation) choose() (uint16, obstacle) {
 	if o, found := s.otherFamily(); found {
 		return 0, o
 	}
-	if s.dialErr != nil {
-		return 0, unroutable(s)
+	switch {
+	case s.away():
+		return 0, s.noRoute()
+	case s.dialErr != nil:
+		return 0, s.unroutable()
 	}
 	first := obstacle{cause: "the pin has no port"}
 	for i, p := range s.ports {
@@ -269,23 +274,29 @@ func (s situation) otherFamily() (obstacle, bool) {
 
 // away says whether this host has no route to the address, whoever connects.
 func (s situation) away() bool {
-	return s.wayErr != nil || s.dialErr != nil && (s.rule == nil || !s.rule.Pin().Addr().IsValid())
+	return s.wayErr != nil || s.pastErr != nil && s.dialErr != nil
 }
 
-// unroutable says why a dial from the pin fails before a packet is sent.
-func unroutable(s situation) obstacle {
-	source := s.rule.Pin().Addr()
-	if !source.IsValid() {
-		return obstacle{cause: fmt.Sprintf("this host has no route to %s: %v", s.dst.Addr(), cause(s.dialErr))}
-	}
+func (s situation) noRoute() obstacle {
+	return obstacle{cause: fmt.Sprintf("this host has no route to %s: %v", s.dst.Addr(), cause(cmp.Or(s.wayErr, s.pastErr)))}
+}
+
+// unroutable says why a dial from the pin fails before a packet is sent, though the host has a route.
+func (s situation) unroutable() obstacle {
 	if len(s.ports) > 0 {
 		if o := s.obstacle(s.ports[0]); errors.Is(s.ports[0].bindErr, syscall.EADDRNOTAVAIL) {
 			return o
 		}
 	}
+	port := s.rule.Pin().Ports().Ranges()[0].First
+	from, get := fmt.Sprintf("source port %d", port), fmt.Sprintf("ip route get %s", s.dst.Addr())
+	if source := s.rule.Pin().Addr(); source.IsValid() {
+		from += fmt.Sprintf(" of %s", source)
+		get += fmt.Sprintf(" from %s", source)
+	}
 	return obstacle{
-		fmt.Sprintf("no way to %s from source address %s: %v", s.dst.Addr(), source, cause(s.dialErr)),
-		fmt.Sprintf("ip route get %s from %s", s.dst.Addr(), source),
+		fmt.Sprintf("no way to %s from %s: %v", s.dst.Addr(), from, cause(s.dialErr)),
+		fmt.Sprintf("%s mark %#x ipproto tcp sport %d dport %d", get, host.Mark, port, s.dst.Port()),
 	}
 }
 
@@ -297,7 +308,7 @@ func (s situation) uncaptured() obstacle {
 	case s.way.Local:
 		return obstacle{cause: fmt.Sprintf("%s is this host itself: such connections are not captured", s.dst.Addr())}
 	case s.wayErr != nil:
-		return obstacle{cause: fmt.Sprintf("this host has no route to %s: %v", s.dst.Addr(), cause(s.wayErr))}
+		return s.noRoute()
 	case s.rule == nil && s.given:
 		return obstacle{cause: "none of the rules that were given is for this destination"}
 	case !s.running && s.rule == nil:

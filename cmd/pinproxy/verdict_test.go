@@ -56,6 +56,7 @@ func TestVerdict(t *testing.T) {
 		chosen  string
 		taken   string // for the first port, if that is not the cause
 		hintHas string
+		away    bool
 	}{
 		{name: "free", is: func(*situation) {}, pinned: true, port: 63998, chosen: "port 63998 of 198.51.100.2, of the pin's 2 the least recently used"},
 		{name: "held by a flow", is: func(s *situation) {
@@ -175,9 +176,13 @@ func TestVerdict(t *testing.T) {
 		}, cause: "source and destination are the same address and port", chosen: "By the kernel: any port of ip_local_port_range (32768-60999)"},
 		{name: "this host", is: func(s *situation) { s.way = host.Way{Local: true} }, port: 63998, cause: "203.0.113.2 is this host itself", chosen: "By the kernel"},
 		{name: "no route", is: func(s *situation) {
-			s.wayErr, s.dialErr = syscall.ENETUNREACH, syscall.ENETUNREACH
-		}, cause: "this host has no route to 203.0.113.2: network is unreachable", chosen: "Not at all"},
-		{name: "no route from the pin", is: func(s *situation) { s.dialErr = syscall.EHOSTUNREACH }, cause: "no route to 203.0.113.2: no route to host", chosen: "Not at all"},
+			s.wayErr, s.dialErr, s.pastErr = syscall.ENETUNREACH, syscall.ENETUNREACH, syscall.ENETUNREACH
+		}, cause: "this host has no route to 203.0.113.2: network is unreachable", chosen: "Not at all", away: true},
+		{name: "no route but into the device", is: func(s *situation) {
+			s.dialErr, s.pastErr = syscall.EHOSTUNREACH, syscall.EHOSTUNREACH
+		}, cause: "this host has no route to 203.0.113.2: no route to host", chosen: "Not at all", away: true},
+		{name: "no route from the port", is: func(s *situation) { s.dialErr = syscall.EHOSTUNREACH }, cause: "no way to 203.0.113.2 from source port 63998: no route to host", chosen: "the pin cannot be used", hintHas: "ip route get 203.0.113.2 mark 0x70 ipproto tcp sport 63998 dport 443"},
+		{name: "a route from the pin only", is: func(s *situation) { s.pastErr = syscall.ENETUNREACH }, pinned: true, port: 63998, chosen: "port 63998 of 198.51.100.2"},
 		{name: "not running", is: func(s *situation) { s.running, s.way.Ours = false, false }, port: 63998, cause: "no pinproxy is running", chosen: "By the kernel", hintHas: "sudo pinproxy --rule '203.0.113.2:443="},
 		{name: "no rule known", is: func(s *situation) { s.running, s.rule, s.way.Ours = false, nil, false }, cause: "no rule was given", chosen: "By the kernel"},
 		{name: "no rule for it", is: func(s *situation) { s.rule, s.theirs, s.way.Ours = nil, "", false }, cause: "no rule is for this destination", chosen: "By the kernel"},
@@ -209,6 +214,9 @@ func TestVerdict(t *testing.T) {
 			v := judge(s)
 			if v.pinned != test.pinned || v.port != test.port || !strings.Contains(v.cause, test.cause) || v.pinned != (v.cause == "") || !strings.Contains(v.hint, test.hintHas) {
 				t.Errorf("%+v, want pinned %v, port %d, cause %q, hint %q", v, test.pinned, test.port, test.cause, test.hintHas)
+			}
+			if s.away() != test.away {
+				t.Errorf("passed over: %v", s.away())
 			}
 			if v.pinned && !v.free {
 				t.Error("it leaves from a pin that can't be had")
