@@ -222,12 +222,7 @@ func (c *checker) look(ctx context.Context, dst netip.AddrPort) (situation, erro
 	if s.running && !s.way.Ours {
 		s.ahead, _ = host.FindAhead(dst.Addr()) // without it, the cause is told less well
 	}
-	from := host.Connection{Dst: dst, Mark: host.Mark}
-	if s.rule != nil {
-		from.Src, from.Port = s.rule.Pin().Addr(), s.rule.Pin().Ports().Ranges()[0].First
-	}
-	s.dial, s.dialErr = host.FindWay(from)
-	_, s.pastErr = host.FindWay(host.Connection{Dst: dst, Mark: host.Mark})
+	s.past, s.pastErr = host.FindWay(host.Connection{Dst: dst, Mark: host.Mark})
 	if s.rule == nil {
 		return s, nil
 	}
@@ -278,16 +273,15 @@ func (s situation) order(table *pinJSON) []uint16 {
 
 func (c *checker) lookAt(s situation, port uint16, table *pinJSON) (portState, error) {
 	addr := s.bindAddr()
-	from := addr
-	if addr.IsUnspecified() && s.dialErr == nil {
-		from = s.dial.Source
-	}
 	p := portState{
 		local:     netip.AddrPortFrom(addr, port),
 		reserved:  contains(c.facts.Reserved, port),
 		ephemeral: contains([]host.PortRange{c.facts.LocalPorts}, port),
 		mayEnd:    c.mayMark || s.running, // a pinproxy without CAP_NET_ADMIN would not run
 	}
+	// A policy rule of the host's may be for this port alone.
+	p.way, p.wayErr = host.FindWay(host.Connection{Dst: s.dst, Src: s.rule.Pin().Addr(), Port: port, Mark: host.Mark})
+	from := p.source()
 	p.bindErr = sockdiag.Bind(p.local)
 	if errors.Is(p.bindErr, syscall.EADDRINUSE) && from != addr { // as a dial does
 		p.local = netip.AddrPortFrom(from, port)
@@ -351,18 +345,18 @@ func (c *checker) try(ctx context.Context, s situation) *connectJSON {
 	ctx, cancel := context.WithTimeout(ctx, c.dialTimeout)
 	defer cancel()
 	v := judge(s)
-	pin := netip.AddrPortFrom(s.bindAddr(), cmp.Or(v.port, s.ports[0].local.Port()))
+	next := s.next()
+	pin := netip.AddrPortFrom(s.bindAddr(), next.local.Port())
 	sockets := proxy.Sockets{}
-	switch {
-	case c.mayMark:
+	if c.mayMark {
 		sockets.Mark = host.Mark
-	case pin.Addr().IsUnspecified() && s.dial.Source.IsValid():
-		pin = netip.AddrPortFrom(s.dial.Source, pin.Port()) // the capture rules let this source pass
+	} else {
+		pin = netip.AddrPortFrom(next.source(), pin.Port()) // the capture rules let this source pass
 	}
 	trial, err := sockets.Try(ctx, pin, s.dst)
 	if err != nil {
 		failed := &connectJSON{Cause: err.Error(), Hint: proxy.Hint(err)}
-		if s.ports[0].held != nil && v.port == 0 { // a program would not be told of pinproxy's socket either
+		if next.held != nil && v.port == 0 { // a program would not be told of pinproxy's socket either
 			failed.Cause, failed.Hint = fmt.Sprintf("%s: %v", v.taken.cause, cause(err)), v.taken.hint
 		}
 		return failed

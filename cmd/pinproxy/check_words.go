@@ -204,7 +204,7 @@ func (s socketState) why(p portState) string {
 func (s situation) chosen(v verdict, facts host.Facts) string {
 	switch {
 	case v.pinned:
-		return fmt.Sprintf("By its rule: pinproxy takes the connection over and dials from port %d of %s%s.", v.port, s.from(), s.among())
+		return fmt.Sprintf("By its rule: pinproxy takes the connection over and dials from port %d of %s%s.", v.port, s.next().source(), s.among())
 	case s.away():
 		return fmt.Sprintf("Not at all: connect fails, as this host has no route: %v.", cause(cmp.Or(s.wayErr, s.pastErr)))
 	case s.running && s.way.Ours && errors.Is(s.askErr, fs.ErrPermission):
@@ -222,14 +222,6 @@ func (s situation) chosen(v verdict, facts host.Facts) string {
 	}
 	local := facts.LocalPorts
 	return fmt.Sprintf("By the kernel: any port of ip_local_port_range (%d-%d) that is free towards the destination and not reserved, a different one each time.", local.First, local.Last)
-}
-
-// from returns the address of a connection from the pin.
-func (s situation) from() string {
-	if addr := s.rule.Pin().Addr(); addr.IsValid() {
-		return addr.String()
-	}
-	return s.dial.Source.String()
 }
 
 // among says why it is this port.
@@ -264,7 +256,7 @@ func (s situation) otherwise() string {
 
 // waits reports that the port has another user, so that the rule's busy list is used.
 func (s situation) waits() bool {
-	p := s.ports[0]
+	p := s.next()
 	_, taken := p.inTheWay()
 	return p.held != nil || p.resting > 0 || taken
 }

@@ -126,7 +126,7 @@ func (s situation) report(facts host.Facts) addressJSON {
 	v := judge(s)
 	a := addressJSON{
 		Address: s.dst.Addr().String(), Pinned: v.pinned, Cause: v.cause, Hint: v.hint, Name: s.name,
-		Captured: s.running && s.way.Ours, Local: s.way.Local, Route: routeReport(s.way, s.wayErr), Dial: routeReport(s.dial, s.dialErr),
+		Captured: s.running && s.way.Ours, Local: s.way.Local, Route: routeReport(s.way, s.wayErr), Dial: routeReport(s.past, s.pastErr),
 		Lost: []lostJSON{}, Chosen: s.chosen(v, facts), away: s.away(),
 	}
 	if s.rule == nil {
@@ -136,6 +136,10 @@ func (s situation) report(facts host.Facts) addressJSON {
 	a.Rule = &rule
 	for _, r := range s.lost {
 		a.Lost = append(a.Lost, lostJSON{ruleInJSON(r), whyLost(s.rule, r)})
+	}
+	if len(s.ports) > 0 {
+		next := s.next()
+		a.Dial = routeReport(next.way, next.wayErr)
 	}
 	ports := s.rule.Pin().Ports()
 	a.Pin = &pinReport{

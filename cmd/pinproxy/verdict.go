@@ -37,9 +37,8 @@ type situation struct {
 	way     host.Way // of a program's connection
 	wayErr  error
 	ahead   host.Ahead // other programs' rules that are asked before the running pinproxy's, if that does not capture it
-	dial    host.Way   // of one from the pin
-	dialErr error
-	pastErr error // of one that pinproxy makes, from no port in particular
+	past    host.Way   // of one that pinproxy makes, from no port in particular
+	pastErr error
 
 	ports   []portState // of the pin, in the order tried: the last one is free, or none is
 	untried int         // further ports of the pin
@@ -53,9 +52,11 @@ type portState struct {
 	ephemeral  bool           // in ip_local_port_range
 	privileged bool           // the process that would bind it may not
 	mayEnd     bool           // the process that would dial from it can end what is over (CAP_NET_ADMIN)
-	bindErr    error          // what bind said
-	held       *heldJSON      // by a flow of the running pinproxy to this destination
-	resting    time.Duration  // how much longer the running pinproxy lets it rest
+	way        host.Way       // of a dial from it
+	wayErr     error
+	bindErr    error         // what bind said
+	held       *heldJSON     // by a flow of the running pinproxy to this destination
+	resting    time.Duration // how much longer the running pinproxy lets it rest
 	sockets    []socketState
 }
 
@@ -225,26 +226,37 @@ func (s situation) choose() (uint16, obstacle) {
 	if o, found := s.otherFamily(); found {
 		return 0, o
 	}
-	switch {
-	case s.away():
+	if s.away() {
 		return 0, s.noRoute()
-	case s.dialErr != nil:
-		return 0, s.unroutable()
 	}
-	first := obstacle{cause: "the pin has no port"}
-	for i, p := range s.ports {
-		o := s.obstacle(p)
-		if o.cause == "" {
-			return p.local.Port(), obstacle{}
-		}
-		if i == 0 {
-			first = o
-		}
+	if len(s.ports) == 0 {
+		return 0, obstacle{cause: "the pin has no port"}
 	}
-	if n := len(s.ports) + s.untried; n > 1 {
-		first.cause = fmt.Sprintf("none of the first %d of the pin's %d ports is free; %s", len(s.ports), n, first.cause)
+	p := s.next()
+	o := s.obstacle(p)
+	switch n := len(s.ports) + s.untried; {
+	case o.cause == "" && p.wayErr != nil: // a dial that finds no route does not go on to another port
+		return 0, s.unroutable(p)
+	case o.cause == "":
+		return p.local.Port(), o
+	case n > 1:
+		o.cause = fmt.Sprintf("none of the first %d of the pin's %d ports is free; %s", len(s.ports), n, o.cause)
 	}
-	return 0, first
+	return 0, o
+}
+
+// next returns the first port that is free, or else the first.
+func (s situation) next() portState {
+	free := slices.IndexFunc(s.ports, func(p portState) bool { return s.obstacle(p).cause == "" })
+	return s.ports[max(free, 0)]
+}
+
+// source is the source address of a dial.
+func (p portState) source() netip.Addr {
+	if p.local.Addr().IsUnspecified() && p.way.Source.IsValid() {
+		return p.way.Source
+	}
+	return p.local.Addr()
 }
 
 // isSelf says whether the connection would be to itself: for a connection to an address of this host, the kernel uses
@@ -274,29 +286,24 @@ func (s situation) otherFamily() (obstacle, bool) {
 
 // away says whether this host has no route to the address, whoever connects.
 func (s situation) away() bool {
-	return s.wayErr != nil || s.pastErr != nil && s.dialErr != nil
+	routed := func(p portState) bool { return p.wayErr == nil }
+	return s.wayErr != nil || s.pastErr != nil && !slices.ContainsFunc(s.ports, routed)
 }
 
 func (s situation) noRoute() obstacle {
 	return obstacle{cause: fmt.Sprintf("this host has no route to %s: %v", s.dst.Addr(), cause(cmp.Or(s.wayErr, s.pastErr)))}
 }
 
-// unroutable says why a dial from the pin fails before a packet is sent, though the host has a route.
-func (s situation) unroutable() obstacle {
-	if len(s.ports) > 0 {
-		if o := s.obstacle(s.ports[0]); errors.Is(s.ports[0].bindErr, syscall.EADDRNOTAVAIL) {
-			return o
-		}
-	}
-	port := s.rule.Pin().Ports().Ranges()[0].First
-	from, get := fmt.Sprintf("source port %d", port), fmt.Sprintf("ip route get %s", s.dst.Addr())
+// unroutable says why a dial from a port fails before a packet is sent, though the host has a route.
+func (s situation) unroutable(p portState) obstacle {
+	from, get := fmt.Sprintf("source port %d", p.local.Port()), fmt.Sprintf("ip route get %s", s.dst.Addr())
 	if source := s.rule.Pin().Addr(); source.IsValid() {
 		from += fmt.Sprintf(" of %s", source)
 		get += fmt.Sprintf(" from %s", source)
 	}
 	return obstacle{
-		fmt.Sprintf("no way to %s from %s: %v", s.dst.Addr(), from, cause(s.dialErr)),
-		fmt.Sprintf("%s mark %#x ipproto tcp sport %d dport %d", get, host.Mark, port, s.dst.Port()),
+		fmt.Sprintf("no way to %s from %s: %v", s.dst.Addr(), from, cause(p.wayErr)),
+		fmt.Sprintf("%s mark %#x ipproto tcp sport %d dport %d", get, host.Mark, p.local.Port(), s.dst.Port()),
 	}
 }
 

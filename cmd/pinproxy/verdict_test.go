@@ -24,13 +24,15 @@ func bank(t *testing.T) situation {
 	return situation{
 		dst: netip.MustParseAddrPort("203.0.113.2:443"), rule: r, running: true, pid: 812, theirs: r.String(),
 		way:   host.Way{Ours: true, Link: "pin0", Source: host.Addr4},
-		dial:  host.Way{Link: "eth0", Source: netip.MustParseAddr("198.51.100.2")},
 		ports: []portState{port(63998), port(63999)},
 	}
 }
 
 func port(p uint16) portState {
-	return portState{local: netip.AddrPortFrom(netip.IPv4Unspecified(), p), mayEnd: true}
+	return portState{
+		local: netip.AddrPortFrom(netip.IPv4Unspecified(), p), mayEnd: true,
+		way: host.Way{Link: "eth0", Source: netip.MustParseAddr("198.51.100.2")},
+	}
 }
 
 // socket returns a socket of the process pid; 0 stands for a socket that no process has any more.
@@ -102,8 +104,7 @@ func TestVerdict(t *testing.T) {
 			}
 			s.rule = r
 			s.theirs, s.ports = s.rule.String(), s.ports[:1]
-			s.ports[0].bindErr = errno("bind", syscall.EADDRNOTAVAIL)
-			s.dialErr = syscall.EINVAL
+			s.ports[0].bindErr, s.ports[0].wayErr = errno("bind", syscall.EADDRNOTAVAIL), syscall.EINVAL
 		}, cause: "source address 2001:db8:1::2 is of the other family", chosen: "cannot be used", hintHas: "the name's IPv6 addresses"},
 		{name: "listener", is: func(s *situation) {
 			s.ports = s.ports[:1]
@@ -176,13 +177,34 @@ func TestVerdict(t *testing.T) {
 		}, cause: "source and destination are the same address and port", chosen: "By the kernel: any port of ip_local_port_range (32768-60999)"},
 		{name: "this host", is: func(s *situation) { s.way = host.Way{Local: true} }, port: 63998, cause: "203.0.113.2 is this host itself", chosen: "By the kernel"},
 		{name: "no route", is: func(s *situation) {
-			s.wayErr, s.dialErr, s.pastErr = syscall.ENETUNREACH, syscall.ENETUNREACH, syscall.ENETUNREACH
+			s.wayErr = syscall.ENETUNREACH
 		}, cause: "this host has no route to 203.0.113.2: network is unreachable", chosen: "Not at all", away: true},
 		{name: "no route but into the device", is: func(s *situation) {
-			s.dialErr, s.pastErr = syscall.EHOSTUNREACH, syscall.EHOSTUNREACH
+			s.pastErr = syscall.EHOSTUNREACH
+			for i := range s.ports {
+				s.ports[i].wayErr = syscall.EHOSTUNREACH
+			}
 		}, cause: "this host has no route to 203.0.113.2: no route to host", chosen: "Not at all", away: true},
-		{name: "no route from the port", is: func(s *situation) { s.dialErr = syscall.EHOSTUNREACH }, cause: "no way to 203.0.113.2 from source port 63998: no route to host", chosen: "the pin cannot be used", hintHas: "ip route get 203.0.113.2 mark 0x70 ipproto tcp sport 63998 dport 443"},
+		{name: "no route from the port", is: func(s *situation) {
+			s.ports[0].wayErr = syscall.EHOSTUNREACH
+		}, cause: "no way to 203.0.113.2 from source port 63998: no route to host", chosen: "the pin cannot be used", hintHas: "ip route get 203.0.113.2 mark 0x70 ipproto tcp sport 63998 dport 443"},
+		{name: "no route from the only port that is free", is: func(s *situation) {
+			s.ports[0].held = &heldJSON{Port: 63998, Flow: 7, Src: "192.0.0.8:40000"}
+			s.ports[1].wayErr = syscall.EACCES
+		}, cause: "no way to 203.0.113.2 from source port 63999: permission denied", chosen: "the pin cannot be used"},
+		{name: "no route from the pin's address", is: func(s *situation) {
+			r, err := rules.Parse("203.0.113.2:443=198.51.100.2:63998")
+			if err != nil {
+				panic(err)
+			}
+			s.rule, s.theirs, s.ports = r, r.String(), s.ports[:1]
+			s.ports[0].wayErr = syscall.ENETUNREACH
+		}, cause: "from source port 63998 of 198.51.100.2: network is unreachable", chosen: "the pin cannot be used", hintHas: "ip route get 203.0.113.2 from 198.51.100.2 mark"},
 		{name: "a route from the pin only", is: func(s *situation) { s.pastErr = syscall.ENETUNREACH }, pinned: true, port: 63998, chosen: "port 63998 of 198.51.100.2"},
+		{name: "another address for the second port", is: func(s *situation) {
+			s.ports[0].held = &heldJSON{Port: 63998, Flow: 7, Src: "192.0.0.8:40000"}
+			s.ports[1].way.Source = netip.MustParseAddr("198.51.100.3")
+		}, pinned: true, port: 63999, chosen: "port 63999 of 198.51.100.3"},
 		{name: "not running", is: func(s *situation) { s.running, s.way.Ours = false, false }, port: 63998, cause: "no pinproxy is running", chosen: "By the kernel", hintHas: "sudo pinproxy --rule '203.0.113.2:443="},
 		{name: "no rule known", is: func(s *situation) { s.running, s.rule, s.way.Ours = false, nil, false }, cause: "no rule was given", chosen: "By the kernel"},
 		{name: "no rule for it", is: func(s *situation) { s.rule, s.theirs, s.way.Ours = nil, "", false }, cause: "no rule is for this destination", chosen: "By the kernel"},
