@@ -10,8 +10,8 @@
 // what happens to a connection to a target, verdict.go draws conclusions, report.go and check_words.go put them into
 // words. drop.go and become_linux.go give up privileges; namer_linux.go keeps what is left of them. status.go,
 // table.go and watch.go print what lookout.go and ports.go have found out. http.go, page.go, page.html, timeline.go,
-// metrics.go and health.go are what --http serves. logging.go, cleanup.go, notify.go and cpus.go are what their names
-// say.
+// metrics.go and health.go are what --http serves. dryrun.go prints what would be changed on this host. logging.go is
+// the log, and patient.go keeps it from holding anything up. cleanup.go, notify.go and cpus.go are what their names say.
 package main
 
 import (
