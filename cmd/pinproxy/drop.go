@@ -50,12 +50,6 @@ type device struct {
 	Offload bool
 }
 
-// userError is an error about the user to become.
-type userError struct{ msg, remedy string }
-
-func (e *userError) Error() string { return e.msg }
-func (e *userError) hint() string  { return e.remedy }
-
 // knownUser refuses a name of --user that nobody has. A number needs no name.
 func knownUser(name string) (string, error) {
 	if _, err := strconv.ParseUint(name, 10, 31); name == "" || err == nil {

@@ -154,6 +154,12 @@ func alone() error {
 	return nil
 }
 
+// userError is an error about the user to become.
+type userError struct{ msg, remedy string }
+
+func (e *userError) Error() string { return e.msg }
+func (e *userError) hint() string  { return e.remedy }
+
 // dropError adds the hint for the most common failure.
 func dropError(err error) error {
 	if errors.Is(err, unix.EACCES) {
