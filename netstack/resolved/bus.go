@@ -141,9 +141,9 @@ func isError(err error, names ...string) bool {
 	return errors.As(err, &e) && slices.Contains(names, e.Name)
 }
 
-// sameNetwork returns errElsewhere if resolved is not in our network namespace. The files of /proc/PID/net, which any
+// checkNamespace returns errElsewhere if resolved is not in our network namespace. The files of /proc/PID/net, which any
 // user may stat, have inode numbers that are unique to a namespace.
-func (b bus) sameNetwork(ctx context.Context) error {
+func (b bus) checkNamespace(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
 	var pid uint32

@@ -197,7 +197,7 @@ func (r *Registration) settle(ctx context.Context, b bus, domains []string) (aga
 	if len(domains) == 0 && !r.told {
 		return 0, nil
 	}
-	if err := b.sameNetwork(ctx); err != nil {
+	if err := b.checkNamespace(ctx); err != nil {
 		return 0, err
 	}
 	all, fallback, err := b.read(ctx, r.cfg.Index, r.cfg.Server)
