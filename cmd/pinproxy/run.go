@@ -204,7 +204,7 @@ func (s *service) run(stop, now context.Context) (err error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))
 	defer cancel()
 	parts, ctx := errgroup.WithContext(ctx)
-	s.carry(ctx, parts)
+	s.start(ctx, parts)
 	select {
 	case <-s.stack.Ready():
 	case <-ctx.Done():
@@ -241,8 +241,8 @@ func (s *service) run(stop, now context.Context) (err error) {
 	return errors.Join(err, undo(undone))
 }
 
-// carry starts what carries flows and queries, and what watches that.
-func (s *service) carry(ctx context.Context, parts *errgroup.Group) {
+// start starts what carries flows and queries, and what watches that.
+func (s *service) start(ctx context.Context, parts *errgroup.Group) {
 	parts.Go(func() error { return s.relay.Serve(ctx) })
 	parts.Go(func() error { return s.lookups.queries.Serve(ctx) })
 	parts.Go(func() error {
