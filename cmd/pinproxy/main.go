@@ -11,7 +11,8 @@
 // words. drop.go and become_linux.go give up privileges; namer_linux.go keeps what is left of them. status.go,
 // table.go and watch.go print what lookout.go and ports.go have found out. http.go, page.go, page.html, timeline.go,
 // metrics.go and health.go are what --http serves. dryrun.go prints what would be changed on this host. logging.go is
-// the log, and patient.go keeps it from holding anything up. cleanup.go, notify.go and cpus.go are what their names say.
+// the log, and patient.go keeps it from holding anything up. cleanup.go, notify.go and cpus.go are what their names
+// say.
 package main
 
 import (
