@@ -15,9 +15,12 @@ import (
 )
 
 const (
-	// routeTimeout limits one change of routes. The kernel needs microseconds for each.
+	// changeAtOnce is how many routes are changed before others may run. The kernel needs 100 µs for as many, and few of
+	// the other goroutines run meanwhile.
+	changeAtOnce = 10
+	// routeTimeout limits one such change.
 	routeTimeout = 2 * time.Second
-	// withdrawAtOnce is how many captures are removed within routeTimeout.
+	// withdrawAtOnce is how many captures are removed before they are forgotten.
 	withdrawAtOnce = 1000
 	// shortestTTL is the shortest that counts. The C library does not tell programs of the TTL. Firefox goes by an
 	// address for a minute, and for another one while it looks it up anew (network.dnsCacheExpiration and
@@ -40,6 +43,7 @@ type learner struct {
 	routes router
 	log    *slog.Logger
 	asking func(asker dns.Asker, name string) bool // whether a resolver may be asking because we ask it; nil: never
+	yield  func()                                  // lets others run; nil: nobody else is there
 
 	withheld atomic.Uint64 // answers to applications, withheld because routes could not be set
 	aliases  aliases
@@ -89,21 +93,20 @@ func (l *learner) refresh(name string, addrs []netip.Addr, ttl time.Duration) er
 func (l *learner) learn(asker dns.Asker, name string, addrs []netip.Addr, ttl time.Duration, asked bool) error {
 	l.turns.Lock(asker, name)
 	defer l.turns.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), routeTimeout)
-	defer cancel()
+	ctx := context.Background()
 	learned, err := l.names.Observe(name, addrs, max(ttl, shortestTTL), asked, time.Now())
 	for _, s := range learned.Shared {
 		l.log.Warn(s.String())
 	}
 	if len(learned.Add) > 0 {
-		if aerr := l.routes.Add(ctx, learned.Add); aerr != nil {
+		if aerr := l.change(ctx, l.routes.Add, learned.Add); aerr != nil {
 			l.names.Lost(learned.Add)
 			err = errors.Join(err, aerr)
 		} else {
 			l.log.Debug("captured", "name", name, "addrs", addrs, "ttl", ttl)
 		}
 	}
-	return errors.Join(err, l.withdraw(context.Background(), learned.Drop))
+	return errors.Join(err, l.withdraw(ctx, learned.Drop))
 }
 
 // expire removes what nothing needs any more, until ctx ends.
@@ -156,8 +159,6 @@ func (l *learner) replace(next *rules.Set, apply func(learned []host.Capture) er
 // withdraw removes captures, routes first: until then connections are still decided. Captures that a flow has
 // started to use in the meantime are put back. l.turns is locked.
 func (l *learner) withdraw(ctx context.Context, gone []rules.Capture) (err error) {
-	// A capture that stayed would lead to a rule that nobody knows any more, and its connections would fail. So there
-	// is no limit for all together.
 	for part := range slices.Chunk(gone, withdrawAtOnce) {
 		if perr := l.withdrawPart(ctx, part); err == nil {
 			err = perr
@@ -166,12 +167,32 @@ func (l *learner) withdraw(ctx context.Context, gone []rules.Capture) (err error
 	return err
 }
 
-func (l *learner) withdrawPart(ctx context.Context, gone []rules.Capture) error {
+// change adds or removes captures, lets others run in between, and returns the first error. It goes on after one: a
+// capture that stayed would lead to a rule that nobody knows any more, and its connections would fail. So there is no
+// limit for all together either.
+func (l *learner) change(ctx context.Context, do func(context.Context, []host.Capture) error, list []host.Capture) (err error) {
+	for len(list) > 0 {
+		n := min(len(list), changeAtOnce)
+		if perr := l.changePart(ctx, do, list[:n]); err == nil {
+			err = perr
+		}
+		if list = list[n:]; len(list) > 0 && l.yield != nil {
+			l.yield()
+		}
+	}
+	return err
+}
+
+func (l *learner) changePart(ctx context.Context, do func(context.Context, []host.Capture) error, part []host.Capture) error {
 	ctx, cancel := context.WithTimeout(ctx, routeTimeout)
 	defer cancel()
-	err := l.routes.Remove(ctx, gone)
+	return do(ctx, part)
+}
+
+func (l *learner) withdrawPart(ctx context.Context, gone []rules.Capture) error {
+	err := l.change(ctx, l.routes.Remove, gone)
 	if revived := l.names.Forget(gone); len(revived) > 0 {
-		if aerr := l.routes.Add(ctx, revived); aerr != nil {
+		if aerr := l.change(ctx, l.routes.Add, revived); aerr != nil {
 			l.names.Lost(revived)
 			err = errors.Join(err, aerr)
 		}

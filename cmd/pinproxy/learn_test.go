@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -31,7 +32,7 @@ func (r slowRouter) Remove(ctx context.Context, list []host.Capture) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(time.Duration(len(part)) * 50 * time.Microsecond)
 		for _, c := range part {
 			delete(r, c)
 		}
@@ -97,6 +98,52 @@ func (r *announcingRouter) Remove(ctx context.Context, list []host.Capture) erro
 	default:
 	}
 	return r.slowRouter.Remove(ctx, list)
+}
+
+// Others may run after each few routes that an answer adds or that are removed. An error leaves out no other.
+func TestManyRoutesLetOthersRun(t *testing.T) {
+	const few = changeAtOnce
+	r := &partsRouter{captured: make(map[host.Capture]bool)}
+	l := learnerOf(t, r, "*.bank.example:443=63999\n")
+	yields := 0
+	l.yield = func() { yields++ }
+	observeMany(t, l, 1, 2*few+1)
+	if want := []int{few, few, 1}; !slices.Equal(r.parts, want) || yields != 2 || len(r.captured) != 2*few+1 {
+		t.Errorf("added in parts of %v, want %v; others ran %d times; %d captures", r.parts, want, yields, len(r.captured))
+	}
+	r.parts, r.fails = nil, 1
+	err := l.sweep(t.Context(), time.Now().Add(24*time.Hour))
+	if !errors.Is(err, errRouter) || len(r.parts) != 3 || yields != 4 || len(r.captured) != few {
+		t.Errorf("removed in parts of %v; others ran %d times; %d captures left; %v", r.parts, yields, len(r.captured), err)
+	}
+}
+
+// partsRouter notes how many captures it is given at a time, and fails so many times.
+type partsRouter struct {
+	captured map[host.Capture]bool
+	parts    []int
+	fails    int
+}
+
+var errRouter = errors.New("no routes today")
+
+func (r *partsRouter) Add(_ context.Context, list []host.Capture) error {
+	return r.change(list, func(c host.Capture) { r.captured[c] = true })
+}
+
+func (r *partsRouter) Remove(_ context.Context, list []host.Capture) error {
+	return r.change(list, func(c host.Capture) { delete(r.captured, c) })
+}
+
+func (r *partsRouter) change(list []host.Capture, each func(host.Capture)) error {
+	r.parts = append(r.parts, len(list))
+	if r.fails--; r.fails >= 0 {
+		return errRouter
+	}
+	for _, c := range list {
+		each(c)
+	}
+	return nil
 }
 
 // observeMany lets l learn names below bank.example, with so many addresses each, which expire soon.

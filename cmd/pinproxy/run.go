@@ -191,6 +191,7 @@ func newService(o options, handed *handover, dev *link.Link, guard *guard, log *
 	if err != nil {
 		return nil, err
 	}
+	s.learn.yield = s.stack.StepAside
 	s.control = &control{
 		strict: o.strict, low: mayBindLow(), began: began, health: &health{link: dev.Name()},
 		names: s.names, pins: s.pins, dialer: dialer, stack: s.stack.Stats, yield: s.stack.GiveWay,
