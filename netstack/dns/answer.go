@@ -101,7 +101,7 @@ func collect(p dnsmessage.Parser, q question, msg []byte) answer {
 	// grew after that, the pass is repeated. The chain is bounded, and so is the number of passes.
 	for {
 		before := len(c.names)
-		c.addrs, c.strangers = c.addrs[:0], false
+		c.addrs, c.known, c.strangers = c.addrs[:0], nil, false
 		c.answers(p)
 		if q.service() {
 			c.additionals(p)
@@ -126,7 +126,8 @@ func collect(p dnsmessage.Parser, q question, msg []byte) answer {
 type chain struct {
 	names     []string // in the form of question.name
 	addrs     []netip.Addr
-	ttl       uint32 // seconds; valid once seen
+	known     map[netip.Addr]bool // addrs, once there are many
+	ttl       uint32              // seconds; valid once seen
 	seen      bool
 	strangers bool // a relevant record had an owner outside the chain
 }
@@ -261,9 +262,26 @@ func (c *chain) add(a netip.Addr, ttl uint32) {
 		return
 	}
 	c.lower(ttl)
-	if !slices.Contains(c.addrs, a) {
+	if !c.has(a) {
 		c.addrs = append(c.addrs, a)
 	}
+}
+
+// has reports whether a is among addrs, and if there are many, that it will be.
+func (c *chain) has(a netip.Addr) bool {
+	const many = 16 // an answer has room for 4,000: comparing each with each would take 10 ms
+	switch {
+	case len(c.addrs) < many:
+		return slices.Contains(c.addrs, a)
+	case c.known == nil:
+		c.known = make(map[netip.Addr]bool)
+		for _, b := range c.addrs {
+			c.known[b] = true
+		}
+	}
+	had := c.known[a]
+	c.known[a] = true
+	return had
 }
 
 func (c *chain) lower(ttl uint32) {

@@ -33,6 +33,14 @@ func TestAnswers(t *testing.T) {
 		long = append(long, cname(fmt.Sprintf("n%d.", i), 60, fmt.Sprintf("n%d.", i+1)))
 		loop = append(loop, cname(fmt.Sprintf("n%d.", i), 60, fmt.Sprintf("n%d.", (i+1)%5)))
 	}
+	var fifty []string
+	var many rrs // each of fifty twice
+	for i := range 100 {
+		addr := fmt.Sprint("203.0.113.", i%50)
+		if many = append(many, rec(h, 60, addr)); i < 50 {
+			fifty = append(fifty, addr)
+		}
+	}
 	for _, tt := range []struct {
 		name  string
 		host  string
@@ -53,6 +61,7 @@ func TestAnswers(t *testing.T) {
 		{name: "no answer", host: h, typ: a},
 		{name: "another owner", host: h, typ: a, rrs: rrs{rec("x.example.", 60, other)}},
 		{name: "duplicates", host: h, typ: a, rrs: rrs{rec(h, 60, one), rec(h, 60, one)}, want: one, ttl: time.Minute},
+		{name: "many duplicates", host: h, typ: a, rrs: many, want: strings.Join(fifty, " "), ttl: time.Minute},
 		{name: "not usable", host: h, typ: a, rrs: rrs{
 			rec(h, 1, "0.0.0.0"), rec(h, 1, "127.0.0.1"), rec(h, 1, "224.0.0.1"),
 			rec(h, 1, "255.255.255.255"), rec(h, 1, "::"), rec(h, 1, "::1"), rec(h, 1, "ff02::1"), rec(h, 1, "fe80::1"),
