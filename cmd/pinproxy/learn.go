@@ -89,9 +89,11 @@ func (l *learner) refresh(name string, addrs []netip.Addr, ttl time.Duration) er
 	return l.learn(dns.Asker{}, name, addrs, ttl, false)
 }
 
-// learn returns when connections to addrs are captured.
+// learn returns when connections to addrs are captured, or an error if they won't be.
 func (l *learner) learn(asker dns.Asker, name string, addrs []netip.Addr, ttl time.Duration, asked bool) error {
-	l.turns.Lock(asker, name)
+	if err := l.turns.LockFor(asker, name, len(addrs)); err != nil {
+		return err
+	}
 	defer l.turns.Unlock()
 	ctx := context.Background()
 	learned, err := l.names.Observe(name, addrs, max(ttl, shortestTTL), asked, time.Now())
@@ -137,7 +139,7 @@ func (l *learner) sweep(ctx context.Context, now time.Time) (err error) {
 
 // sweepSome removes a part, because answers wait for it, and reports whether there may be more.
 func (l *learner) sweepSome(ctx context.Context, now time.Time) (more bool, err error) {
-	l.turns.Lock(dns.Asker{}, "")
+	l.turns.Lock()
 	defer l.turns.Unlock()
 	gone := l.names.Expired(now)
 	return len(gone) > 0, l.withdraw(ctx, gone)
@@ -146,7 +148,7 @@ func (l *learner) sweepSome(ctx context.Context, now time.Time) (more bool, err 
 // replace makes next decide as soon as apply has made the host capture what next needs, including what is known of
 // names. If apply fails, replace returns its error and everything is as before.
 func (l *learner) replace(next *rules.Set, apply func(learned []host.Capture) error) error {
-	l.turns.Lock(dns.Asker{}, "")
+	l.turns.Lock()
 	defer l.turns.Unlock()
 	if err := apply(l.names.Prepare(next)); err != nil {
 		l.names.Cancel()

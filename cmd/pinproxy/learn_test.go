@@ -73,7 +73,7 @@ func TestAnswerComesWhileMuchIsReleased(t *testing.T) {
 	if err := l.Observe(dns.Asker{}, "www.bank.example", []netip.Addr{netip.MustParseAddr("192.0.2.1")}, time.Hour); err != nil {
 		t.Error(err)
 	}
-	l.turns.Lock(dns.Asker{}, "")
+	l.turns.Lock()
 	if left := len(routes.slowRouter); left < names*each/2 {
 		t.Errorf("of %d captures %d were left when the answer's turn came", names*each, left)
 	}

@@ -16,7 +16,7 @@ func TestTurnsOfAnswers(t *testing.T) {
 		var turns Turns
 		var order []string
 		var all sync.WaitGroup
-		turns.Lock(Asker{}, "")
+		turns.Lock()
 		for i, host := range []string{
 			"2001:db8::1 a", "2001:db8::2 a", "2001:db8::1 a", // addresses of one network are one host
 			"2001:db8::3 b", "192.0.2.1 a", "2001:db8::1 c.a", "192.0.2.1 a", "- ", "2001:db8::1 a other", "2001:db8::1 d other",
@@ -29,7 +29,9 @@ func TestTurnsOfAnswers(t *testing.T) {
 				asker.Resolver = netip.MustParseAddrPort("192.0.2.54:53")
 			}
 			all.Go(func() {
-				turns.Lock(asker, name)
+				if err := turns.LockFor(asker, name, 1000); err != nil {
+					t.Error(err)
+				}
 				defer turns.Unlock()
 				order = append(order, fmt.Sprint(i))
 			})
@@ -40,8 +42,41 @@ func TestTurnsOfAnswers(t *testing.T) {
 		if want := strings.Fields("0 4 7 8 6 3 9 5 1 2"); !slices.Equal(order, want) {
 			t.Errorf("turns were given in the order %v, want %v", order, want)
 		}
-		if l := &turns.waiting; turns.locked || !l.empty() || l.lines != nil {
+		if l := &turns.waiting; turns.locked || !l.empty() || l.lines != nil || turns.addrs != nil {
 			t.Errorf("something is left: %+v", l)
 		}
+	})
+}
+
+// Who waits with many addresses is told so at once, and others are not. A single answer may have any number.
+func TestTurnsBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var turns Turns
+		var all sync.WaitGroup
+		wait := func(a Asker, addrs int) {
+			all.Go(func() {
+				if err := turns.LockFor(a, "www.bank.example", addrs); err != nil {
+					t.Error(err)
+				}
+				turns.Unlock()
+			})
+			synctest.Wait()
+		}
+		asker := Asker{netip.MustParseAddr("192.0.2.1"), resolverAddr}
+		other := Asker{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddrPort("192.0.2.54:53")}
+		turns.Lock()
+		wait(asker, maxWaiting-1)
+		wait(asker, 1)
+		if err := turns.LockFor(asker, "other.example", 1); err == nil {
+			t.Error("there is no bound")
+		}
+		wait(other, maxWaiting+1)
+		wait(Asker{}, 0)
+		turns.Unlock()
+		all.Wait()
+		turns.Lock()
+		wait(asker, maxWaiting)
+		turns.Unlock()
+		all.Wait()
 	})
 }
