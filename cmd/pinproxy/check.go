@@ -220,7 +220,7 @@ func (c *checker) look(ctx context.Context, dst netip.AddrPort) (situation, erro
 		return s, s.wayErr
 	}
 	if s.running && !s.way.Ours {
-		s.ahead, _ = host.FindAhead(dst.Addr()) // without it, the cause is told less well
+		s.ahead, _ = host.FindAhead(dst) // without it, the cause is told less well
 	}
 	s.past, s.pastErr = host.FindWay(host.Connection{Dst: dst, Mark: host.Mark})
 	if s.rule == nil {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // Host is a host whose connections are captured. Its methods are safe for concurrent use.
@@ -19,8 +21,9 @@ type Host struct {
 	looking sync.Mutex
 	dump    *rtnl // for listings, so that Add need not wait for them
 	events  *events
-	noIPv6  bool             // the last check found no IPv6 on the host, although we capture it
-	ahead   map[family]Ahead // the rules that were asked before ours at the last check
+	noIPv6  bool                      // the last check found no IPv6 on the host, although we capture it
+	others  map[family][]netlink.Rule // other programs' rules that are asked before ours, at the last check
+	ahead   map[family]Ahead          // those of them that lead captured connections elsewhere
 
 	mu       sync.Mutex
 	kernel   *kernel           // nil before Apply and after its undo
@@ -49,7 +52,7 @@ func New(c Config) (*Host, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	return &Host{cfg: c, every: regularly, wake: make(chan dirt, 1), ahead: map[family]Ahead{}}, nil
+	return &Host{cfg: c, every: regularly, wake: make(chan dirt, 1), others: map[family][]netlink.Rule{}, ahead: map[family]Ahead{}}, nil
 }
 
 // Apply makes all changes, in the network namespace of the calling thread. When it returns, connections are

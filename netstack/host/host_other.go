@@ -84,7 +84,7 @@ func FindRunning() (r Running, ok bool, err error) { return Running{}, false, ni
 func FindWay(Connection) (Way, error) { return Way{}, errOther }
 
 // FindAhead finds nothing.
-func FindAhead(netip.Addr) (Ahead, error) { return Ahead{}, nil }
+func FindAhead(netip.AddrPort) (Ahead, error) { return Ahead{}, nil }
 
 // Announce does nothing.
 func (l *Lock) Announce(string) {}

@@ -252,17 +252,22 @@ func (k *kernel) up() (bool, error) {
 
 // addrs returns the device's addresses of a family.
 func (k *kernel) addrs(fam family) ([]netip.Addr, error) {
-	list, err := again(func() ([]netlink.Addr, error) { return k.nl.AddrList(k.ref(), int(fam.af())) })
+	list, err := addrs(k.nl, k.ref(), fam)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of %q: %w", k.cfg.Link, err)
 	}
-	var addrs []netip.Addr
+	return list, nil
+}
+
+// addrs returns the addresses of a family that a device has, or if it is nil, the host.
+func addrs(h *netlink.Handle, of netlink.Link, fam family) (addrs []netip.Addr, err error) {
+	list, err := again(func() ([]netlink.Addr, error) { return h.AddrList(of, int(fam.af())) })
 	for _, a := range list {
 		if ip, ok := netip.AddrFromSlice(a.IP); ok {
 			addrs = append(addrs, ip.Unmap())
 		}
 	}
-	return addrs, nil
+	return addrs, err
 }
 
 // ourRules returns the host's rules of a family that have our protocol number.

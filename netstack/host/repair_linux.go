@@ -86,6 +86,9 @@ func (h *Host) keep(ctx context.Context) error {
 		case <-timer.C:
 			checked := due
 			repaired, err := h.look(checked)
+			if err == nil && checked&dirtRules != 0 {
+				h.warnAhead()
+			}
 			due = 0
 			if len(repaired) > 0 || err != nil {
 				pace.repaired(time.Now())
@@ -331,7 +334,7 @@ func (h *Host) lookRoutes() (repaired []Step, err error) {
 	return repaired, err
 }
 
-// lookRules adds the missing rules, in plan order, and warns of other programs' rules that are asked before.
+// lookRules adds the missing rules, in plan order, and notes other programs' rules for warnAhead.
 func (h *Host) lookRules() (repaired []Step, err error) {
 	for _, fam := range []family{v4, v6} {
 		if !h.on(fam) {
@@ -341,13 +344,19 @@ func (h *Host) lookRules() (repaired []Step, err error) {
 		if err != nil {
 			return repaired, err
 		}
-		h.warnAhead(fam, list)
 		there := make(map[rule]bool, len(list))
 		for _, k := range list {
 			if k.Protocol == Protocol {
 				there[placeOf(k)] = true
 			}
 		}
+		var own []netip.Addr
+		if len(h.cfg.Gateways) > 0 {
+			if own, err = addrs(h.kernel.nl, nil, fam); err != nil {
+				return repaired, err
+			}
+		}
+		h.others[fam] = mayLead(list, h.cfg.Gateways, own)
 		for _, s := range h.parts[fam] {
 			r, ok := s.(rule)
 			if !ok || h.stopped && r.capturesOwn() || there[r.place()] {
