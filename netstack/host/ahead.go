@@ -2,8 +2,9 @@ package host
 
 import "fmt"
 
-// Ahead are other programs' policy rules that the kernel asks before ours, and that lead connections past the device. A rule that is added without a priority, as by wg-quick, gets one before all but the first
-// (fib_default_rule_pref), whatever ours have.
+// Ahead are other programs' policy rules that the kernel asks before ours, and that lead connections past the device. A
+// rule that is added without a priority, as by wg-quick, gets one before all but the first (fib_default_rule_pref),
+// whatever ours have.
 type Ahead struct {
 	Priorities string // a list; empty: there are none
 	IPv6       bool
