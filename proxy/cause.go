@@ -43,8 +43,17 @@ type advised struct {
 func (e *advised) Error() string { return e.err.Error() }
 func (e *advised) Unwrap() error { return e.err }
 
-// goneError says that the application no longer wanted the answer.
+// goneError says that the application no longer wanted the answer, or with ETIMEDOUT, that nothing came back to it.
 type goneError struct{ err error }
+
+// notAccepted explains why the application could not be answered.
+func notAccepted(err error, behind bool) error {
+	err = &goneError{err}
+	if behind || !errors.Is(err, syscall.ETIMEDOUT) { // another host may have lost its network
+		return err
+	}
+	return &advised{err, "a firewall of this host may drop what comes out of the device or goes into it: nft list ruleset, iptables -L; the manual says what to let pass"}
+}
 
 func (e *goneError) Error() string { return e.err.Error() }
 func (e *goneError) Unwrap() error { return e.err }
@@ -54,7 +63,6 @@ func hintOf(err error) string {
 	var pin *pinError
 	var other *advised
 	var silent *silenceError
-	var gone *goneError
 	switch {
 	case errors.As(err, &pin) && pin.hint != "":
 		return pin.hint
@@ -62,8 +70,6 @@ func hintOf(err error) string {
 		return other.hint
 	case errors.As(err, &silent):
 		return silent.hint
-	case errors.As(err, &gone) && errors.Is(err, syscall.ETIMEDOUT):
-		return "a firewall of this host may drop what comes out of the device or goes into it: nft list ruleset, iptables -L; the manual says what to let pass"
 	case errors.Is(err, errCrowd):
 		return "what they wait for is in the log; 8,192 of one rule and 16,384 of one source are let in"
 	case errors.Is(err, errLoop):

@@ -27,6 +27,7 @@ const (
 	KindCrowd            // too many flows waited
 	KindFiles            // no descriptor was left
 	KindGaveUp           // the application gave up, or pinproxy stopped
+	KindUnconfirmed      // nothing came back to what the application was answered
 	kinds
 )
 
@@ -42,7 +43,7 @@ func Kinds() []Kind {
 // String returns the kind as a word, as metrics and JSON show it.
 func (k Kind) String() string {
 	return [...]string{
-		"other", "refused", "reset", "unreachable", "silent", "busy", "taken", "source", "firewall", "no_rule", "loop", "crowd", "files", "gave_up",
+		"other", "refused", "reset", "unreachable", "silent", "busy", "taken", "source", "firewall", "no_rule", "loop", "crowd", "files", "gave_up", "unconfirmed",
 	}[k]
 }
 
@@ -58,6 +59,8 @@ func kindOf(err error) Kind {
 		return KindNoRule
 	case is(errLoop), is(errSelf):
 		return KindLoop
+	case errors.As(err, &gone) && is(syscall.ETIMEDOUT):
+		return KindUnconfirmed
 	case is(context.Canceled) && hintOf(err) == "", errors.As(err, &gone):
 		return KindGaveUp
 	case is(lease.ErrBusy) && !taken(err):

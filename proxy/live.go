@@ -83,7 +83,7 @@ func (l *live) begin(ctx context.Context) {
 		if err != nil {
 			closeByReset(up)
 			held.Release(0)
-			l.lose(&goneError{err})
+			l.lose(notAccepted(err, l.behind))
 			return
 		}
 		if rule := l.decision.Rule; rule != nil && rule.Pin().Ports().Contains(l.local.Port()) {

@@ -152,8 +152,9 @@ func TestKinds(t *testing.T) {
 		{errCrowd, KindCrowd},
 		{call("socket", syscall.EMFILE), KindFiles},
 		{context.Canceled, KindGaveUp},
-		{&goneError{errors.New("answer 192.0.0.8:1: the application has given up")}, KindGaveUp},
-		{&goneError{syscall.ETIMEDOUT}, KindGaveUp},
+		{notAccepted(errors.New("answer 192.0.0.8:1: the application has given up"), false), KindGaveUp},
+		{notAccepted(syscall.ETIMEDOUT, false), KindUnconfirmed},
+		{notAccepted(syscall.ETIMEDOUT, true), KindUnconfirmed},
 		{errors.New("what nobody has thought of"), KindOther},
 	} {
 		if got := kindOf(c.err); got != c.want {

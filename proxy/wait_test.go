@@ -229,9 +229,14 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%s: %v: hint %q, want %q", c.call, c.errno, hint, c.hint)
 		}
 	}
-	for _, err := range []error{errLoop, errSelf, errCrowd, &goneError{syscall.ETIMEDOUT}} {
+	for _, err := range []error{errLoop, errSelf, errCrowd, notAccepted(syscall.ETIMEDOUT, false)} {
 		if hintOf(fmt.Errorf("x: %w", &pinError{err: err})) == "" {
 			t.Errorf("no hint for %v", err)
+		}
+	}
+	for _, err := range []error{notAccepted(syscall.ETIMEDOUT, true), notAccepted(syscall.ECONNRESET, false)} {
+		if hint := hintOf(err); hint != "" {
+			t.Errorf("%v: %s", err, hint)
 		}
 	}
 }
