@@ -144,8 +144,11 @@ func (h *Host) warnAhead() {
 		if err != nil {
 			return
 		}
+		var a Ahead
 		h.mu.Lock()
-		a := ahead(fam, leads, h.captured)
+		if h.on(fam) {
+			a = ahead(fam, leads, h.captured)
+		}
 		h.mu.Unlock()
 		if a.Priorities != "" && h.ahead[fam] != a {
 			h.cfg.Log.Warn(a.String()+"; connections may leave unpinned", "hint", a.Hint())
