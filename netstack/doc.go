@@ -22,7 +22,8 @@
 // else's packets; see turns.go.
 //
 // Flows that move as many bytes as they can do so in rounds. Between two rounds, flows that wait for a packet get
-// their turn (Stack.Yield); see rounds.go. Work that is no flow's lets others on more often (Stack.GiveWay).
+// their turn (Stack.Yield); see rounds.go. Work that is no flow's lets others on more often (Stack.GiveWay,
+// Stack.StepAside).
 //
 // The gate sits between the device and gVisor and looks at the flags of each TCP packet. It repairs what goes wrong
 // because there is no listening endpoint in gVisor's demultiplexer. An application that reuses its own source port

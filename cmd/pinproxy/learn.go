@@ -45,7 +45,7 @@ type learner struct {
 	asking func(asker dns.Asker, name string) bool // whether a resolver may be asking because we ask it; nil: never
 	yield  func()                                  // lets others run; nil: nobody else is there
 
-	withheld atomic.Uint64 // answers to applications, withheld because routes could not be set
+	withheld atomic.Uint64 // answers to applications, withheld because they could not be learned
 	aliases  aliases
 
 	turns dns.Turns // locked from a change of names until the routes have changed

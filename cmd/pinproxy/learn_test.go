@@ -28,14 +28,12 @@ func (r slowRouter) Add(_ context.Context, list []host.Capture) error {
 }
 
 func (r slowRouter) Remove(ctx context.Context, list []host.Capture) error {
-	for part := range slices.Chunk(list, 1000) {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		time.Sleep(time.Duration(len(part)) * 50 * time.Microsecond)
-		for _, c := range part {
-			delete(r, c)
-		}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	time.Sleep(time.Duration(len(list)) * 50 * time.Microsecond)
+	for _, c := range list {
+		delete(r, c)
 	}
 	return nil
 }

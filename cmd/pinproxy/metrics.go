@@ -53,7 +53,7 @@ var (
 	metricQueries   = metric("dns_queries_total", "DNS queries over UDP from applications.")
 	metricAnswers   = metric("dns_answers_total", "DNS answers over UDP to applications.")
 	metricDropped   = metric("dns_queries_dropped_total", "DNS queries that there was no room for.")
-	metricWithheld  = metric("dns_answers_withheld_total", "DNS answers replaced by SERVFAIL because no route could be set.")
+	metricWithheld  = metric("dns_answers_withheld_total", "DNS answers replaced by SERVFAIL because no route could be set, or too many addresses waited for theirs.")
 	metricViewers   = metric("page_viewers", "Browsers that show the page.")
 )
 

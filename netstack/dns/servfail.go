@@ -3,7 +3,7 @@ package dns
 import "golang.org/x/net/dns/dnsmessage"
 
 // unrouted is the reason for withholding an answer.
-const unrouted = "the routes to this answer's addresses could not be set"
+const unrouted = "the routes to this answer's addresses could not be set, or not soon enough"
 
 // servfail returns the response that replaces answer, with the same ID and question. If answer is a query, the
 // result is the response to it. answer contains at least a header.
