@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -258,4 +259,34 @@ func TestDrainMany(t *testing.T) {
 	if st := h.Stats(); st != (Stats{Ended: many}) {
 		t.Errorf("%+v", st)
 	}
+}
+
+// slowToEnd is a connection whose second Close, with which a flow ends, waits.
+type slowToEnd struct {
+	Conn
+	closed  atomic.Int32
+	proceed chan struct{}
+}
+
+func (c *slowToEnd) Close() error {
+	if c.closed.Add(1) > 1 {
+		<-c.proceed
+	}
+	return c.Conn.Close()
+}
+
+// A flow that has been reset is on the list until it has ended. It says so there: nobody has to look after it any more.
+func TestResetFlowIsEnding(t *testing.T) {
+	s := listen(t, "127.0.0.1:0")
+	proceed := make(chan struct{})
+	h := newHarness(t, Config{Wrap: func(_, _ netip.AddrPort, c Conn) Conn { return &slowToEnd{Conn: c, proceed: proceed} }},
+		fmt.Sprintf("*:*=%d", freePort(t)))
+	f, _ := connected(t, h, s)
+	eventually(t, "the flow is open", func() bool { list := h.Flows(); return len(list) == 1 && list[0].Stage == Open && !list[0].Ending })
+	h.Reset(h.Flows(), "enough")
+	if list := h.Flows(); len(list) != 1 || !list[0].Ending {
+		t.Errorf("after a reset that has not come to its end: %+v", list)
+	}
+	close(proceed)
+	endsAs(t, h, f, "enough")
 }

@@ -39,6 +39,7 @@ type FlowInfo struct {
 	Up, Down uint64        // bytes
 	Cause    string        // what it waits for
 	Hint     string        // what would help; may be empty
+	Ending   bool          // it has been told to end, for which it may need a moment
 }
 
 // Flows lists the current flows, by ID. Some may have changed or ended meanwhile. With many flows it takes tens of
@@ -80,6 +81,7 @@ func (l *live) info() FlowInfo {
 		f.Idle = l.idleFor()
 	}
 	f.Cause, f.Hint = l.why()
+	f.Ending = l.reason != ""
 	return f
 }
 

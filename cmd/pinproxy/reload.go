@@ -191,7 +191,7 @@ func (r *reloader) lingering(set *rules.Set) {
 // another address when the kernel looks at its rules.
 func (r *reloader) uncaptured(sets ...*rules.Set) (keep, lost []proxy.FlowInfo) {
 	flows := slices.DeleteFunc(r.pins.Flows(), func(f proxy.FlowInfo) bool {
-		return !r.behind(f.Src.Addr()) || !slices.ContainsFunc(sets, func(s *rules.Set) bool {
+		return f.Ending || !r.behind(f.Src.Addr()) || !slices.ContainsFunc(sets, func(s *rules.Set) bool {
 			return s.Match(f.Name, f.Dst) == nil && (f.Dst.Port() != dnsPort || !s.HasNames())
 		})
 	})
