@@ -132,6 +132,26 @@ func (c *conn) Watch(w interface{ Wake() }) bool {
 	return true
 }
 
+// WatchReset arranges for w.Wake to be called if the application resets a connection that it has ended before, which no
+// read reports any more. It takes the place of Watch once the end of the stream has been read.
+func (c *conn) WatchReset(w interface{ Wake() }) {
+	c.watcher = w
+	c.watched.Init((*resetAlarm)(c), waiter.EventHUp|waiter.EventErr)
+	c.wq.EventRegister(&c.watched)
+	(*resetAlarm)(c).NotifyEvent(0) // it may have come already
+}
+
+// resetAlarm is a conn watched for a reset, as gVisor's queue knows it.
+type resetAlarm conn
+
+// NotifyEvent implements waiter.EventListener. A reset behind the application's FIN closes the endpoint as our FIN would
+// (Endpoint.handleReset).
+func (a *resetAlarm) NotifyEvent(waiter.EventMask) {
+	if tcp.EndpointState(a.ep.State()) == tcp.StateClose && !a.finished.Load() {
+		a.watcher.Wake()
+	}
+}
+
 // Unwatch undoes Watch.
 func (c *conn) Unwatch() {
 	c.wq.EventUnregister(&c.watched)

@@ -19,6 +19,7 @@ type watched interface {
 	netstack.Conn
 	Watch(w interface{ Wake() }) bool
 	Unwatch()
+	WatchReset(w interface{ Wake() })
 	Broken() bool
 	Probe()
 }
@@ -103,6 +104,58 @@ func TestWatch(t *testing.T) {
 	}
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("Read = %v, want a reset", err)
+	}
+}
+
+// A reset behind the end of the stream is told, whether it comes before or after somebody watches. An end in order is
+// none.
+func TestWatchReset(t *testing.T) {
+	conns := make(chan watched, 1)
+	client, s := start(t, netstack.Config{}, func(_ context.Context, f *netstack.Flow) {
+		c, err := f.Accept()
+		if err != nil {
+			return
+		}
+		if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("Read = %v, want the stream's end", err)
+		}
+		f.Detach()
+		conns <- c.(watched)
+		go func() {
+			<-t.Context().Done()
+			_ = c.Close()
+			f.Done()
+		}()
+	})
+	ended := func() (*netstacktest.Conn, watched, bell) {
+		app := mustDial(t, client, server4)
+		_ = app.CloseWrite()
+		return app, <-conns, make(bell, 1)
+	}
+	app, c, b := ended()
+	c.WatchReset(b)
+	if len(b) != 0 {
+		t.Error("woken by the end alone")
+	}
+	app.Abort()
+	b.rings(t, "a reset")
+
+	app, c, b = ended()
+	app.Abort()
+	eventually(t, "the reset has come", c.Broken)
+	c.WatchReset(b)
+	b.rings(t, "a reset that has come before")
+
+	app, c, b = ended()
+	open := s.Stats().Open
+	c.WatchReset(b)
+	_ = c.CloseWrite()
+	if _, err := io.ReadAll(app); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "both have ended", func() bool { return s.Stats().Open < open })
+	if len(b) != 0 {
+		t.Error("woken by an end in order")
 	}
 }
 

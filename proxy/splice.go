@@ -72,6 +72,9 @@ func (d *direction) carry() {
 		closeByReset(d.dst)
 	default:
 		_ = d.dst.CloseWrite()
+		if src, ok := d.src.(resetWatcher); ok {
+			src.WatchReset((*resetWatch)(d.flow))
+		}
 	}
 	if d == &d.flow.up {
 		d.flow.heard.Store(true)
@@ -80,6 +83,16 @@ func (d *direction) carry() {
 		d.flow.finish()
 	}
 }
+
+// A resetWatcher calls w.Wake, which must not block, if its connection is reset although its stream has ended. The other
+// direction reads from the other end, and might wait for that for ever.
+type resetWatcher interface{ WatchReset(w waker) }
+
+// resetWatch is a flow whose application has ended its stream.
+type resetWatch live
+
+// Wake implements waker.
+func (w *resetWatch) Wake() { go (*live)(w).abort("reset by application") }
 
 // finish closes both ends when both directions have ended, and ends the flow.
 func (l *live) finish() {

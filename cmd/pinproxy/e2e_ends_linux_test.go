@@ -235,6 +235,41 @@ func TestApplicationAsksForThePin(t *testing.T) {
 	})
 }
 
+// A reset behind the application's FIN reaches an upstream that sends nothing, as it does without us.
+func TestResetBehindTheApplicationsEnd(t *testing.T) {
+	each(t, func(w *network, f family) {
+		saw := make(chan error, 1)
+		w.Server.Serve(at(f.server, 7), func(c net.Conn) {
+			_, err := io.Copy(io.Discard, c)
+			raw, rerr := c.(*net.TCPConn).SyscallConn()
+			for end := time.Now().Add(patience); errors.Join(err, rerr) == nil && time.Now().Before(end); time.Sleep(time.Millisecond) {
+				rerr = raw.Control(func(fd uintptr) {
+					if n, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); n != 0 {
+						err = unix.Errno(n)
+					}
+				})
+			}
+			saw <- errors.Join(err, rerr)
+		})
+		reset := func(c *net.TCPConn) {
+			_, _ = c.Write([]byte("hello"))
+			_ = c.CloseWrite()
+			time.Sleep(20 * time.Millisecond) // the FIN arrives first
+			_ = c.SetLinger(0)
+			_ = c.Close()
+			if err := <-saw; !errors.Is(err, unix.EPIPE) {
+				w.t.Errorf("the server's connection has ended by %v, want a reset behind a FIN: EPIPE", err)
+			}
+		}
+		reset(w.mustConnect(at(f.server, 7))) // directly
+		p := w.pinproxy("--rule", inRule(f.server)+":7=63999")
+		reset(w.mustConnect(at(f.server, 7)))
+		if line := p.await("flow", 1)[0]; line.End != "reset by application" {
+			w.t.Errorf("log: %+v", line)
+		}
+	})
+}
+
 // connectAgain connects from one port. The client's own kernel refuses that while the last FIN is on its way.
 func (w *network) connectAgain(addr string) (c net.Conn, err error) {
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
