@@ -54,6 +54,15 @@ type learner struct {
 // Wants implements dns.Observer.
 func (l *learner) Wants(name string) bool { return len(l.meant(name)) > 0 }
 
+// Admit implements dns.Observer.
+func (l *learner) Admit(asker dns.Asker, addrs int) error {
+	err := l.turns.Admit(asker, addrs)
+	if err != nil {
+		l.withheld.Add(1)
+	}
+	return err
+}
+
 // meant returns the names with rules that the addresses of name are for: itself, or else its aliases.
 func (l *learner) meant(name string) []string {
 	if len(l.names.Set().NameSets(name)) > 0 {

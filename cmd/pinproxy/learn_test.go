@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -173,6 +174,34 @@ func TestShortTTL(t *testing.T) {
 			if err := l.sweep(t.Context(), time.Now()); err != nil || len(routes) != left {
 				t.Errorf("%d captures, want %d: %v", len(routes), left, err)
 			}
+		}
+	})
+}
+
+// An answer that is not even read, because too many wait, counts as withheld.
+func TestNotAdmittedIsWithheld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := learnerOf(t, make(slowRouter), "*.bank.example:443=63999")
+		asker := dns.Asker{Host: netip.MustParseAddr("192.0.2.1"), Resolver: netip.MustParseAddrPort("198.51.100.53:53")}
+		l.turns.Lock()
+		var learned sync.WaitGroup
+		learned.Go(func() {
+			if err := l.Observe(asker, "www.bank.example", []netip.Addr{netip.MustParseAddr("203.0.113.1")}, time.Hour); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		const many = 1 << 16 // more than all that may wait
+		if err := l.Admit(asker, 1); err != nil || l.withheld.Load() != 0 {
+			t.Errorf("one address: %v, %d withheld", err, l.withheld.Load())
+		}
+		if err := l.Admit(asker, many); err == nil || l.withheld.Load() != 1 {
+			t.Errorf("many: %v, %d withheld", err, l.withheld.Load())
+		}
+		l.turns.Unlock()
+		learned.Wait()
+		if err := l.Admit(asker, many); err != nil || l.withheld.Load() != 1 {
+			t.Errorf("when none waits: %v, %d withheld", err, l.withheld.Load())
 		}
 	})
 }

@@ -221,6 +221,35 @@ func TestServfail(t *testing.T) {
 	}
 }
 
+func TestAtMost(t *testing.T) {
+	q := query(1, bank, dnsmessage.TypeA)
+	var list []dnsmessage.Resource
+	for i := range 100 {
+		list = append(list, rec(bank, 60, fmt.Sprintf("203.0.113.%d", i)))
+	}
+	full := answerTo(q, list...)
+	lies := answerTo(q, list[0])
+	lies[6] = 0xff
+	failed := answerTo(q, list...)
+	failed[3] |= byte(dnsmessage.RCodeNameError)
+	for _, c := range []struct {
+		what       string
+		msg        []byte
+		least, not int
+	}{
+		{"nothing", answerTo(q), 0, 1},
+		{"one", answerTo(q, list[0]), 1, 2},
+		{"a hundred", full, 100, 101},
+		{"a hundred, cut off", full[:len(full)/2], 50, 55},
+		{"one that says it is many", lies, 1, 5},
+		{"an error", failed, 0, 1},
+	} {
+		if n := atMost(c.msg); n < c.least || n >= c.not {
+			t.Errorf("%s: %d", c.what, n)
+		}
+	}
+}
+
 func BenchmarkAnswers(b *testing.B) {
 	const h = "www.bank.example."
 	q := query(1, h, dnsmessage.TypeA)

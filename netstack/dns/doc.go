@@ -79,7 +79,8 @@
 //	                             same instead of the frame; logged, repeated causes
 //	                             once a minute (TCP: for each connection)
 //	too many answers to learn    the same: a host's from one resolver, with 16,384
-//	                             addresses in those that wait for their turn
+//	                             addresses in those that wait for their turn. The
+//	                             answer is not read ([Observer.Admit])
 //	resolver refuses (ICMP)      Query.Unreachable: ECONNREFUSED for the application
 //	no route, dial fails, EPERM  Query.Unreachable; logged, rate-limited
 //	resolver silent              silence; the flow ends, the application asks again

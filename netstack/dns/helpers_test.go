@@ -158,10 +158,11 @@ type observed struct {
 	TTL   time.Duration
 }
 
-// observer wants the names that wants matches, and returns what observe returns.
+// observer wants the names that wants matches, and returns what observe and admit return.
 type observer struct {
 	wants   func(name string) bool
 	observe func(observed) error
+	admit   func(addrs int) error
 
 	mu      sync.Mutex
 	seen    []observed
@@ -175,6 +176,13 @@ func (o *observer) Alias(name, target string, _ time.Duration) {
 }
 
 func (o *observer) Wants(name string) bool { return o.wants == nil || o.wants(name) }
+
+func (o *observer) Admit(_ Asker, addrs int) error {
+	if o.admit != nil {
+		return o.admit(addrs)
+	}
+	return nil
+}
 
 func (o *observer) Observe(_ Asker, name string, addrs []netip.Addr, ttl time.Duration) error {
 	ob := observed{name, addrs, ttl}

@@ -156,8 +156,11 @@ func (w *wire) failed(err error) {
 	errors.As(err, &w.errno)
 }
 
-// Wants, Alias and Observe make wire the Observer of a TCP stream.
+// Wants, Admit, Alias and Observe make wire the Observer of a TCP stream.
 func (w *wire) Wants(string) bool { return true }
+
+// Admit admits all.
+func (w *wire) Admit(Asker, int) error { return nil }
 
 // Alias does nothing.
 func (w *wire) Alias(string, string, time.Duration) {}

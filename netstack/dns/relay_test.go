@@ -550,5 +550,6 @@ func BenchmarkRelay(b *testing.B) {
 type quiet bool
 
 func (q quiet) Wants(string) bool                                        { return bool(q) }
+func (q quiet) Admit(Asker, int) error                                   { return nil }
 func (q quiet) Alias(string, string, time.Duration)                      {}
 func (q quiet) Observe(Asker, string, []netip.Addr, time.Duration) error { return nil }

@@ -135,6 +135,42 @@ func TestTapObserveFails(t *testing.T) {
 	})
 }
 
+// An answer that the observer does not admit is withheld unread.
+func TestTapNotAdmitted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log safeBuffer
+		obs := &observer{wants: bankOnly, admit: func(addrs int) error {
+			if addrs > 1 {
+				return errTooMany
+			}
+			return nil
+		}}
+		tap, resolver, read := tapped(t, obs, slog.New(slog.NewTextHandler(&log, nil)))
+		q := query(1, bank, dnsmessage.TypeA)
+		alias := answerTo(q, cname(bank, 60, "cdn.example."), cname("cdn.example.", 60, "x.example."))
+		many := answerTo(q, rec(bank, 60, "203.0.113.1"), rec(bank, 60, "203.0.113.2"))
+		failed := slices.Clone(many)
+		failed[3] |= byte(dnsmessage.RCodeNameError)
+		for range 4 {
+			write(t, tap, frame(q))
+		}
+		write(t, resolver, frame(alias, many, failed))
+		expect(t, "too many", read(), frame(servfail(alias, unrouted), servfail(many, unrouted), failed))
+		if len(obs.all()) > 0 || len(obs.aliases) > 0 {
+			t.Errorf("observed %v, aliases %v", obs.all(), obs.aliases)
+		}
+		if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, errTooMany.Error()) || !strings.Contains(got, "name=bank.example") {
+			t.Errorf("logged:\n%s", got)
+		}
+		one := answerTo(q, rec(bank, 60, "203.0.113.1"))
+		write(t, resolver, frame(one))
+		expect(t, "one", read(), frame(one))
+		if len(obs.all()) != 1 {
+			t.Errorf("observed %v", obs.all())
+		}
+	})
+}
+
 // Nothing is held of a stream in which no wanted query waits.
 func TestTapNotDNS(t *testing.T) {
 	hello := []byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + strings.Repeat("r", 300))

@@ -24,6 +24,8 @@ type Turns struct {
 // lineKey is a host (IPv6: a /64 network) and a resolver that it has asked.
 type lineKey struct{ network, resolver any }
 
+func (a Asker) line() lineKey { return lineKey{a.network(), a.Resolver} }
+
 // turn is that of an answer with so many addresses.
 type turn struct {
 	now   chan struct{}
@@ -51,10 +53,10 @@ func (t *Turns) LockFor(asker Asker, name string, addrs int) error {
 		t.mu.Unlock()
 		return nil
 	}
-	own := turn{make(chan struct{}), lineKey{asker.network(), asker.Resolver}, addrs}
-	if waiting := t.addrs[own.key]; waiting > 0 && waiting+addrs > maxWaiting {
+	own := turn{make(chan struct{}), asker.line(), addrs}
+	if err := t.admitLocked(own.key, addrs); err != nil {
 		t.mu.Unlock()
-		return errTooMany
+		return err
 	}
 	if t.addrs == nil {
 		t.addrs = make(map[lineKey]int)
@@ -63,6 +65,21 @@ func (t *Turns) LockFor(asker Asker, name string, addrs int) error {
 	t.waiting.push(own, own.key.network, own.key.resolver, zone(name))
 	t.mu.Unlock()
 	<-own.now
+	return nil
+}
+
+// Admit returns the error that LockFor would return now. It is for who has yet to find out what an answer holds, and has
+// no need to if it is too much.
+func (t *Turns) Admit(asker Asker, addrs int) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.admitLocked(asker.line(), addrs)
+}
+
+func (t *Turns) admitLocked(key lineKey, addrs int) error {
+	if waiting := t.addrs[key]; waiting > 0 && waiting+addrs > maxWaiting {
+		return errTooMany
+	}
 	return nil
 }
 

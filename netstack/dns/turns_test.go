@@ -67,14 +67,25 @@ func TestTurnsBound(t *testing.T) {
 		turns.Lock()
 		wait(asker, maxWaiting-1)
 		wait(asker, 1)
-		if err := turns.LockFor(asker, "other.example", 1); err == nil {
+		if turns.LockFor(asker, "other.example", 1) == nil || turns.Admit(asker, 1) == nil {
 			t.Error("there is no bound")
+		}
+		for _, a := range []Asker{other, {}} {
+			if err := turns.Admit(a, maxWaiting+1); err != nil {
+				t.Errorf("%v: %v", a, err)
+			}
+		}
+		if err := turns.Admit(asker, 0); err != nil {
+			t.Errorf("an answer without addresses: %v", err)
 		}
 		wait(other, maxWaiting+1)
 		wait(Asker{}, 0)
 		turns.Unlock()
 		all.Wait()
 		turns.Lock()
+		if err := turns.Admit(asker, maxWaiting); err != nil {
+			t.Errorf("after all had their turns: %v", err)
+		}
 		wait(asker, maxWaiting)
 		turns.Unlock()
 		all.Wait()
