@@ -129,8 +129,8 @@ func (h *handover) drop(o options) error {
 }
 
 // settling is how long a pinproxy may take from having its device to having the lock, and at its end from losing the
-// lock to losing the device.
-const settling = time.Second
+// lock to losing the device: milliseconds, and on a loaded machine more than a second.
+const settling = 3 * time.Second
 
 // openAlone opens the device if no other pinproxy is running, which says more than that its device exists. The device
 // of one that is just starting, or was killed a moment ago, exists while nobody has the lock.
