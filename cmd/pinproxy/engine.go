@@ -39,6 +39,7 @@ func newEngine(o options, dev *link.Link, dialer proxy.Sockets, routes router, l
 
 // proxyConfig is the common part of the configuration of pins.
 func (e *engine) proxyConfig() proxy.Config {
+	taps := dns.NewTapper(e.learn, e.log)
 	return proxy.Config{
 		Names:       e.names,
 		Dialer:      e.dialer,
@@ -50,7 +51,7 @@ func (e *engine) proxyConfig() proxy.Config {
 		Yield:       func() { e.stack.Yield() },
 		Wrap: func(src, dst netip.AddrPort, c proxy.Conn) proxy.Conn {
 			if e.asks(dst) {
-				return dns.Tap(dns.Asker{Host: src.Addr(), Resolver: dst}, c, e.learn, e.log)
+				return taps.Tap(dns.Asker{Host: src.Addr(), Resolver: dst}, c)
 			}
 			return c
 		},

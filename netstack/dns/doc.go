@@ -37,7 +37,7 @@
 // share replace one of its flows once a millisecond; the others are dropped before anything is spent on them. A
 // few goroutines open the sockets, and serve the smaller shares first.
 //
-// TCP: [Tap] wraps the upstream connection of an ordinary flow. It follows the two-byte frames of RFC 1035,
+// TCP: [Tapper] wraps the upstream connection of an ordinary flow. It follows the two-byte frames of RFC 1035,
 // section 4.2.2. Answers may come in any order (RFC 7766, section 6.2.1.1). Bytes that belong to no awaited
 // answer are never held.
 //
@@ -77,7 +77,7 @@
 //	Observe fails                UDP: SERVFAIL with the query's ID and question, and an
 //	                             extended error (RFC 8914) if EDNS was spoken; TCP: the
 //	                             same instead of the frame; logged, repeated causes
-//	                             once a minute (TCP: for each connection)
+//	                             once a minute
 //	too many answers to learn    the same: a host's from one resolver, with 16,384
 //	                             addresses in those that wait for their turn. The
 //	                             answer is not read ([Observer.Admit])

@@ -35,7 +35,7 @@ var (
 type Choose func(ctx context.Context, name string) ([][]Upstream, error)
 
 // Forwarder answers queries sent to an address of pinproxy's own, using the answers of others: it is not a
-// resolver and has no cache. As with [Relay] and [Tap], an answer is released only after it has been learned
+// resolver and has no cache. As with [Relay] and [Tapper], an answer is released only after it has been learned
 // from and the routes are set. Its methods are safe for concurrent use.
 type Forwarder struct {
 	dial     LinkDialer

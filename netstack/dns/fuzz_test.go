@@ -203,7 +203,7 @@ func FuzzTap(f *testing.F) {
 	f.Fuzz(func(t *testing.T, out, in, chunks []byte, want bool) {
 		c := &script{in: slices.Clone(in), chunks: chunks, short: len(chunks)%2 == 1}
 		obs := &observer{wants: func(string) bool { return want }}
-		tap := Tap(Asker{}, c, obs, nil)
+		tap := NewTapper(obs, nil).Tap(Asker{}, c)
 		var got []byte
 		read := func() error {
 			buf := make([]byte, 1+len(chunks)*3)

@@ -27,16 +27,23 @@ type Conn = interface {
 	SetLinger(sec int) error
 }
 
+// Tapper makes taps, which share the throttle of the log.
+type Tapper struct{ learn learner }
+
+// NewTapper returns a Tapper that reports to obs. A nil log discards.
+func NewTapper(obs Observer, log *slog.Logger) *Tapper {
+	return &Tapper{learner{obs: obs, log: newThrottle(log)}}
+}
+
 // Tap wraps c, asker's connection to a resolver, and watches its traffic. Write sees the application's queries.
 // Read releases the answer to a wanted query once the observer has learned from it. If c turns out not to carry
 // DNS, the tap becomes transparent. It never holds more than one message of 64 KiB in addition to the data of
 // one Read.
 //
 // One goroutine may read while another one writes. Write fails, having written nothing, if 1024 wanted queries
-// have each waited less than a minute for an answer. A nil log discards. A repeated cause is logged once a
-// minute for each connection.
-func Tap(asker Asker, c Conn, obs Observer, log *slog.Logger) Conn {
-	return &tap{stream: newStream(asker, c, learner{obs: obs, log: newThrottle(log)}), conn: c}
+// have each waited less than a minute for an answer.
+func (t *Tapper) Tap(asker Asker, c Conn) Conn {
+	return &tap{stream: newStream(asker, c, t.learn), conn: c}
 }
 
 type tap struct {

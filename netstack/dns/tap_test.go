@@ -29,9 +29,9 @@ func (pipeConn) SetLinger(int) error { return nil }
 
 // tapped returns the application's end and the resolver's end, in a synctest bubble. Data from the tap appears
 // in read, byte by byte as it is released.
-func tapped(t *testing.T, obs Observer, log *slog.Logger) (tap Conn, resolver net.Conn, read func() []byte) {
+func tapped(t *testing.T, by *Tapper) (tap Conn, resolver net.Conn, read func() []byte) {
 	a, resolver := net.Pipe()
-	tap = Tap(Asker{}, pipeConn{a}, obs, log)
+	tap = by.Tap(Asker{}, pipeConn{a})
 	var mu sync.Mutex
 	var got []byte
 	var wg sync.WaitGroup
@@ -88,7 +88,7 @@ func TestTapOrder(t *testing.T) {
 			entered <- o
 			return <-proceed
 		}}
-		tap, resolver, read := tapped(t, obs, nil)
+		tap, resolver, read := tapped(t, NewTapper(obs, nil))
 		q1, q2, q3 := query(1, bank, dnsmessage.TypeA), query(2, "x.example.", dnsmessage.TypeA), query(3, "BANK.example.", dnsmessage.TypeAAAA)
 		a1, a2, a3 := answerTo(q1, rec(bank, 60, "203.0.113.1")), answerTo(q2, rec("x.example.", 60, "198.51.100.1")), answerTo(q3, rec(bank, 60, "2001:db8::1"))
 		write(t, tap, frame(q1, q2, q3))
@@ -118,17 +118,21 @@ func TestTapOrder(t *testing.T) {
 	})
 }
 
+// What is logged once is logged once for all connections.
 func TestTapObserveFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log safeBuffer
 		obs := &observer{wants: bankOnly, observe: func(observed) error { return errNoRoute }}
-		tap, resolver, read := tapped(t, obs, slog.New(slog.NewTextHandler(&log, nil)))
-		q1, q2 := query(1, bank, dnsmessage.TypeA), query(2, bank, dnsmessage.TypeAAAA)
-		a1, a2 := answerTo(q1, rec(bank, 60, "203.0.113.1")), answerTo(q2, rec(bank, 60, "2001:db8::1"))
-		other := answerTo(query(9, "x.", dnsmessage.TypeTXT))
-		write(t, tap, frame(q1, q2))
-		write(t, resolver, frame(a1, other, a2, other))
-		expect(t, "in the frames' places", read(), frame(servfail(a1, unrouted), other, servfail(a2, unrouted), other))
+		taps := NewTapper(obs, slog.New(slog.NewTextHandler(&log, nil)))
+		for range 2 {
+			tap, resolver, read := tapped(t, taps)
+			q1, q2 := query(1, bank, dnsmessage.TypeA), query(2, bank, dnsmessage.TypeAAAA)
+			a1, a2 := answerTo(q1, rec(bank, 60, "203.0.113.1")), answerTo(q2, rec(bank, 60, "2001:db8::1"))
+			other := answerTo(query(9, "x.", dnsmessage.TypeTXT))
+			write(t, tap, frame(q1, q2))
+			write(t, resolver, frame(a1, other, a2, other))
+			expect(t, "in the frames' places", read(), frame(servfail(a1, unrouted), other, servfail(a2, unrouted), other))
+		}
 		if n := strings.Count(log.String(), "\n"); n != 1 {
 			t.Errorf("logged:\n%s", log.String())
 		}
@@ -145,7 +149,7 @@ func TestTapNotAdmitted(t *testing.T) {
 			}
 			return nil
 		}}
-		tap, resolver, read := tapped(t, obs, slog.New(slog.NewTextHandler(&log, nil)))
+		tap, resolver, read := tapped(t, NewTapper(obs, slog.New(slog.NewTextHandler(&log, nil))))
 		q := query(1, bank, dnsmessage.TypeA)
 		alias := answerTo(q, cname(bank, 60, "cdn.example."), cname("cdn.example.", 60, "x.example."))
 		many := answerTo(q, rec(bank, 60, "203.0.113.1"), rec(bank, 60, "203.0.113.2"))
@@ -188,7 +192,7 @@ func TestTapNotDNS(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				tap, resolver, read := tapped(t, &observer{}, nil)
+				tap, resolver, read := tapped(t, NewTapper(&observer{}, nil))
 				if s.out != nil {
 					write(t, tap, s.out)
 				}
@@ -205,7 +209,7 @@ func TestTapPartial(t *testing.T) {
 	for n := range f {
 		obs := &observer{}
 		c := &script{in: f[:n]}
-		tap := Tap(Asker{}, c, obs, nil)
+		tap := NewTapper(obs, nil).Tap(Asker{}, c)
 		write(t, tap, frame(q))
 		got, err := io.ReadAll(tap)
 		if err != nil || !bytes.Equal(got, f[:n]) || len(obs.all()) != 0 {
@@ -215,7 +219,7 @@ func TestTapPartial(t *testing.T) {
 	// A deadline within a frame loses nothing.
 	obs := &observer{}
 	c := &script{in: slices.Clone(f), chunks: []byte{5, 0, 9, 0, 200}}
-	tap := Tap(Asker{}, c, obs, nil)
+	tap := NewTapper(obs, nil).Tap(Asker{}, c)
 	write(t, tap, frame(q))
 	deadlines := 0
 	var got []byte
@@ -239,7 +243,7 @@ func TestTapShortWrite(t *testing.T) {
 	all := frame(q1, q2)
 	obs := &observer{wants: bankOnly}
 	c := &script{in: frame(answerTo(q2, rec(bank, 60, "203.0.113.1"))), short: true, writes: 1}
-	tap := Tap(Asker{}, c, obs, nil)
+	tap := NewTapper(obs, nil).Tap(Asker{}, c)
 	for rest := all; len(rest) > 0; {
 		n, _ := tap.Write(rest)
 		rest = rest[n:]
@@ -253,7 +257,7 @@ func TestTapShortWrite(t *testing.T) {
 func TestTapBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &script{}
-		tap := Tap(Asker{}, c, &observer{}, nil)
+		tap := NewTapper(&observer{}, nil).Tap(Asker{}, c)
 		for i := range uint16(maxAskedTCP) {
 			write(t, tap, frame(query(i, bank, dnsmessage.TypeA)))
 		}
@@ -261,7 +265,7 @@ func TestTapBound(t *testing.T) {
 		if _, err := tap.Write(frame(query(maxAskedTCP, bank, dnsmessage.TypeA))); !errors.Is(err, errManyAskedTCP) || len(c.written) != l {
 			t.Errorf("one too many: %v", err)
 		}
-		tap = Tap(Asker{}, c, &observer{}, nil)
+		tap = NewTapper(&observer{}, nil).Tap(Asker{}, c)
 		for i := range uint16(2 * maxAskedTCP) {
 			write(t, tap, frame(query(i, bank, dnsmessage.TypeA)))
 			time.Sleep(2 * keepAskedTCP / maxAskedTCP)
@@ -300,7 +304,7 @@ func TestTapTCP(t *testing.T) {
 		t.Fatal(err)
 	}
 	obs := &observer{}
-	tap := Tap(Asker{}, c.(*net.TCPConn), obs, nil)
+	tap := NewTapper(obs, nil).Tap(Asker{}, c.(*net.TCPConn))
 	defer tap.Close()
 	write(t, tap, frame(q))
 	if err := errors.Join(tap.CloseWrite(), tap.SetLinger(1)); err != nil {
