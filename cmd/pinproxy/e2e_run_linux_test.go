@@ -182,6 +182,21 @@ func TestRunIsNotPaced(t *testing.T) {
 	})
 }
 
+// The command's kernel fills its packets, however many connections there are. The host's does what it did.
+func TestRunFillsPackets(t *testing.T) {
+	const file = "/proc/sys/net/ipv4/tcp_tso_rtt_log"
+	if _, err := os.Stat(file); err != nil {
+		return // a kernel before 5.18
+	}
+	eachUser(t, func(w *network, u user) {
+		before := w.Client.SysctlGet("net.ipv4.tcp_tso_rtt_log")
+		w.runs(w.by(u, "--rule", "*:7=63999", "--", "cat", file), "31\n")
+		if now := w.Client.SysctlGet("net.ipv4.tcp_tso_rtt_log"); now != before {
+			w.t.Errorf("the host's is %s, before %s", now, before)
+		}
+	})
+}
+
 // errnoText returns the last part of an error.
 func errnoText(err error) string {
 	text := err.Error()

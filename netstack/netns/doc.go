@@ -9,7 +9,7 @@
 //	                 │                           │ clone  │ [Main], /proc/self/exe again:  │
 //	                 │ [Start] ──────────────────┼───────▶│  mounts to slaves, lo up       │
 //	                 │      config ──────────────┼──sock─▶│  TUN, address, routes, MTU     │
-//	                 │                           │        │  ping, ports: sysctls          │
+//	                 │                           │        │  ping, ports, TSO: sysctls     │
 //	                 │      TUN ◀── SCM_RIGHTS ──┼──sock──│  resolv.conf, nsswitch.conf    │
 //	                 │ link, netstack, proxy     │        │                                │
 //	                 │ [Child.Exec] ── a byte ───┼──sock─▶│  capabilities dropped          │
@@ -91,8 +91,8 @@
 //	                                          a sysctl, their number, seccomp
 //	no /dev/net/tun; not allowed to open it   Start: link.ErrNoTUN; [ErrDevice]
 //	another step in the child                 Start: an error that names the step; errnos unwrap
-//	a sysctl cannot be set (/proc/sys is      a warning: [Child.Warnings]
-//	  read-only in containers)
+//	a sysctl cannot be set (/proc/sys is      a warning: [Child.Warnings]; none for those that only make
+//	  read-only in containers)                it faster, or end sooner what CMD leaves behind
 //	the parent is killed before CMD runs      the child reads end of file from the socket, and ends
 //	CMD not found, not executable             [ErrNotFound], *[ExecError], before anything is created
 //	                                          if it can be known by then
