@@ -129,7 +129,7 @@ func (h *handover) drop(o options) error {
 }
 
 // settling is how long a pinproxy may take from having its device to having the lock, and at its end from losing the
-// lock to losing the device: milliseconds, and on a loaded machine more than a second.
+// lock to losing the device: milliseconds, unless the machine has much else to do.
 const settling = 3 * time.Second
 
 // openAlone opens the device if no other pinproxy is running, which says more than that its device exists. The device

@@ -238,23 +238,28 @@ func TestApplicationAsksForThePin(t *testing.T) {
 // A reset behind the application's FIN reaches an upstream that sends nothing, as it does without us.
 func TestResetBehindTheApplicationsEnd(t *testing.T) {
 	each(t, func(w *network, f family) {
-		saw := make(chan error, 1)
+		ended, saw := make(chan error), make(chan error)
 		w.Server.Serve(at(f.server, 7), func(c net.Conn) {
 			_, err := io.Copy(io.Discard, c)
-			raw, rerr := c.(*net.TCPConn).SyscallConn()
-			for end := time.Now().Add(patience); errors.Join(err, rerr) == nil && time.Now().Before(end); time.Sleep(time.Millisecond) {
-				rerr = raw.Control(func(fd uintptr) {
-					if n, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); n != 0 {
-						err = unix.Errno(n)
-					}
+			ended <- err
+			raw, err := c.(*net.TCPConn).SyscallConn()
+			if err == nil {
+				_ = c.SetReadDeadline(time.Now().Add(patience))
+				errno := 0
+				err = raw.Read(func(fd uintptr) bool { // until the kernel reports something
+					errno, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+					return errno != 0
 				})
+				err = errors.Join(err, unix.Errno(errno))
 			}
-			saw <- errors.Join(err, rerr)
+			saw <- err
 		})
 		reset := func(c *net.TCPConn) {
 			_, _ = c.Write([]byte("hello"))
 			_ = c.CloseWrite()
-			time.Sleep(20 * time.Millisecond) // the FIN arrives first
+			if err := <-ended; err != nil {
+				w.t.Error(err)
+			}
 			_ = c.SetLinger(0)
 			_ = c.Close()
 			if err := <-saw; !errors.Is(err, unix.EPIPE) {
