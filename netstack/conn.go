@@ -133,12 +133,13 @@ func (c *conn) Watch(w interface{ Wake() }) bool {
 }
 
 // WatchReset arranges for w.Wake to be called if the application resets a connection that it has ended before, which no
-// read reports any more. It takes the place of Watch once the end of the stream has been read.
-func (c *conn) WatchReset(w interface{ Wake() }) {
+// read reports any more. It takes the place of Watch once the end of the stream has been read, and Unwatch undoes it.
+func (c *conn) WatchReset(w interface{ Wake() }) bool {
 	c.watcher = w
 	c.watched.Init((*resetAlarm)(c), waiter.EventHUp|waiter.EventErr)
 	c.wq.EventRegister(&c.watched)
 	(*resetAlarm)(c).NotifyEvent(0) // it may have come already
+	return true
 }
 
 // resetAlarm is a conn watched for a reset, as gVisor's queue knows it.
@@ -152,7 +153,7 @@ func (a *resetAlarm) NotifyEvent(waiter.EventMask) {
 	}
 }
 
-// Unwatch undoes Watch.
+// Unwatch undoes Watch and WatchReset.
 func (c *conn) Unwatch() {
 	c.wq.EventUnregister(&c.watched)
 	c.watcher = nil

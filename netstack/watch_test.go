@@ -19,7 +19,7 @@ type watched interface {
 	netstack.Conn
 	Watch(w interface{ Wake() }) bool
 	Unwatch()
-	WatchReset(w interface{ Wake() })
+	WatchReset(w interface{ Wake() }) bool
 	Broken() bool
 	Probe()
 }

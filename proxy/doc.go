@@ -16,7 +16,8 @@
 // asleep: the goroutine ends, and whatever would have woken it (netstack's queue, or an epoll instance of our own,
 // with one goroutine for all sockets) starts a new one. So an idle flow costs no stack. The difference is invisible:
 // a sleeping flow is listed, counted as idle, reclaimed, drained and reset like any other, and whoever ends it wakes
-// it first. Where an end can't be watched (systems other than Linux, connections that are inspected) the goroutine
+// it first. Also an end whose stream is over is watched while the other direction sleeps, for a reset, which no read
+// reports. Where an end can't be watched (systems other than Linux, connections that are inspected) the goroutine
 // stays. When many flows have fallen asleep or ended, Config.Quiet is told that there is memory to return. Flows that
 // wake or end all at once, as when their server restarts, take turns (Flow.Turn).
 //

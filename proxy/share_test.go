@@ -30,6 +30,7 @@ func TestShare(t *testing.T) {
 type idle struct{ Conn }
 
 func (idle) Watch(waker) bool                { return false }
+func (idle) WatchReset(waker) bool           { return true }
 func (idle) Unwatch()                        {}
 func (idle) SetReadDeadline(time.Time) error { return nil }
 

@@ -35,9 +35,13 @@ type waker = interface{ Wake() }
 // After Watch, w.Wake is called once a read would not block, maybe before Watch returns. The call comes from any
 // goroutine and with any lock held, so Wake must not block. It may be called again. Watch reports false if it can't
 // watch. Unwatch undoes Watch; a call of Wake may be under way then. After Close there are no more reports.
+//
+// WatchReset is Watch for a stream that has been read to its end: w.Wake is called if the connection is reset after
+// that, which no read reports. Ends in order are no resets. Unwatch undoes it, too.
 type sleeper interface {
 	Conn
 	Watch(w waker) bool
+	WatchReset(w waker) bool
 	Unwatch()
 }
 
@@ -49,6 +53,7 @@ type sleep struct {
 	// Guarded by live.mu.
 	state     state
 	sleepless bool // src can't tell
+	guarded   bool // over, but src is watched for a reset
 }
 
 // canSleep reports whether one of the directions can sleep.
@@ -136,9 +141,50 @@ func (l *live) rouseLocked() {
 
 // restLocked is called when a direction has fallen asleep or is over.
 func (l *live) restLocked() {
-	if l.up.state != awake && l.down.state != awake {
-		l.proxy.rest.remove(l)
+	if l.up.state == awake || l.down.state == awake {
+		return
 	}
+	l.proxy.rest.remove(l)
+	switch {
+	case l.up.state == asleep:
+		l.down.guardLocked()
+	case l.down.state == asleep:
+		l.up.guardLocked()
+	}
+}
+
+// guardLocked is called when the other direction sleeps. If this one has come to the end of src's stream, a reset of
+// src would be noticed by nobody: the other direction waits for the other end, maybe for ever. While it is awake, it
+// soon writes to src, or falls asleep.
+func (d *direction) guardLocked() {
+	if d.state == over && !d.guarded && d.readErr == nil && d.writeErr == nil {
+		src, ok := d.src.(sleeper)
+		d.guarded = ok && src.WatchReset((*guard)(d))
+	}
+}
+
+// unguard undoes that.
+func (d *direction) unguard() {
+	d.flow.mu.Lock()
+	defer d.flow.mu.Unlock()
+	if d.guarded {
+		d.guarded = false
+		d.src.(sleeper).Unwatch()
+	}
+}
+
+// guard is a direction whose src is watched for a reset.
+type guard direction
+
+// Wake implements waker.
+func (g *guard) Wake() { go g.flow.abort("reset by " + (*direction)(g).from()) }
+
+// from says who sends what the direction carries.
+func (d *direction) from() string {
+	if d == &d.flow.up {
+		return "application"
+	}
+	return "upstream"
 }
 
 // over records that a direction has ended, and reports whether it was the last.

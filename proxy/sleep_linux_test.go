@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"runtime"
 	"sync/atomic"
 	"syscall"
@@ -266,6 +267,47 @@ func TestResetAsleep(t *testing.T) {
 				_ = one.SetLinger(0)
 				_ = one.Close()
 				wantEnd(t, other, syscall.ECONNRESET)
+				endsAs(t, h, f, "reset by "+by)
+			})
+		}
+	}
+}
+
+// An end that has ended its stream is no longer read, but its reset is noticed while the flow sleeps, also after
+// the flow has been awake in between.
+func TestResetBehindEndAsleep(t *testing.T) {
+	for _, by := range []string{"application", "upstream"} {
+		for _, awake := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s,awake=%v", by, awake), func(t *testing.T) {
+				leaks(t)
+				h, s := pinnedServer(t)
+				f, up := connected(t, h, s)
+				one, other := f.app.(*net.TCPConn), up
+				if by == "upstream" {
+					one, other = other, one
+				}
+				_ = one.CloseWrite()
+				wantEnd(t, other, nil)
+				l := h.opened(t)
+				l.sleeps(t)
+				if awake {
+					write(t, other, "answer")
+					wantRead(t, one, "answer")
+					l.sleeps(t)
+				}
+				_ = one.SetLinger(0)
+				_ = one.Close()
+				raw, err := other.SyscallConn()
+				if err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, "the other end is reset", func() (reset bool) {
+					_ = raw.Control(func(fd uintptr) {
+						errno, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+						reset = syscall.Errno(errno) == syscall.EPIPE
+					})
+					return reset
+				})
 				endsAs(t, h, f, "reset by "+by)
 			})
 		}

@@ -72,9 +72,6 @@ func (d *direction) carry() {
 		closeByReset(d.dst)
 	default:
 		_ = d.dst.CloseWrite()
-		if src, ok := d.src.(resetWatcher); ok {
-			src.WatchReset((*resetWatch)(d.flow))
-		}
 	}
 	if d == &d.flow.up {
 		d.flow.heard.Store(true)
@@ -84,21 +81,13 @@ func (d *direction) carry() {
 	}
 }
 
-// A resetWatcher calls w.Wake, which must not block, if its connection is reset although its stream has ended. The other
-// direction reads from the other end, and might wait for that for ever.
-type resetWatcher interface{ WatchReset(w waker) }
-
-// resetWatch is a flow whose application has ended its stream.
-type resetWatch live
-
-// Wake implements waker.
-func (w *resetWatch) Wake() { go (*live)(w).abort("reset by application") }
-
 // finish closes both ends when both directions have ended, and ends the flow.
 func (l *live) finish() {
 	// An end that broke or got stuck while being written to has not received its whole stream. The other end may have
 	// ended by FIN long ago, and has yet to be told. An end that was not read to its end is told by a reset, as the
 	// kernel does. Otherwise it would also keep the 4-tuple for a minute, in FIN_WAIT2.
+	l.up.unguard()
+	l.down.unguard()
 	closeEnd(l.app, l.down.writeErr != nil, l.up.writeErr != nil || l.up.unheard)
 	closeEnd(l.net, l.up.writeErr != nil, l.down.writeErr != nil || l.down.unheard)
 	l.held.Release(0)

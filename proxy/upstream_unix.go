@@ -37,8 +37,33 @@ func (u *upstream) Watch(w waker) bool {
 		return false
 	}
 	var ok bool
-	u.watched, ok = u.watch.add(u.raw, w)
+	u.watched, ok = u.watch.add(u.raw, readable, w)
 	return ok
+}
+
+// WatchReset implements sleeper.
+func (u *upstream) WatchReset(w waker) bool {
+	if u.watch == nil {
+		return false
+	}
+	var ok bool
+	u.watched, ok = u.watch.add(u.raw, hungUp, &resetAlarm{u, w})
+	return ok
+}
+
+// resetAlarm is woken when the socket has failed or both streams have ended, and wakes w if that was a reset.
+type resetAlarm struct {
+	upstream *upstream
+	w        waker
+}
+
+// Wake implements waker.
+func (a *resetAlarm) Wake() {
+	go func() { // Wake must not block
+		if a.upstream.reset(a.upstream.Broken) {
+			a.w.Wake()
+		}
+	}()
 }
 
 // Unwatch implements sleeper.

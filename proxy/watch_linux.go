@@ -18,13 +18,16 @@ type watch struct {
 	who   map[uint64]waker // by name
 }
 
-// readable is what is watched for: bytes or the end of the stream. Errors and a reset are always reported. Each
-// socket is reported once.
-const readable = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLONESHOT
+// What is watched for: bytes or the end of the stream, or only what is always reported, which is an error, a reset, or
+// that both streams have ended. Each socket is reported once.
+const (
+	readable = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLONESHOT
+	hungUp   = unix.EPOLLONESHOT
+)
 
-// add makes the socket wake who when it can be read, at once if it can be read now. It reports false if the kernel
-// has no room for it.
-func (w *watch) add(raw syscall.RawConn, who waker) (name uint64, ok bool) {
+// add makes the socket wake who when what is watched for happens, at once if it has happened. It reports false if the
+// kernel has no room for it.
+func (w *watch) add(raw syscall.RawConn, what uint32, who waker) (name uint64, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.poll == nil && !w.openLocked() {
@@ -34,7 +37,7 @@ func (w *watch) add(raw syscall.RawConn, who waker) (name uint64, ok bool) {
 	name = w.names
 	// The descriptor's number would not do as a name. When the socket is closed, which ends the watch in the kernel,
 	// the next socket gets the same number.
-	event := unix.EpollEvent{Events: readable, Fd: int32(uint32(name)), Pad: int32(uint32(name >> 32))}
+	event := unix.EpollEvent{Events: what, Fd: int32(uint32(name)), Pad: int32(uint32(name >> 32))}
 	if w.control(unix.EPOLL_CTL_ADD, raw, &event) != nil {
 		w.closeIfUnused()
 		return 0, false

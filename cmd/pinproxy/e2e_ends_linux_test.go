@@ -242,19 +242,9 @@ func TestResetBehindTheApplicationsEnd(t *testing.T) {
 		w.Server.Serve(at(f.server, 7), func(c net.Conn) {
 			_, err := io.Copy(io.Discard, c)
 			ended <- err
-			raw, err := c.(*net.TCPConn).SyscallConn()
-			if err == nil {
-				_ = c.SetReadDeadline(time.Now().Add(patience))
-				errno := 0
-				err = raw.Read(func(fd uintptr) bool { // until the kernel reports something
-					errno, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
-					return errno != 0
-				})
-				err = errors.Join(err, unix.Errno(errno))
-			}
-			saw <- err
+			saw <- failure(c)
 		})
-		reset := func(c *net.TCPConn) {
+		w.resetBehindAnEnd(f, "application", func(c *net.TCPConn) {
 			_, _ = c.Write([]byte("hello"))
 			_ = c.CloseWrite()
 			if err := <-ended; err != nil {
@@ -262,17 +252,63 @@ func TestResetBehindTheApplicationsEnd(t *testing.T) {
 			}
 			_ = c.SetLinger(0)
 			_ = c.Close()
-			if err := <-saw; !errors.Is(err, unix.EPIPE) {
-				w.t.Errorf("the server's connection has ended by %v, want a reset behind a FIN: EPIPE", err)
-			}
-		}
-		reset(w.mustConnect(at(f.server, 7))) // directly
-		p := w.pinproxy("--rule", inRule(f.server)+":7=63999")
-		reset(w.mustConnect(at(f.server, 7)))
-		if line := p.await("flow", 1)[0]; line.End != "reset by application" {
-			w.t.Errorf("log: %+v", line)
-		}
+			wantPipe(w.t, <-saw)
+		})
 	})
+}
+
+// A reset behind the upstream's FIN reaches an application that sends nothing.
+func TestResetBehindTheUpstreamsEnd(t *testing.T) {
+	each(t, func(w *network, f family) {
+		ended := make(chan error)
+		w.Server.Serve(at(f.server, 7), func(c net.Conn) {
+			_, _ = c.Write([]byte("hello"))
+			_ = c.(*net.TCPConn).CloseWrite()
+			if err := <-ended; err != nil {
+				w.t.Error(err)
+			}
+			_ = c.(*net.TCPConn).SetLinger(0)
+		})
+		w.resetBehindAnEnd(f, "upstream", func(c *net.TCPConn) {
+			_, err := io.Copy(io.Discard, c)
+			ended <- err
+			wantPipe(w.t, failure(c))
+			_ = c.Close()
+		})
+	})
+}
+
+// resetBehindAnEnd runs try with a connection to port 7, directly and pinned. Who resets is what the log must say.
+func (w *network) resetBehindAnEnd(f family, who string, try func(*net.TCPConn)) {
+	w.t.Helper()
+	try(w.mustConnect(at(f.server, 7))) // directly
+	p := w.pinproxy("--rule", inRule(f.server)+":7=63999")
+	try(w.mustConnect(at(f.server, 7)))
+	if line := p.await("flow", 1)[0]; line.End != "reset by "+who {
+		w.t.Errorf("log: %+v", line)
+	}
+}
+
+// failure waits until the kernel reports an error of the connection, which it returns.
+func failure(c net.Conn) error {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	_ = c.SetReadDeadline(time.Now().Add(patience))
+	errno := 0
+	err = raw.Read(func(fd uintptr) bool {
+		errno, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		return errno != 0
+	})
+	return errors.Join(err, unix.Errno(errno))
+}
+
+func wantPipe(t *testing.T, err error) {
+	t.Helper()
+	if !errors.Is(err, unix.EPIPE) {
+		t.Errorf("the connection has ended by %v, want a reset behind a FIN: EPIPE", err)
+	}
 }
 
 // connectAgain connects from one port. The client's own kernel refuses that while the last FIN is on its way.
