@@ -97,18 +97,13 @@ func collect(p dnsmessage.Parser, q question, msg []byte) answer {
 		return a
 	}
 	c := chain{names: append(make([]string, 0, 4), q.name)}
-	// Records nearly always come in chain order, so one pass is enough. If a pass met a stranger and the chain
-	// grew after that, the pass is repeated. The chain is bounded, and so is the number of passes.
-	for {
-		before := len(c.names)
-		c.addrs, c.known, c.strangers = c.addrs[:0], nil, false
-		c.answers(p)
-		if q.service() {
-			c.additionals(p)
-		}
-		if !c.strangers || len(c.names) == before {
-			break
-		}
+	c.records(p, q)
+	c.join()
+	// Records nearly always come in chain order, so one pass is enough. If it met a stranger that may belong to the chain
+	// after all, there is a second one, and no third: the chain is complete by then.
+	if c.strangers && len(c.names) > 1 {
+		c.addrs, c.known = c.addrs[:0], nil
+		c.records(p, q)
 	}
 	if len(c.addrs) > 0 {
 		a.Addrs = c.addrs
@@ -129,7 +124,24 @@ type chain struct {
 	known     map[netip.Addr]bool // addrs, once there are many
 	ttl       uint32              // seconds; valid once seen
 	seen      bool
-	strangers bool // a relevant record had an owner outside the chain
+	strangers bool // a record with addresses had an owner outside the chain
+	links     []link
+}
+
+// link is a record that makes the target's addresses the owner's, and whose owner was outside the chain when it came.
+type link struct {
+	owner, target string // in the form of question.name
+	ttl           uint32 // seconds
+}
+
+// maxLinks is how many links are remembered. An answer about a chain of maxChain names has fewer, in whatever order.
+const maxLinks = 16 * maxChain
+
+func (c *chain) records(p dnsmessage.Parser, q question) {
+	c.answers(p)
+	if q.service() {
+		c.additionals(p)
+	}
 }
 
 func (c *chain) answers(p dnsmessage.Parser) {
@@ -184,18 +196,12 @@ func (c *chain) record(p *dnsmessage.Parser, h *dnsmessage.ResourceHeader) bool 
 		}
 		c.add(netip.AddrFrom16(r.AAAA), h.TTL)
 	case dnsmessage.TypeCNAME:
-		if !c.owns(&h.Name) {
-			return false
-		}
 		r, err := p.CNAMEResource()
 		if err != nil {
 			return false
 		}
-		c.follow(&r.CNAME, h.TTL)
+		c.link(&h.Name, &r.CNAME, h.TTL)
 	case dnsmessage.TypeHTTPS, dnsmessage.TypeSVCB:
-		if !c.owns(&h.Name) {
-			return false
-		}
 		var r dnsmessage.SVCBResource
 		var err error
 		if h.Type == dnsmessage.TypeSVCB {
@@ -208,7 +214,7 @@ func (c *chain) record(p *dnsmessage.Parser, h *dnsmessage.ResourceHeader) bool 
 		if err != nil {
 			return false
 		}
-		c.service(&r, h.TTL)
+		c.service(&h.Name, &r, h.TTL)
 	default:
 		return false
 	}
@@ -216,11 +222,11 @@ func (c *chain) record(p *dnsmessage.Parser, h *dnsmessage.ResourceHeader) bool 
 }
 
 // service processes an HTTPS or SVCB record (RFC 9460, sections 2.2 and 7.3).
-func (c *chain) service(r *dnsmessage.SVCBResource, ttl uint32) {
+func (c *chain) service(owner *dnsmessage.Name, r *dnsmessage.SVCBResource, ttl uint32) {
 	if r.Target.Length > 1 { // not "."
-		c.follow(&r.Target, ttl)
+		c.link(owner, &r.Target, ttl)
 	}
-	if r.Priority == 0 { // AliasMode has no parameters
+	if r.Priority == 0 || !c.owns(owner) { // AliasMode has no parameters
 		return
 	}
 	v4, _ := r.GetParam(dnsmessage.SVCParamIPv4Hint)
@@ -238,21 +244,47 @@ func (c *chain) service(r *dnsmessage.SVCBResource, ttl uint32) {
 }
 
 func (c *chain) owns(n *dnsmessage.Name) bool {
-	if c.index(n) >= 0 {
+	if c.has(n) {
 		return true
 	}
 	c.strangers = true
 	return false
 }
 
-func (c *chain) index(n *dnsmessage.Name) int {
-	return slices.IndexFunc(c.names, func(name string) bool { return same(name, n) })
+// has reports whether the chain has reached n.
+func (c *chain) has(n *dnsmessage.Name) bool {
+	var b [255]byte
+	l := canonicalTo(&b, n)
+	return slices.ContainsFunc(c.names, func(name string) bool { return name == string(b[:l]) })
 }
 
-func (c *chain) follow(target *dnsmessage.Name, ttl uint32) {
+// link follows a record from its owner to target, now or when the chain has reached the owner.
+func (c *chain) link(owner, target *dnsmessage.Name, ttl uint32) {
+	switch {
+	case c.has(owner):
+		c.follow(canonical(target), ttl)
+	case len(c.links) < maxLinks:
+		c.links = append(c.links, link{canonical(owner), canonical(target), ttl})
+	}
+}
+
+// join follows the links that the chain has reached since they came.
+func (c *chain) join() {
+	for more := len(c.links) > 0; more; {
+		before := len(c.names)
+		for _, l := range c.links {
+			if slices.Contains(c.names, l.owner) {
+				c.follow(l.target, l.ttl)
+			}
+		}
+		more = len(c.names) > before
+	}
+}
+
+func (c *chain) follow(target string, ttl uint32) {
 	c.lower(ttl)
-	if len(c.names) < maxChain && c.index(target) < 0 {
-		c.names = append(c.names, canonical(target))
+	if len(c.names) < maxChain && !slices.Contains(c.names, target) {
+		c.names = append(c.names, target)
 	}
 }
 
@@ -262,13 +294,13 @@ func (c *chain) add(a netip.Addr, ttl uint32) {
 		return
 	}
 	c.lower(ttl)
-	if !c.has(a) {
+	if !c.listed(a) {
 		c.addrs = append(c.addrs, a)
 	}
 }
 
-// has reports whether a is among addrs, and if there are many, that it will be.
-func (c *chain) has(a netip.Addr) bool {
+// listed reports whether a is among addrs, and if there are many, that it will be.
+func (c *chain) listed(a netip.Addr) bool {
 	const many = 16 // an answer has room for 4,000: comparing each with each would take 10 ms
 	switch {
 	case len(c.addrs) < many:
@@ -302,24 +334,16 @@ func usable(a netip.Addr) bool {
 // canonical returns n in lower case (ASCII only, as DNS compares) without the final dot.
 func canonical(n *dnsmessage.Name) string {
 	var b [255]byte
+	return string(b[:canonicalTo(&b, n)])
+}
+
+// canonicalTo writes canonical(n) to b, and returns how long it is.
+func canonicalTo(b *[255]byte, n *dnsmessage.Name) int {
 	l := max(int(n.Length)-1, 0)
 	for i := range l {
 		b[i] = lowerByte(n.Data[i])
 	}
-	return string(b[:l])
-}
-
-// same reports whether canonical(n) equals name, without building the string.
-func same(name string, n *dnsmessage.Name) bool {
-	if len(name)+1 != int(n.Length) {
-		return false
-	}
-	for i := range len(name) {
-		if name[i] != lowerByte(n.Data[i]) {
-			return false
-		}
-	}
-	return true
+	return l
 }
 
 func lowerByte(c byte) byte {

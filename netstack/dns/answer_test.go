@@ -83,6 +83,7 @@ func TestAnswers(t *testing.T) {
 		{name: "HTTPS alias has no hints", host: h, typ: svc, rrs: rrs{https(h, 60, 0, "cdn.", other)}, leads: "cdn", ttl: time.Minute},
 		{name: "HTTPS alias, additional", host: h, typ: svc, rrs: rrs{https(h, 60, 0, "cdn.", "")}, extra: rrs{rec("x.", 1, other), rec("cdn.", 9, one), opt()}, want: one, ttl: 9 * time.Second, leads: "cdn"},
 		{name: "HTTPS target", host: h, typ: svc, rrs: rrs{https(h, 60, 1, "cdn.", two)}, extra: rrs{rec("cdn.", 60, six)}, want: two + " " + six, ttl: time.Minute, leads: "cdn"},
+		{name: "HTTPS backwards", host: h, typ: svc, rrs: rrs{https("b.", 60, 1, "c.", one), cname(h, 9, "b.")}, extra: rrs{rec("c.", 60, two)}, want: one + " " + two, ttl: 9 * time.Second, leads: "b c"},
 		{name: "HTTPS on another port", host: "_8443._https.bank.example.", typ: svc, rrs: rrs{https("_8443._https.bank.example.", 60, 1, "bank.example.", one)}, want: one, ttl: time.Minute},
 		{name: "HTTPS of another", host: h, typ: svc, rrs: rrs{https("x.", 60, 1, ".", other)}},
 		{name: "additional only for services", host: h, typ: a, rrs: rrs{cname(h, 60, "cdn.")}, extra: rrs{rec("cdn.", 60, other)}, leads: "cdn", ttl: time.Minute},
