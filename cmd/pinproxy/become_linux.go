@@ -66,8 +66,8 @@ func inMap(path string, id int) bool {
 		return true // the system calls will tell
 	}
 	for line := range strings.Lines(string(b)) {
-		var inside, outside, size int
-		if _, err := fmt.Sscan(line, &inside, &outside, &size); err == nil && id >= inside && id-inside < size {
+		var inside, outside, size int64 // the whole range has a size that an int of 32 bits can't hold
+		if _, err := fmt.Sscan(line, &inside, &outside, &size); err == nil && int64(id) >= inside && int64(id)-inside < size {
 			return true
 		}
 	}

@@ -296,6 +296,10 @@ func again[T any](list func() ([]T, error)) ([]T, error) {
 	return found, nil // disturbed every time: the best available result
 }
 
+// forever is how long, in seconds, an address is valid. Where an int has 32 bits it can't say so to the kernel, and stands
+// for 68 years.
+const forever = min(math.MaxUint32, math.MaxInt)
+
 func (s addr) netlink() *netlink.Addr {
 	a := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(s.addr, s.addr.BitLen())), Flags: unix.IFA_F_NOPREFIXROUTE}
 	if s.addr.Is6() {
@@ -303,7 +307,7 @@ func (s addr) netlink() *netlink.Addr {
 	}
 	switch {
 	case s.last && s.addr.Is6():
-		a.ValidLft, a.PreferedLft = math.MaxUint32, 0 // valid for ever, preferred never
+		a.ValidLft, a.PreferedLft = forever, 0 // preferred never
 	case s.last:
 		a.Scope = unix.RT_SCOPE_LINK
 	}

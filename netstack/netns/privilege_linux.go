@@ -3,6 +3,7 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"syscall"
@@ -63,7 +64,10 @@ func idMap(path string) (list []syscall.SysProcIDMap) {
 		if _, err := fmt.Sscan(line, &inside, &outside, &size); err != nil {
 			return nil
 		}
-		list = append(list, syscall.SysProcIDMap{ContainerID: int(inside), HostID: int(inside), Size: int(size)})
+		if inside > math.MaxInt {
+			continue // an int of 32 bits can't name it
+		}
+		list = append(list, syscall.SysProcIDMap{ContainerID: int(inside), HostID: int(inside), Size: int(min(size, math.MaxInt))})
 	}
 	return list
 }

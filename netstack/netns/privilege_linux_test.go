@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
@@ -54,7 +55,7 @@ func TestExplain(t *testing.T) {
 func TestIDMap(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "uid_map")
 	for text, want := range map[string]string{
-		"         0          0 4294967295\n":                              "[{0 0 4294967295}]",
+		"         0          0 4294967295\n":                              fmt.Sprintf("[{0 0 %d}]", min(math.MaxUint32, math.MaxInt)), // all that an int can name
 		"         0       1000          1\n         1     100000 65536\n": "[{0 0 1} {1 1 65536}]",
 		"nonsense\n": "[]",
 		"":           "[]",

@@ -58,7 +58,7 @@ func asUser(uid int, f func() error) error {
 
 // setEffective affects only this thread, unlike syscall.Setresuid.
 func setEffective(uid int) error {
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); errno != 0 {
+	if _, _, errno := unix.RawSyscall(sysSetresuid, ^uintptr(0), uintptr(uid), ^uintptr(0)); errno != 0 {
 		return errno
 	}
 	return nil

@@ -1,0 +1,7 @@
+//go:build !386 && !arm
+
+package resolved
+
+import "golang.org/x/sys/unix"
+
+const sysSetresuid = unix.SYS_SETRESUID
