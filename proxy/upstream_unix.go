@@ -83,9 +83,12 @@ func (u *upstream) Broken() (broken bool) {
 }
 
 // reset reports whether a connection that is gone was reset: only FINs both ways end one otherwise, and we have not
-// sent ours. gone is asked first. Our FIN may leave at any moment, and a connection that has ended by it must not pass
-// for one that ended before it.
-func (u *upstream) reset(gone func() bool) bool { return gone() && !u.finished.Load() }
+// sent ours. That is asked after gone. Our FIN may leave at any moment, and a connection that has ended by it must not
+// pass for one that ended before it. It is asked before gone, too, because most applications end first, and gone costs
+// a system call.
+func (u *upstream) reset(gone func() bool) bool {
+	return !u.finished.Load() && gone() && !u.finished.Load()
+}
 
 func (u *upstream) fail(call string, err error) error {
 	return &net.OpError{Op: call, Net: "tcp", Source: u.LocalAddr(), Addr: u.RemoteAddr(), Err: os.NewSyscallError(call, err)}
