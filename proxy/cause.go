@@ -19,6 +19,9 @@ var (
 	errCrowd  = errors.New("too many flows wait for an answer")
 )
 
+// ErrNotFromPin is in the error of a Dialer whose connection would not leave from the pin.
+var ErrNotFromPin = errors.New("the connection would not leave from its pin")
+
 // pinError says that a pin is not available. The flow must not leave in any other way.
 type pinError struct {
 	err  error
@@ -96,7 +99,7 @@ func explain(err error, pin, dst netip.AddrPort) error {
 			err:  fmt.Errorf("source address %s is not on this host: %w", pin.Addr(), err),
 			hint: fmt.Sprintf("give it to the host (ip address add %s dev …), or take one that `ip address` shows", pin.Addr()),
 		}
-	case fromCall(err, "bind") && !taken(err):
+	case fromCall(err, "bind") && !taken(err), errors.Is(err, ErrNotFromPin):
 		return &pinError{err: err}
 	case taken(err):
 		return err
