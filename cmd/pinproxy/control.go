@@ -57,7 +57,8 @@ func (c *control) handler() http.Handler {
 		_ = c.look(r.Context()).write(w, c.yield)
 	})
 	mux.HandleFunc("GET /destination", func(w http.ResponseWriter, r *http.Request) {
-		d, err := c.destination(r.FormValue("dst"), r.FormValue("name"), r.FormValue("rule"))
+		q := r.URL.Query() // FormValue would also read a body that is a form: 32 MB into memory, and files without a limit
+		d, err := c.destination(q.Get("dst"), q.Get("name"), q.Get("rule"))
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"os"
@@ -130,6 +131,23 @@ func TestControlRefuses(t *testing.T) {
 			t.Errorf("%.40q: %+v, %v, want %d", request, r, err, want)
 		}
 		_ = c.Close()
+	}
+}
+
+// A request's body is not read: a form's files would be kept in memory and on disk.
+func TestControlReadsNoBody(t *testing.T) {
+	_, _, c := newTestSite(t, "www.bank.example:443=63999")
+	const boundary = "form"
+	form := "--" + boundary + "\r\nContent-Disposition: form-data; name=\"dst\"; filename=\"x\"\r\n\r\n" + strings.Repeat("x", 1<<20) + "\r\n--" + boundary + "--\r\n"
+	for _, resource := range []string{"/about", "/status", "/destination?dst=203.0.113.2:443"} {
+		body := strings.NewReader(form)
+		r := httptest.NewRequest(http.MethodGet, resource, body)
+		r.Header.Set("Content-Type", "multipart/form-data; boundary="+boundary)
+		answer := httptest.NewRecorder()
+		c.handler().ServeHTTP(answer, r)
+		if answer.Code != http.StatusOK || body.Len() != len(form) {
+			t.Errorf("%s: %d, and %d bytes of the body were read", resource, answer.Code, len(form)-body.Len())
+		}
 	}
 }
 
