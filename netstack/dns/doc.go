@@ -88,8 +88,9 @@
 //	too many flows               the oldest idle flow ends, else the oldest of the largest share:
 //	                             its late answer is lost
 //	too many queries             128 wanted and unanswered in one flow; 1024 waiting to be sent
-//	                             in one flow or for the largest share, 2048 in all: the query
-//	                             is dropped, never sent unseen;
+//	                             in one flow or for the largest share, 2048 in all, where one
+//	                             counts for as many as it has KiB: the query is dropped, never
+//	                             sent unseen;
 //	                             TCP: 1024 wanted and unanswered, Write fails
 //	not DNS, UDP                 relayed unchanged, both ways
 //	not DNS, TCP                 Tap turns transparent at the first implausible frame

@@ -32,8 +32,9 @@ type flow struct {
 	turn    *list.Element // in the relay's ahead or undialed; nil once a goroutine dials
 	elem    *list.Element // in share or the relay's idle; nil when the flow has ended
 	queue   []Query       // not sent yet
+	queued  int           // weight of queue
 	sending bool          // a goroutine sends the queue
-	last    Query         // the latest query; replies go through it
+	last    Query         // the latest query, perhaps released; replies go through it
 	open    int           // queries without an answer
 	since   time.Time     // of the last query or answer
 	asked   asked
@@ -46,7 +47,8 @@ func (f *flow) askLocked(q Query, now time.Time) {
 	f.unplaceLocked()
 	f.elem = f.share.add(f)
 	f.queue = append(f.queue, q)
-	r.queued++
+	f.queued += weight(q)
+	r.queued += weight(q)
 	if !f.sending {
 		f.sending = true
 		r.wg.Go(f.send)
@@ -90,14 +92,17 @@ func (f *flow) endLocked() {
 	f.elem = nil
 	f.unturnLocked()
 	delete(r.flows, f.key)
-	r.queued -= len(f.queue)
-	f.queue = nil
+	r.queued -= f.queued
+	for _, q := range f.queue {
+		q.Release()
+	}
+	f.queue, f.queued = nil, 0
 	if f.conn != nil {
 		f.conn.Close()
 	}
 }
 
-// end is endLocked for the flow's own goroutine. It returns the unsent queries.
+// end is endLocked for the flow's own goroutine. It returns the unsent queries, which are released.
 func (f *flow) end() []Query {
 	f.relay.mu.Lock()
 	defer f.relay.mu.Unlock()
@@ -148,9 +153,12 @@ func (f *flow) send() {
 		}
 		q := f.queue[0]
 		f.queue[0], f.queue = nil, f.queue[1:]
-		f.relay.queued--
+		f.queued -= weight(q)
+		f.relay.queued -= weight(q)
 		f.relay.mu.Unlock()
-		if _, err := f.conn.Write(q.Payload()); err != nil && !errors.Is(err, net.ErrClosed) {
+		_, err := f.conn.Write(q.Payload())
+		q.Release()
+		if err != nil && !errors.Is(err, net.ErrClosed) {
 			// This includes an ICMP error caused by an earlier query: the kernel returns it from the next call,
 			// which sends nothing.
 			f.refused(q, err)

@@ -15,7 +15,7 @@ import (
 
 const (
 	maxAsked  = 128  // wanted and unanswered queries of one relay flow
-	maxQueued = 2048 // queries of all relay flows waiting to be sent; half of it for one flow or for the largest share
+	maxQueued = 2048 // weight of all relay flows' queries waiting to be sent; half of it for one flow or for the largest share
 	dialWait  = 5 * time.Second
 
 	// A question costs a socket: 50 µs, mostly in the kernel. While any goroutine can run, Go polls the network
@@ -45,7 +45,10 @@ var (
 type Query interface {
 	Src() netip.AddrPort // the application
 	Dst() netip.AddrPort // the resolver it is meant for
-	Payload() []byte     // no longer modified by anyone
+	Payload() []byte     // no longer modified by anyone; valid until Release
+	// Release is called at most once, when the payload is no longer needed: an application can make it 64 KiB long, and
+	// have thousands of queries unanswered.
+	Release()
 
 	// Reply sends a datagram from Dst to Src. It copies b, which is at most 65535 bytes long, and does not
 	// block for long.
@@ -95,7 +98,7 @@ type Relay struct {
 	ahead     list.List // of *flow without a socket, oldest first; served before undialed
 	undialed  list.List // of *flow without a socket, oldest first
 	dialing   int       // dialing goroutines
-	queued    int       // total length of all flows' queues
+	queued    int       // total weight of all flows' queues
 	displaced time.Time // when the largest share last replaced a flow of its own
 }
 
@@ -120,6 +123,7 @@ func (r *Relay) Handle(q Query) {
 	_, id, question, ok := parseQuestion(q.Payload(), false)
 	wanted := ok && question.wanted(r.learn.obs)
 	if err := r.handle(q, id, question, wanted); err != nil {
+		q.Release()
 		r.dropped.Add(1)
 		r.learn.log.warn("drop DNS query", err, "src", q.Src(), "dst", q.Dst())
 	}
@@ -129,6 +133,7 @@ func (r *Relay) handle(q Query, id uint16, question question, wanted bool) error
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
+		q.Release()
 		return nil
 	}
 	if r.queued >= maxQueued {
@@ -142,7 +147,7 @@ func (r *Relay) handle(q Query, id uint16, question question, wanted bool) error
 		if f, err = r.beginLocked(key, r.busy.share(key.asker(), question.name), now); err != nil {
 			return err
 		}
-	} else if len(f.queue) >= maxQueued/2 {
+	} else if f.queued >= maxQueued/2 {
 		return errManyQueued
 	}
 	if wanted && !f.asked.add(id, question, now) {
@@ -151,6 +156,9 @@ func (r *Relay) handle(q Query, id uint16, question question, wanted bool) error
 	f.askLocked(q, now)
 	return nil
 }
+
+// weight returns what q counts for in a queue: 1, as nearly all do, or more if it is long.
+func weight(q Query) int { return 1 + len(q.Payload())/1024 }
 
 // beginLocked adds a flow to a share and has it dialed, if there is room. Rejecting a flow costs next to
 // nothing.

@@ -27,6 +27,7 @@ type datagram struct {
 	payload     []byte
 	replies     chan []byte
 	unreachable chan bool
+	released    *atomic.Int64 // how often; the same for all of the socket
 }
 
 var nextPort atomic.Uint32
@@ -35,7 +36,7 @@ func newQuery(dst netip.AddrPort, payload []byte) *datagram {
 	port := uint16(10000 + nextPort.Add(1)%50000)
 	return &datagram{
 		src: netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port), dst: dst, payload: payload,
-		replies: make(chan []byte, 16), unreachable: make(chan bool, 16),
+		replies: make(chan []byte, 16), unreachable: make(chan bool, 16), released: new(atomic.Int64),
 	}
 }
 
@@ -49,6 +50,7 @@ func (d *datagram) again(payload []byte) *datagram {
 func (d *datagram) Src() netip.AddrPort       { return d.src }
 func (d *datagram) Dst() netip.AddrPort       { return d.dst }
 func (d *datagram) Payload() []byte           { return d.payload }
+func (d *datagram) Release()                  { d.released.Add(1) }
 func (d *datagram) Unreachable(syscall.Errno) { d.unreachable <- true }
 func (d *datagram) Reply(b []byte) error {
 	d.replies <- bytes.Clone(b)
@@ -460,6 +462,49 @@ func TestRelayBounds(t *testing.T) {
 		r.Handle(d.again(query(999, "bank.example.", dnsmessage.TypeA)))
 		if n, _ := p.peer(1).Read(buf); n < headerLen {
 			t.Errorf("%d bytes of a wanted query", n)
+		}
+	})
+}
+
+// Queries are released as soon as they are sent, or given up. Long ones are bounded by their bytes.
+func TestRelayReleases(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p pipeDialer // its pipes accept data only when read
+		r := NewRelay(p.dial, &observer{}, nil)
+		stop := serve(t, r)
+		defer stop()
+		d := newQuery(resolverAddr, make([]byte, maxMessage))
+		const sent = 1000
+		for range sent {
+			r.Handle(d)
+		}
+		synctest.Wait()
+		r.mu.Lock()
+		waiting, weight := len(r.flows[flowKey{d.src, d.dst}].queue), r.queued
+		r.mu.Unlock()
+		if bytes := waiting * maxMessage; bytes > maxQueued<<10 || bytes == 0 || weight != 64*waiting {
+			t.Errorf("%d bytes wait, with a weight of %d", bytes, weight)
+		}
+		if n := d.released.Load(); n != int64(sent-waiting-1) { // one is being written
+			t.Errorf("%d released, while %d wait", n, waiting)
+		}
+		buf := make([]byte, maxMessage)
+		for range 3 {
+			if _, err := p.peer(0).Read(buf); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		if n := d.released.Load(); n != int64(sent-waiting-1+3) {
+			t.Errorf("%d released after 3 were sent", n)
+		}
+		stop()
+		r.Handle(d)
+		if n := d.released.Load(); n != sent+1 {
+			t.Errorf("%d released in the end, of %d", n, sent+1)
+		}
+		if r.queued != 0 {
+			t.Errorf("a weight of %d is left", r.queued)
 		}
 	})
 }
