@@ -34,9 +34,10 @@ var (
 // list in order. Choose is called for every query and must return quickly.
 type Choose func(ctx context.Context, name string) ([][]Upstream, error)
 
-// Forwarder answers queries sent to an address of pinproxy's own, using the answers of others: it is not a
-// resolver and has no cache. As with [Relay] and [Tapper], an answer is released only after it has been learned
-// from and the routes are set. Its methods are safe for concurrent use.
+// Forwarder answers queries sent to an address of pinproxy's own, using the answers of others: it is not a resolver and
+// has no cache. It asks 1024 queries at a time. If there are more, those about the zone that most are about make room. As
+// with [Relay] and [Tapper], an answer is released only after it has been learned from and the routes are set. Its methods
+// are safe for concurrent use.
 type Forwarder struct {
 	dial     LinkDialer
 	choose   Choose
@@ -51,8 +52,8 @@ type Forwarder struct {
 
 	mu     sync.Mutex
 	closed bool
-	asking int
-	idle   chan struct{}          // closed when asking becomes 0; nil while nobody waits
+	asking places
+	idle   chan struct{}          // closed when nothing is asked any more; nil while nobody waits
 	silent map[Upstream]time.Time // since when
 }
 
@@ -68,6 +69,7 @@ func NewForwarder(dial LinkDialer, choose Choose, obs Observer, log *slog.Logger
 		sessions: tls.NewLRUClientSessionCache(0),
 		ctx:      ctx,
 		cancel:   cancel,
+		asking:   newPlaces(maxForwarded),
 		silent:   make(map[Upstream]time.Time),
 	}
 }
@@ -86,8 +88,12 @@ func (f *Forwarder) Serve(ctx context.Context) error {
 // Handle accepts a datagram and returns at once. Anything that is not a query is dropped, as is everything
 // after Serve.
 func (f *Forwarder) Handle(q Query) {
-	err := f.begin(func() {
-		if msg := f.answer("udp", q.Payload()); msg != nil {
+	r, ok := requestOf("udp", q.Payload())
+	if !ok {
+		return
+	}
+	err := f.begin(r, func(ctx context.Context) {
+		if msg := f.answer(ctx, r); msg != nil {
 			if err := q.Reply(msg); err != nil {
 				f.learn.log.warn("reply to DNS query", err, "src", q.Src(), "dst", q.Dst())
 			}
@@ -118,11 +124,15 @@ func (f *Forwarder) Stream(ctx context.Context, c net.Conn) {
 		if err != nil {
 			return
 		}
+		r, ok := requestOf("tcp", query)
+		if !ok {
+			continue
+		}
 		slots <- struct{}{}
 		asks.Add(1)
-		err = f.begin(func() {
+		err = f.begin(r, func(ctx context.Context) {
 			defer func() { <-slots; asks.Done() }()
-			if msg := f.answer("tcp", query); msg != nil {
+			if msg := f.answer(ctx, r); msg != nil {
 				write.Lock()
 				defer write.Unlock()
 				// A client that does not read would keep its queries' places for ever.
@@ -138,28 +148,31 @@ func (f *Forwarder) Stream(ctx context.Context, c net.Conn) {
 	}
 }
 
-// begin runs work on a goroutine if there is room for another one.
-func (f *Forwarder) begin(work func()) error {
+// begin runs work for r on a goroutine if there is room for another one. The context that work gets ends when another
+// query takes its place.
+func (f *Forwarder) begin(r request, work func(context.Context)) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	switch {
-	case f.closed:
+	if f.closed {
 		return net.ErrClosed
-	case f.asking >= maxForwarded:
+	}
+	ctx, cancel := context.WithCancel(f.ctx)
+	place, ok := f.asking.take(r.q.name, cancel)
+	if !ok {
+		cancel()
 		return errManyForwarded
 	}
-	f.asking++
 	f.wg.Go(func() {
-		defer f.finish()
-		work()
+		defer f.finish(place)
+		work(ctx)
 	})
 	return nil
 }
 
-func (f *Forwarder) finish() {
+func (f *Forwarder) finish(p place) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.asking--; f.asking == 0 && f.idle != nil {
+	if f.asking.give(p); f.asking.taken == 0 && f.idle != nil {
 		close(f.idle)
 		f.idle = nil
 	}
@@ -168,7 +181,7 @@ func (f *Forwarder) finish() {
 // Drain returns when no query is in progress or ctx ends. It does not stop new queries.
 func (f *Forwarder) Drain(ctx context.Context) {
 	f.mu.Lock()
-	if f.asking > 0 && f.idle == nil {
+	if f.asking.taken > 0 && f.idle == nil {
 		f.idle = make(chan struct{})
 	}
 	idle := f.idle
@@ -182,36 +195,31 @@ func (f *Forwarder) Drain(ctx context.Context) {
 	}
 }
 
-// answer returns the response to a query, or nil for none.
-func (f *Forwarder) answer(network string, query []byte) []byte {
-	_, id, q, ok := parseQuestion(query, false)
-	if !ok {
-		return nil
-	}
-	wanted := q.wanted(f.learn.obs)
-	r := request{network: network, msg: query, id: id, q: q}
-	msg, err := f.ask(r)
+// answer returns the response to r, or nil for none.
+func (f *Forwarder) answer(ctx context.Context, r request) []byte {
+	wanted := r.q.wanted(f.learn.obs)
+	msg, err := f.ask(ctx, r)
 	switch {
 	case err == nil && wanted:
 		if p, _, _, ok := parseQuestion(msg, true); ok {
-			return f.learn.release(Asker{}, p, q, msg)
+			return f.learn.release(Asker{}, p, r.q, msg)
 		}
 		return msg
 	case err == nil:
 		return msg
-	case f.ctx.Err() != nil:
+	case ctx.Err() != nil:
 		return nil
 	}
-	f.learn.log.warn("forward DNS query", fmt.Errorf("%s: %w", q.name, err))
-	if errors.Is(err, errSilent) && network == "udp" {
+	f.learn.log.warn("forward DNS query", fmt.Errorf("%s: %w", r.q.name, err))
+	if errors.Is(err, errSilent) && r.network == "udp" {
 		return nil // as silent as the upstreams: the client knows how to proceed
 	}
-	return servfail(query, "no upstream resolver could be asked")
+	return servfail(r.msg, "no upstream resolver could be asked")
 }
 
 // ask returns the best answer of the upstreams for the query's name.
-func (f *Forwarder) ask(r request) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(f.ctx, forwardWait)
+func (f *Forwarder) ask(ctx context.Context, r request) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, forwardWait)
 	defer cancel()
 	lists, err := f.choose(ctx, r.q.name)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"math/big"
 	"net"
 	"net/netip"
@@ -274,19 +275,44 @@ func TestForwardObserves(t *testing.T) {
 	})
 }
 
+// However many queries wait for the servers of some zones, those about another one are asked.
 func TestForwardBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := &internet{resolvers: map[string]func([]byte) []byte{"192.0.2.1:53": says("203.0.113.1", time.Second/2)}}
+		n := &internet{resolvers: map[string]func([]byte) []byte{"192.0.2.1:53": func(q []byte) []byte {
+			if bytes.Contains(q, []byte("slow")) {
+				time.Sleep(time.Second / 2)
+			}
+			return says("203.0.113.1", 0)(q)
+		}}}
 		f := n.forward(t, &observer{}, []Upstream{up("192.0.2.1:53")})
-		q := newQuery(stand, query(7, "www.example.", dnsmessage.TypeA))
-		q.replies = make(chan []byte, 2*maxForwarded)
-		for range maxForwarded + 10 {
+		slow := newQuery(stand, nil)
+		slow.replies = make(chan []byte, 2*maxForwarded)
+		for zone := range 20 {
+			for range maxForwarded {
+				f.Handle(slow.again(query(7, fmt.Sprintf("slow.zone%d.", zone), dnsmessage.TypeA)))
+			}
+			synctest.Wait()
+			name := "www.bank.test"
+			for i := 0; f.asking.share(name).Len() > 0; i++ { // not in a slow zone's share by chance
+				name = fmt.Sprintf("www.bank%d.test", i)
+			}
+			q := newQuery(stand, query(7, name+".", dnsmessage.TypeA))
 			f.Handle(q)
+			synctest.Wait()
+			if len(q.replies) != 1 {
+				t.Fatalf("no answer while %d zones are slow", zone+1)
+			}
 		}
-		f.Handle(q.again([]byte("no DNS")))
+		f.Handle(slow.again([]byte("no DNS")))
 		f.Drain(t.Context())
-		if got := len(q.replies); got != maxForwarded {
-			t.Errorf("%d answers, want %d", got, maxForwarded)
+		// The last one about another zone has taken a place, and others' shares may have been as large as its own.
+		if got := len(slow.replies); got > maxForwarded || got < maxForwarded-10 {
+			t.Errorf("%d answers of slow zones", got)
+		}
+		for i := range f.asking.shares {
+			if n := f.asking.shares[i].Len(); n != 0 || f.asking.taken != 0 {
+				t.Fatalf("%d places of a share are taken, and %d in all", n, f.asking.taken)
+			}
 		}
 	})
 }
@@ -369,8 +395,8 @@ func TestForwardStreamIsNotRead(t *testing.T) {
 		time.Sleep(2 * streamIdle)
 		synctest.Wait()
 		f.mu.Lock()
-		if f.asking != 0 {
-			t.Errorf("%d queries are still in progress", f.asking)
+		if f.asking.taken != 0 {
+			t.Errorf("%d queries are still in progress", f.asking.taken)
 		}
 		f.mu.Unlock()
 		select {

@@ -44,6 +44,12 @@ type request struct {
 	q       question
 }
 
+// requestOf reports false if msg is not a query.
+func requestOf(network string, msg []byte) (request, bool) {
+	_, id, q, ok := parseQuestion(msg, false)
+	return request{network: network, msg: msg, id: id, q: q}, ok
+}
+
 // reply is the result from one upstream, or from all of them.
 type reply struct {
 	msg []byte
