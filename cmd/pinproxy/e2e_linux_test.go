@@ -47,6 +47,7 @@ import (
 // programs lists what the test binary is under other names.
 var programs = map[string]func(){
 	"pinproxy": main,
+	namerName:  namerMain,
 	"visit":    visit,
 	"apart":    apart,
 	"occupy":   occupyPort,

@@ -22,6 +22,9 @@ const (
 	namerReady = "--name-the-owners-of-sockets-for-pinproxy"
 )
 
+// namerName is what the namer is called, for pidof and pkill to find the one that takes signals.
+const namerName = "pinproxy-namer"
+
 // namerSocket is the descriptor of the namer's socket.
 const namerSocket = 3
 
@@ -37,7 +40,7 @@ func startNamer(id identity) (int, error) {
 		return 0, fmt.Errorf("start the namer: %w", err)
 	}
 	defer null.Close()
-	argv := []string{os.Args[0], namerMark, id.name, strconv.Itoa(id.uid), strconv.Itoa(id.gid)}
+	argv := []string{namerName, namerMark, id.name, strconv.Itoa(id.uid), strconv.Itoa(id.gid)}
 	files := []uintptr{null.Fd(), null.Fd(), null.Fd(), uintptr(ends[1])}
 	_, err = syscall.ForkExec(ownFile, argv, &syscall.ProcAttr{Env: os.Environ(), Files: files, Dir: "/"})
 	if err != nil {
@@ -51,6 +54,7 @@ func namerMain() {
 	if len(os.Args) < 2 || os.Args[1] != namerMark && os.Args[1] != namerReady {
 		return
 	}
+	_ = os.WriteFile("/proc/self/comm", []byte(namerName), 0)
 	// The namer is in our process group and unit, but is needed until we end.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	if os.Args[1] == namerReady || len(os.Args) != 5 {
@@ -62,6 +66,6 @@ func namerMain() {
 	id.uid, _ = strconv.Atoi(os.Args[3])
 	id.gid, _ = strconv.Atoi(os.Args[4])
 	id.groups = []int{id.gid}
-	_ = id.exec([]string{os.Args[0], namerReady}, os.Environ())
+	_ = id.exec([]string{namerName, namerReady}, os.Environ())
 	os.Exit(exitFailed)
 }
