@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	askTimeout = 10 * time.Second
-	maxAnswer  = 256 << 20 // bytes; a flow takes some 300
+	answerWait = 10 * time.Second // for the beginning of an answer, which comes at once
+	maxAnswer  = 256 << 20        // bytes; a flow takes some 300
 )
 
 // instance is the running pinproxy as seen from outside.
@@ -41,24 +41,9 @@ func (notRunningError) hint() string  { return "sudo pinproxy --rule 'google.co.
 
 // findInstance finds the running pinproxy and asks it who it is. It returns nil without an error if there is none.
 func findInstance(ctx context.Context, o options) (*instance, error) {
-	running, ok, err := host.FindRunning()
-	if err != nil {
-		return nil, err
-	}
-	if !ok && o.socket == "" {
-		return nil, nil
-	}
-	i := &instance{Running: running, path: cmp.Or(o.socket, running.Socket), again: o.command}
-	if o.command == "check" {
-		i.again += " …"
-	}
-	switch {
-	case i.path == "" && i.Silent:
-		i.err = errors.New("ask for its control socket: it does not answer")
-		return i, nil
-	case i.path == "":
-		i.err = errors.New("ask it: it has no control socket")
-		return i, nil
+	i, ok, err := locateInstance(o)
+	if i == nil || err != nil || i.err != nil {
+		return i, err
 	}
 	if i.err = i.ask(ctx, "/about", nil, &i.about); !ok && i.err != nil {
 		return nil, i.err
@@ -66,12 +51,35 @@ func findInstance(ctx context.Context, o options) (*instance, error) {
 	return i, nil
 }
 
+// locateInstance finds the running pinproxy, and asks it nothing. ok is whether it runs in this network namespace.
+func locateInstance(o options) (i *instance, ok bool, err error) {
+	running, ok, err := host.FindRunning()
+	if err != nil {
+		return nil, false, err
+	}
+	if !ok && o.socket == "" {
+		return nil, false, nil
+	}
+	i = &instance{Running: running, path: cmp.Or(o.socket, running.Socket), again: o.command}
+	if o.command == "check" {
+		i.again += " …"
+	}
+	switch {
+	case i.path == "" && i.Silent:
+		i.err = errors.New("ask for its control socket: it does not answer")
+	case i.path == "":
+		i.err = errors.New("ask it: it has no control socket")
+	}
+	return i, ok, nil
+}
+
 // ask asks the control socket. The error says why there is no answer.
 func (i *instance) ask(ctx context.Context, resource string, query url.Values, answer any) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, answerWait+controlWrite)
 	defer cancel()
 	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
+		DisableKeepAlives:     true,
+		ResponseHeaderTimeout: answerWait,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", i.path)

@@ -28,7 +28,7 @@ const (
 	controlConns   = 16 // at a time; more wait
 	controlHeader  = 8 << 10
 	controlRead    = 2 * time.Second
-	controlWrite   = 10 * time.Second // a snapshot of 100,000 flows is some 30 MB
+	controlWrite   = 30 * time.Second // a snapshot of 100,000 flows or rules is some 30 MB, and the host may be busy
 	controlEnding  = time.Second
 	maxNamesListed = 10_000 // pairs of a name and an address; rules.Names may have 200,000
 )
@@ -54,6 +54,7 @@ func (c *control) handler() http.Handler {
 	mux.HandleFunc("GET /about", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.about()) })
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
+		_ = http.NewResponseController(w).Flush() // a look at 100,000 rules takes a while on a busy host
 		_ = c.look(r.Context()).write(w, c.yield)
 	})
 	mux.HandleFunc("GET /destination", func(w http.ResponseWriter, r *http.Request) {

@@ -28,7 +28,7 @@ func status(ctx context.Context, o options, stdout io.Writer) error {
 
 // askStatus asks the running pinproxy.
 func askStatus(ctx context.Context, o options) (s statusJSON, err error) {
-	i, err := findInstance(ctx, o)
+	i, _, err := locateInstance(o)
 	switch {
 	case err != nil:
 		return s, err
@@ -94,13 +94,14 @@ func (s statusJSON) portTable(b *strings.Builder, width int) {
 	for _, f := range s.Flows {
 		now[f.ID] = f
 	}
+	ports := make(map[string][]portJSON) // by rule; there may be 100,000 rules
+	for _, p := range s.Ports {
+		ports[p.Rule] = append(ports[p.Rule], p)
+	}
 	t := newTable(column{name: "PORT"}, column{name: "STATE"}, column{name: "TO", least: 15, tail: true}, column{name: "FOR", drop: 2}, column{name: "RULE", drop: 1, least: 16})
 	for _, r := range s.Rules {
 		var free []portJSON // one after the other
-		for _, p := range s.Ports {
-			if p.Rule != r.Rule {
-				continue
-			}
+		for _, p := range ports[r.Rule] {
 			if n := len(free); n > 0 && (p.State != portFree || p.Port != free[n-1].Port+1) {
 				rowOfFree(t, free)
 				free = nil

@@ -2,8 +2,10 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -116,5 +118,25 @@ func TestNothingReachesTheTerminal(t *testing.T) {
 		if i := strings.IndexFunc(text, func(r rune) bool { return r != '\n' && unicode.IsControl(r) }); i >= 0 {
 			t.Errorf("%s prints %q", what, text[max(0, i-20):])
 		}
+	}
+}
+
+// Many rules with many ports are a table at once: the time for it grows with their number, not with its square.
+func TestStatusOfManyRules(t *testing.T) {
+	var s statusJSON
+	for i := range 100_000 {
+		rule := fmt.Sprintf("h%06d.bank.example:443=63999", i)
+		s.Rules = append(s.Rules, ruleStateJSON{ruleJSON: ruleJSON{Rule: rule}, Ports: 1, Free: 1})
+		s.Ports = append(s.Ports, portJSON{Rule: rule, Port: 63999, State: portFree})
+	}
+	done := make(chan string)
+	go func() { done <- s.text(0) }()
+	select {
+	case text := <-done:
+		if n := strings.Count(text, "63999  free   -   -    h"); n != len(s.Ports) {
+			t.Errorf("%d ports are listed, want %d", n, len(s.Ports))
+		}
+	case <-time.After(patience):
+		t.Error("it takes too long")
 	}
 }
