@@ -48,8 +48,26 @@ func valueError(fs *pflag.FlagSet, name, value string, err error) *usageError {
 	return &usageError{fmt.Sprintf("--%s %s: %v", name, shown(value), err), flagHint(fs, name)}
 }
 
+// elsewhere are commands of other programs, and what does the same here.
+var elsewhere = map[string]string{
+	"reload": "sudo kill -HUP $(pidof pinproxy)",
+	"stop":   "sudo kill $(pidof pinproxy)",
+	"down":   "sudo kill $(pidof pinproxy)",
+	"start":  "sudo pinproxy --rule 'google.co.uk:443=63999'",
+	"up":     "sudo pinproxy --rule 'google.co.uk:443=63999'",
+	"run":    "pinproxy --rule RULE -- CMD…",
+	"exec":   "pinproxy --rule RULE -- CMD…",
+	"show":   "pinproxy status",
+	"list":   "pinproxy status",
+	"watch":  "pinproxy status --watch",
+	"test":   "pinproxy check --connect HOST:PORT",
+}
+
 // commandHint returns the hint for a word that is not a command of pinproxy. Beside a rule it is a program's name.
 func commandHint(word string, ruled bool) string {
+	if hint, ok := elsewhere[word]; ok && !ruled {
+		return hint
+	}
 	switch name := typo.Nearest(word, []string{"check", "status", "cleanup", "help", "version"}); name {
 	case "":
 		if ruled {

@@ -88,6 +88,8 @@ func TestPage(t *testing.T) {
 	b.look("10")
 	b.scheme("light", 390) // a phone
 	b.await(`document.documentElement.scrollWidth <= 390`)
+	b.eval(`var labels = () => [...document.querySelectorAll("#pins .axis div span")].map(e => e.getBoundingClientRect()).filter(r => r.width > 0)`)
+	b.await(`labels().length > 1 && labels().every((r, i, all) => i === 0 || r.left > all[i-1].right + 3)`) // so that they can be told apart
 
 	for i := range 990 {
 		echo(t, w.mustConnect(fmt.Sprintf("192.0.2.%d:443", 1+i%100)), "hello")
