@@ -472,7 +472,7 @@ func TestNoDescriptorIsLeft(t *testing.T) {
 // A plan that fails halfway leaves nothing behind.
 func TestApplyFails(t *testing.T) {
 	b := newBench(t)
-	last := rule{fam: v6, pref: 4010, lo: true, proto: protoTCP, dport: PortRange{443, 443}, action: lookup, table: tablePortSet}.netlink()
+	last := rule{fam: v6, pref: 4010, lo: true, proto: protoTCP, dport: PortRange{443, 443}, action: lookup, table: tablePortSet}.theirs()
 	foreign := *last
 	foreign.Protocol = 99 // otherwise identical, and not ours to delete
 	if err := b.Client.Netlink().RuleAdd(&foreign); err != nil {

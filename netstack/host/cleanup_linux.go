@@ -36,7 +36,7 @@ func (l *Lock) Cleanup(_ context.Context, stateDir string) (done []string, err e
 		errs = append(errs, err)
 	}
 	for _, fam := range []family{v4, v6} {
-		try(cleanRules(h, fam))
+		try(cleanRules(h, r, fam))
 		try(cleanRoutes(r, fam))
 	}
 	lines, err := cleanReserved(stateDir)
@@ -48,7 +48,7 @@ func (l *Lock) Cleanup(_ context.Context, stateDir string) (done []string, err e
 }
 
 // cleanRules deletes the capture rules before the other rules, as undo does.
-func cleanRules(h *netlink.Handle, fam family) (done []string, err error) {
+func cleanRules(h *netlink.Handle, r *rtnl, fam family) (done []string, err error) {
 	list, err := ourRules(h, fam)
 	if err != nil {
 		return nil, err
@@ -56,9 +56,9 @@ func cleanRules(h *netlink.Handle, fam family) (done []string, err error) {
 	slices.SortStableFunc(list, func(a, b netlink.Rule) int {
 		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(b.Priority, a.Priority))
 	})
-	for _, r := range list {
-		line := rule{fam: fam, pref: r.Priority}.Undo()
-		if err := h.RuleDel(&r); err != nil && !gone(err) {
+	for _, found := range list {
+		line := rule{fam: fam, pref: found.Priority}.Undo()
+		if err := r.delRuleAt(fam, found.Priority); err != nil && !gone(err) {
 			return done, explain(line, err)
 		}
 		done = append(done, line)

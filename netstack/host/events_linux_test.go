@@ -61,7 +61,7 @@ func TestEvents(t *testing.T) {
 	}
 	theirs := &netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: ipNet(capture("2001:db8:9::/48", 0).Dst)}
 	ours := &netlink.Route{Table: tablePortSet, Scope: netlink.SCOPE_LINK, Dst: ipNet(web().Captures[0].Dst)}
-	end := rule{fam: v4, pref: prefEnd, action: nop}.netlink()
+	end := rule{fam: v4, pref: prefEnd, action: nop}.theirs()
 	address, err := netlink.ParseAddr("192.0.2.9/32")
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +90,7 @@ func TestEventsOverflow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := rule{fam: v4, pref: 9000, action: nop}.netlink()
+	r := rule{fam: v4, pref: 9000, action: nop}.theirs()
 	for range 50 {
 		if err := errors.Join(b.Client.Netlink().RuleAdd(r), b.Client.Netlink().RuleDel(r)); err != nil {
 			t.Fatal(err)

@@ -100,7 +100,7 @@ func (k *kernel) do(s Step) error {
 	case sysctl:
 		err = k.write(s)
 	case rule:
-		err = k.nl.RuleAdd(s.netlink())
+		err = k.routes.addRule(s)
 	default:
 		err = errors.ErrUnsupported
 	}
@@ -116,7 +116,7 @@ func (k *kernel) undo(s Step) error {
 	case addr:
 		err = k.nl.AddrDel(k.ref(), s.netlink())
 	case rule:
-		err = k.nl.RuleDel(s.netlink())
+		err = k.routes.delRule(s)
 	}
 	if gone(err) {
 		return nil
@@ -312,38 +312,6 @@ func (s addr) netlink() *netlink.Addr {
 		a.Scope = unix.RT_SCOPE_LINK
 	}
 	return a
-}
-
-func (s rule) netlink() *netlink.Rule {
-	r := netlink.NewRule()
-	r.Family, r.Priority, r.Protocol = int(s.fam.af()), s.pref, Protocol
-	r.Invert, r.Mark, r.IPProto = s.not, s.mark, int(s.proto)
-	if s.from.IsValid() {
-		r.Src = ipNet(s.from)
-	}
-	if s.to.IsValid() {
-		r.Dst = ipNet(s.to)
-	}
-	if r.IifName = s.iif; s.lo {
-		r.IifName = "lo"
-	}
-	if s.sport != (PortRange{}) {
-		r.Sport = netlink.NewRulePortRange(s.sport.First, s.sport.Last)
-	}
-	if s.dport != (PortRange{}) {
-		r.Dport = netlink.NewRulePortRange(s.dport.First, s.dport.Last)
-	}
-	switch s.action {
-	case lookup:
-		r.Table = s.table
-	case skip:
-		r.Goto = prefEnd
-	case unreachable:
-		r.Type = unix.RTN_UNREACHABLE
-	case nop:
-		r.Type = nl.FR_ACT_NOP
-	}
-	return r
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
