@@ -38,10 +38,11 @@ func FindAhead(dst netip.AddrPort) (Ahead, error) {
 // of this host have no source address, mark or device yet. Those of hosts behind gateways have a source address, which
 // is none of own.
 func mayLead(list []netlink.Rule, gateways []string, own []netip.Addr) []netlink.Rule {
+	last := lastCapture(list)
 	return slices.DeleteFunc(list, func(r netlink.Rule) bool {
 		behind := len(gateways) > 0 && r.IifName != "lo"
 		switch {
-		case r.Priority >= prefMark, r.Protocol == Protocol:
+		case r.Priority >= last, r.Protocol == Protocol:
 			return true
 		case r.Goto <= prefMark && (r.Table == 0 || r.Table == unix.RT_TABLE_LOCAL): // leads nowhere, or is for VRFs (l3mdev)
 			return true
@@ -53,6 +54,17 @@ func mayLead(list []netlink.Rule, gateways []string, own []netip.Addr) []netlink
 		return r.Mark != 0 || r.OifName != "" || r.Sport != nil || r.IPProto != 0 && r.IPProto != protoTCP ||
 			r.IifName != "" && r.IifName != "lo" && !slices.Contains(gateways, r.IifName)
 	})
+}
+
+// lastCapture returns the priority of the last of our capture rules; that of our first rule if there are none.
+func lastCapture(list []netlink.Rule) int {
+	last := prefMark
+	for _, r := range list {
+		if r.Protocol == Protocol && r.IifName != "" && r.Table >= tableDNS {
+			last = max(last, r.Priority)
+		}
+	}
+	return last
 }
 
 func isOneOf(p netip.Prefix, list []netip.Addr) bool {

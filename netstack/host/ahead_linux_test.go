@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"strings"
@@ -55,6 +56,41 @@ func TestRulesAhead(t *testing.T) {
 	}
 	if n := strings.Count(b.logs.String(), "asked before"); n != 2 {
 		t.Errorf("%d warnings, want one for each family:\n%s", n, b.logs)
+	}
+}
+
+// A rule in the midst of ours comes before those that capture, or after them.
+func TestRulesAmongOurs(t *testing.T) {
+	b := newBench(t)
+	b.apply(web())
+	link, err := b.Client.Netlink().LinkByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Client.Netlink().RouteAdd(&netlink.Route{Dst: ipNet(netip.PrefixFrom(server4, 32)), LinkIndex: link.Attrs().Index, Table: 100}); err != nil {
+		t.Fatal(err)
+	}
+	dst := netip.AddrPortFrom(server4, 443)
+	for priority, want := range map[int]Ahead{prefCapture - 1: {Priorities: "4009"}, prefSplit - 1: {}} {
+		other := netlink.NewRule()
+		other.Family, other.Priority, other.Table = unix.AF_INET, priority, 100
+		if err := b.Client.Netlink().RuleAdd(other); err != nil {
+			t.Fatal(err)
+		}
+		err := b.Client.Do(func() error {
+			way, err := FindWay(Connection{Dst: dst})
+			if err != nil {
+				return err
+			}
+			found, err := FindAhead(dst)
+			if found != want || way.Ours != (want == Ahead{}) {
+				t.Errorf("%d: found %q, captured: %v", priority, found.Priorities, way.Ours)
+			}
+			return err
+		})
+		if err = errors.Join(err, b.Client.Netlink().RuleDel(other)); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
