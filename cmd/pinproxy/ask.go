@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -127,6 +128,14 @@ func (i *instance) destination(ctx context.Context, dst netip.AddrPort, name, ru
 	return d, i.ask(ctx, "/destination", url.Values{"dst": {dst.String()}, "name": {name}, "rule": {rule}}, &d)
 }
 
+// whose says who may use the control socket at path: see share.
+func whose(path string) string {
+	if info, err := os.Lstat(path); err == nil && info.Mode()&0o060 != 0 {
+		return "its user's, its group's and root's"
+	}
+	return "its user's and root's"
+}
+
 // askError says that the control socket does not answer.
 type askError struct {
 	path  string
@@ -141,7 +150,7 @@ func (e *askError) Unwrap() error { return e.err }
 func (e *askError) hint() string {
 	switch {
 	case errors.Is(e.err, fs.ErrPermission):
-		return "the control socket is its user's and root's: sudo pinproxy " + e.again
+		return fmt.Sprintf("the control socket is %s: sudo pinproxy %s", whose(e.path), e.again)
 	case e.pid != 0 && (errors.Is(e.err, fs.ErrNotExist) || errors.Is(e.err, syscall.ECONNREFUSED)):
 		return fmt.Sprintf("if the socket was deleted, a restart of pid %d makes it again; if that is in a container, sudo nsenter -t %[1]d -m pinproxy %s", e.pid, e.again)
 	case errors.Is(e.err, fs.ErrNotExist), errors.Is(e.err, syscall.ECONNREFUSED):

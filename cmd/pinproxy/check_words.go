@@ -208,7 +208,7 @@ func (s situation) chosen(v verdict, facts host.Facts) string {
 	case s.away():
 		return fmt.Sprintf("Not at all: connect fails, as this host has no route: %v.", cause(cmp.Or(s.wayErr, s.pastErr)))
 	case s.running && s.way.Ours && errors.Is(s.askErr, fs.ErrPermission):
-		return "By a rule of the running pinproxy, which takes the connection; only its user and root may ask by which."
+		return "By a rule of the running pinproxy, which takes the connection; this user may not ask by which."
 	case s.running && s.way.Ours && s.askErr != nil:
 		return "By a rule of the running pinproxy, which takes the connection, but can't be asked by which."
 	case s.running && s.way.Ours && s.instead != nil && s.instead.Rule != "":

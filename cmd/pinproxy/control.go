@@ -22,8 +22,8 @@ import (
 //	GET /status                                everything at one moment: statusJSON
 //	GET /destination?dst=A:P[&name=N][&rule=R] what would happen to a connection: destinationJSON
 //
-// It is read-only. Those who may open the socket, the same user and root, may see everything it tells. They are not
-// trusted to be quick, to be few, or to ask for anything sensible.
+// It is read-only. Those who may open the socket, the same user, root and the group of --socket-group, may see everything
+// it tells. They are not trusted to be quick, to be few, or to ask for anything sensible.
 const (
 	controlConns   = 16 // at a time; more wait
 	controlHeader  = 8 << 10

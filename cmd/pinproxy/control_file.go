@@ -56,8 +56,8 @@ func share(path string, group int) error {
 	return nil
 }
 
-// listenControl listens on path. Only the same user and root may connect. A socket that nobody listens on any more
-// is replaced. Anything else at path stays and is an error.
+// listenControl listens on path. Only the same user and root may connect, until share lets a group do so. A socket that
+// nobody listens on any more is replaced. Anything else at path stays and is an error.
 func listenControl(ctx context.Context, path string) (net.Listener, func() error, error) {
 	if _, err := removeStale(path); err != nil {
 		return nil, nil, fmt.Errorf("listen on %s: %w", path, err)

@@ -227,7 +227,7 @@ func TestVerdict(t *testing.T) {
 		}, cause: "takes 203.0.113.2 for an address of www.bank.example, and goes by the rule www.bank.example:443=1", chosen: "By the running pinproxy's rule www.bank.example:443=1", hintHas: "the same pin"},
 		{name: "not captured", is: func(s *situation) { s.way.Ours = false }, port: 63998, cause: "does not capture it", chosen: "By the kernel"},
 		{name: "another program's rules first", is: func(s *situation) { s.way.Ours, s.ahead.Priorities = false, "3999" }, port: 63998, cause: "does not capture it: policy rules of other programs are asked before pinproxy's: 3999", chosen: "By the kernel"},
-		{name: "does not answer", is: func(s *situation) { s.askErr, s.theirs = &askError{"/run/x", 0, "check …", syscall.EACCES}, "" }, port: 63998, cause: "can't be asked by which rule: ask /run/x: permission denied", chosen: "only its user and root", hintHas: "sudo pinproxy check"},
+		{name: "does not answer", is: func(s *situation) { s.askErr, s.theirs = &askError{"/run/x", 0, "check …", syscall.EACCES}, "" }, port: 63998, cause: "can't be asked by which rule: ask /run/x: permission denied", chosen: "this user may not ask", hintHas: "sudo pinproxy check"},
 		{name: "its socket was deleted", is: func(s *situation) { s.askErr, s.theirs = &askError{"/run/x", 812, "check …", syscall.ENOENT}, "" }, port: 63998, cause: "ask /run/x: no such file or directory", chosen: "but can't be asked by which", hintHas: "a restart of pid 812 makes it again; if that is in a container, sudo nsenter -t 812 -m pinproxy check"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -167,6 +167,10 @@ func TestControlSocketGroup(t *testing.T) {
 	if gid := info.Sys().(*syscall.Stat_t).Gid; info.Mode() != fs.ModeSocket|0o660 || gid != 4242 {
 		t.Errorf("mode %v, group %d", info.Mode(), gid)
 	}
+	refused := &askError{path: path, again: "status", err: fs.ErrPermission}
+	if hint := refused.hint(); !strings.Contains(hint, "its user's, its group's and root's: sudo pinproxy status") {
+		t.Error(hint)
+	}
 }
 
 // The group is looked up before anything is done.
