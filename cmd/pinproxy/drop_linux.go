@@ -140,10 +140,15 @@ func openAlone(c link.Config) (link.FD, error) {
 			return link.FD{}, err
 		}
 		fd, err := link.OpenFD(c)
-		if !errors.Is(err, link.ErrNameTaken) || time.Now().After(end) {
+		if !mayVanish(err) || time.Now().After(end) {
 			return fd, err
 		}
 	}
+}
+
+// mayVanish reports whether err is about a device that may be another pinproxy's. Devices of other kinds stay.
+func mayVanish(err error) bool {
+	return errors.Is(err, link.ErrNameTaken) && errors.Is(err, unix.EBUSY)
 }
 
 // alone returns an error if another pinproxy is running.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"pinproxy/netstack/lab"
+	"pinproxy/netstack/link"
 )
 
 // What is left of root's privileges when pinproxy is ready. All other tests show that everything works without them,
@@ -366,5 +367,20 @@ func TestConfined(t *testing.T) {
 	}
 	if got.out != want || got.status != 0 {
 		t.Errorf("%+v, want\n%s", got, want)
+	}
+}
+
+// Only a device that may be another pinproxy's is worth waiting for: one in use, and not one of another kind.
+func TestForeignDevice(t *testing.T) {
+	for errno, want := range map[syscall.Errno]bool{unix.EBUSY: true, unix.EINVAL: false} {
+		if got := mayVanish(fmt.Errorf("make tun: %w: %w", link.ErrNameTaken, errno)); got != want {
+			t.Errorf("%v may vanish: %v", errno, got)
+		}
+	}
+	needRoot(t)
+	w := newNetwork(t)
+	_, said, err := w.Client.Run(w.command("--rule", "203.0.113.2:7=63999", "--tun", "lo"))
+	if exitStatus(err) != exitFailed || !strings.Contains(said, "by a device that is no TUN") || !strings.Contains(said, "--tun pin1") {
+		t.Errorf("%q, %v", said, err)
 	}
 }

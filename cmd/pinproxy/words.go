@@ -196,6 +196,8 @@ func hintFor(err error) string {
 		return "choose another name: pinproxy --tun pin1 …"
 	case errors.Is(err, link.ErrNoTUN):
 		return "sudo modprobe tun; in a container, pass the device in: --device /dev/net/tun"
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return "raise the limit of open files: ulimit -n, or LimitNOFILE= in a unit"
 	case errors.As(err, &path): // a file of ours: the error says enough
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EPERM):
 		return "pinproxy needs root, or CAP_NET_ADMIN: sudo pinproxy …"
