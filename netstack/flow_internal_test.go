@@ -133,11 +133,23 @@ func (k *shaky) send(port uint16, flags header.TCPFlags, seq, ack uint32) {
 
 // sendWith sends a segment with IP options and a window.
 func (k *shaky) sendWith(options header.IPv4OptionsSerializer, port uint16, flags header.TCPFlags, seq, ack uint32, window uint16) {
-	b := make([]byte, header.IPv4MinimumSize+int(options.Length())+header.TCPMinimumSize)
+	k.sendTCP(options, header.TCPFields{SrcPort: port, Flags: flags, SeqNum: seq, AckNum: ack, WindowSize: window}, nil)
+}
+
+// sendSYN sends a SYN with TCP options.
+func (k *shaky) sendSYN(port uint16, isn uint32, options []byte) {
+	k.sendTCP(nil, header.TCPFields{SrcPort: port, Flags: header.TCPFlagSyn, SeqNum: isn, WindowSize: 65535}, options)
+}
+
+func (k *shaky) sendTCP(ipOptions header.IPv4OptionsSerializer, fields header.TCPFields, options []byte) {
+	fields.DstPort, fields.DataOffset = 443, uint8(header.TCPMinimumSize+len(options))
+	b := make([]byte, header.IPv4MinimumSize+int(ipOptions.Length())+int(fields.DataOffset))
 	ip := header.IPv4(b)
-	ip.Encode(&header.IPv4Fields{TotalLength: uint16(len(b)), TTL: 64, Protocol: uint8(tcp.ProtocolNumber), SrcAddr: tcpip.AddrFrom4([4]byte{192, 0, 2, 1}), DstAddr: tcpip.AddrFrom4([4]byte{203, 0, 113, 5}), Options: options})
+	ip.Encode(&header.IPv4Fields{TotalLength: uint16(len(b)), TTL: 64, Protocol: uint8(tcp.ProtocolNumber), SrcAddr: tcpip.AddrFrom4([4]byte{192, 0, 2, 1}), DstAddr: tcpip.AddrFrom4([4]byte{203, 0, 113, 5}), Options: ipOptions})
 	ip.SetChecksum(^ip.CalculateChecksum())
-	header.TCP(b[ip.HeaderLength():]).Encode(&header.TCPFields{SrcPort: port, DstPort: 443, DataOffset: header.TCPMinimumSize, Flags: flags, SeqNum: seq, AckNum: ack, WindowSize: window})
+	segment := header.TCP(b[ip.HeaderLength():])
+	segment.Encode(&fields)
+	copy(segment[header.TCPMinimumSize:], options)
 	k.inject(b)
 }
 

@@ -69,7 +69,7 @@ func (s *Stack) keep(pkt *stack.PacketBuffer) bool {
 	if h.Flags()&synAck == synAck {
 		return s.takeSYNACK(id, pkt, h.AckNumber())
 	}
-	f := s.leaving(id, h.SequenceNumber()+uint32(pkt.Data().Size()))
+	f := s.leaving(id, h.SequenceNumber(), pkt)
 	if f == nil {
 		return false
 	}

@@ -34,7 +34,7 @@ func (f *Flow) far(syn *stack.PacketBuffer, mtu int) (mss int) {
 	o := header.ParseSynOptions(header.TCP(syn.TransportHeader().Slice()).Options(), false)
 	f.stack.mu.Lock()
 	defer f.stack.mu.Unlock()
-	f.window = window{scale: uint8(max(o.WS, 0)), segment: uint32(o.MSS)}
+	f.window = window{scale: uint8(max(o.WS, 0))}
 	return mss
 }
 
@@ -43,20 +43,31 @@ func (f *Flow) far(syn *stack.PacketBuffer, mtu int) (mss int) {
 // As long as a segment is unacknowledged gVisor repeats it instead of probing. But it does not repeat a segment for which
 // the window has become too small, and then no timer runs (postXmit). If the host vanished, or its next window got lost,
 // the flow would be kept forever. Only a window of zero is always asked about again, for as long as the host answers. So
-// a window that is too small for what has been sent is taken for zero. Hosts are not to take back what they have offered
+// a window that is too small for what has been sent is taken for zero. One that has room for a segment as gVisor makes
+// them, without what their options take, is not too small: a host may leave it at that, and then would be asked for ever.
+// Hosts are not to take back what they have offered
 // (RFC 9293, section 3.8.6), but some do.
 type window struct {
 	scale   uint8
-	segment uint32 // the largest that the host takes; 0: it is this one, or not known yet
+	segment uint32 // the most bytes that one segment has had
 	sent    uint32 // the sequence number behind all that has been sent
 }
 
-// leaving returns the flow of a 4-tuple, or nil, and records that a segment which ends before end is sent.
-func (s *Stack) leaving(id stack.TransportEndpointID, end uint32) *Flow {
+// leaving returns the flow of a 4-tuple, or nil, and records that pkt, from the sequence number seq on, is sent.
+func (s *Stack) leaving(id stack.TransportEndpointID, seq uint32, pkt *stack.PacketBuffer) *Flow {
+	size := uint32(pkt.Data().Size())
+	segment := size
+	if gso := pkt.GSOOptions; gso.Type != stack.GSONone {
+		segment = uint32(gso.MSS)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f := s.flows[id]
-	if f != nil && int32(end-f.window.sent) > 0 {
+	if f == nil {
+		return nil
+	}
+	f.window.segment = max(f.window.segment, segment)
+	if end := seq + size; int32(end-f.window.sent) > 0 {
 		f.window.sent = end
 	}
 	return f

@@ -58,17 +58,7 @@ func TestClampMSS(t *testing.T) {
 func TestWindowShrinks(t *testing.T) {
 	const size = 536 // the largest segment of a host that names none
 	for _, alive := range []bool{false, true} {
-		clock := faketime.NewManualClock()
-		k := &shaky{device: channel.New(1024, 1500, "")}
-		s, err := newStack(link.New("channel", k.device, nil), Config{Path: func(netip.Addr) int { return 1500 }}, stack.Options{Clock: clock})
-		if err != nil {
-			t.Fatal(err)
-		}
-		conns := make(chan Conn, 1)
-		k.device.LinkEPCapabilities = stack.CapabilityRXChecksumOffload
-		k.start(t, s, func(_ context.Context, f *Flow) {
-			f.AcceptFunc(func(c Conn, _ error) { conns <- c })
-		})
+		k, clock, conns := newFar(t)
 		k.send(4711, header.TCPFlagSyn, 1000, 0)
 		next := k.heard(t, synAck).SequenceNumber() + 1
 		k.send(4711, header.TCPFlagAck, 1001, next)
@@ -110,4 +100,59 @@ func TestWindowShrinks(t *testing.T) {
 			return pkt.Data().Size() == size && header.TCP(pkt.TransportHeader().Slice()).SequenceNumber() == next
 		})
 	}
+}
+
+// newFar makes a stack whose applications are on another host, with a clock of its own. Connections are sent to conns.
+func newFar(t *testing.T) (k *shaky, clock *faketime.ManualClock, conns chan Conn) {
+	t.Helper()
+	clock, conns = faketime.NewManualClock(), make(chan Conn, 1)
+	k = &shaky{device: channel.New(1024, 1500, "")}
+	s, err := newStack(link.New("channel", k.device, nil), Config{Path: func(netip.Addr) int { return 1500 }}, stack.Options{Clock: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.device.LinkEPCapabilities = stack.CapabilityRXChecksumOffload
+	k.start(t, s, func(_ context.Context, f *Flow) {
+		f.AcceptFunc(func(c Conn, _ error) { conns <- c })
+	})
+	return k, clock, conns
+}
+
+// A host takes its window back, but for one segment, and leaves it at that. Its SYN names a maximum that leaves no room
+// for options, and this host's segments have some, or keep room for them.
+func TestWindowOfOneSegment(t *testing.T) {
+	k, clock, conns := newFar(t)
+	k.sendSYN(4711, 1000, []byte{2, 4, 0x05, 0xb4, 4, 2, 1, 1}) // 1460 bytes, and selective acknowledgements
+	next := k.heard(t, synAck).SequenceNumber() + 1
+	k.send(4711, header.TCPFlagAck, 1001, next)
+	if _, err := (<-conns).Write(make([]byte, 10_000)); err != nil {
+		t.Fatal(err)
+	}
+	sent := func() (seq, size uint32, ok bool) {
+		pkt := k.device.Read()
+		if pkt == nil {
+			return 0, 0, false
+		}
+		defer pkt.DecRef()
+		return header.TCP(pkt.TransportHeader().Slice()).SequenceNumber(), uint32(pkt.Data().Size()), true
+	}
+	segment := uint32(0)
+	Eventually(t, "all is sent", func() bool {
+		seq, size, _ := sent()
+		segment = max(segment, size)
+		return seq+size == next+10_000
+	})
+	k.sendWith(nil, 4711, header.TCPFlagAck, 1001, next, uint16(segment))
+	k.sendWith(nil, 4711, header.TCPFlagAck, 1000, next, uint16(segment)) // a probe, which is answered
+	Eventually(t, "the window is known", func() bool {
+		_, size, ok := sent()
+		return ok && size == 0
+	})
+	Eventually(t, "the first segment is repeated", func() bool {
+		seq, size, ok := sent()
+		if !ok {
+			clock.Advance(time.Second)
+		}
+		return ok && seq == next && size == segment
+	})
 }
