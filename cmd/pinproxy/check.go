@@ -243,7 +243,7 @@ func (c *checker) lookAtPorts(s *situation, table *pinJSON) error {
 			return err
 		}
 		s.ports = append(s.ports, p)
-		if s.obstacle(p).cause == "" {
+		if s.obstacle(p).cause == "" || s.hasNoSource(p) {
 			break
 		}
 	}

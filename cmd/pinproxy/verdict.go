@@ -239,7 +239,7 @@ func (s situation) choose() (uint16, obstacle) {
 		return 0, s.unroutable(p)
 	case o.cause == "":
 		return p.local.Port(), o
-	case n > 1:
+	case n > 1 && !s.hasNoSource(p):
 		o.cause = fmt.Sprintf("none of the first %d of the pin's %d ports is free; %s", len(s.ports), n, o.cause)
 	}
 	return 0, o
@@ -266,6 +266,12 @@ func (s situation) isSelf(p portState) bool {
 		return false
 	}
 	return p.local.Addr() == s.dst.Addr() || p.local.Addr().IsUnspecified() && s.way.Local
+}
+
+// hasNoSource reports whether it is the pin's address that can't be had, whatever the port.
+func (s situation) hasNoSource(p portState) bool {
+	_, other := s.otherFamily()
+	return other || s.rule.Pin().Addr().IsValid() && errors.Is(p.bindErr, syscall.EADDRNOTAVAIL)
 }
 
 // otherFamily says whether the pin's source address and the destination are of different families.
