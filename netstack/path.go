@@ -45,8 +45,7 @@ func (f *Flow) far(syn *stack.PacketBuffer, mtu int) (mss int) {
 // the flow would be kept forever. Only a window of zero is always asked about again, for as long as the host answers. So
 // a window that is too small for what has been sent is taken for zero. One that has room for a segment as gVisor makes
 // them, without what their options take, is not too small: a host may leave it at that, and then would be asked for ever.
-// Hosts are not to take back what they have offered
-// (RFC 9293, section 3.8.6), but some do.
+// Hosts are not to take back what they have offered (RFC 9293, section 3.8.6), but some do.
 type window struct {
 	scale   uint8
 	segment uint32 // the most bytes that one segment has had

@@ -3,13 +3,17 @@ package main
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"pinproxy/netstack/lab"
 )
@@ -192,5 +196,38 @@ func TestOpenConnectionSurvivesStartAndStop(t *testing.T) {
 				echo(t, open, "after")
 			})
 		}
+	}
+}
+
+// What an application asks for in its SYN beyond plain TCP is not passed on, but its connection is made, and pinned.
+func TestMoreThanPlainTCP(t *testing.T) {
+	fastOpen := func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { // the first write is in the SYN
+			err = errors.Join(
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_FASTOPEN_CONNECT, 1),
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_FASTOPEN_NO_COOKIE, 1),
+			)
+		})
+		return errors.Join(cerr, err)
+	}
+	for name, d := range map[string]*net.Dialer{"Multipath TCP": {Timeout: patience}, "Fast Open": {Timeout: patience, Control: fastOpen}} {
+		d.SetMultipathTCP(name == "Multipath TCP")
+		t.Run(name, func(t *testing.T) {
+			each(t, func(w *network, f family) {
+				server := w.Server.Serve(at(f.server, 7), lab.Echo)
+				w.pinproxy("--rule", inRule(f.server)+":7=63999")
+				var c net.Conn
+				if err := w.Client.Do(func() (err error) { c, err = d.Dial("tcp", at(f.server, 7)); return err }); err != nil {
+					w.t.Fatal(err)
+				}
+				defer c.Close()
+				echo(w.t, c, "hello")
+				for _, from := range server.Seen() {
+					if from.Port() != 63999 {
+						w.t.Errorf("a connection came from %v", from)
+					}
+				}
+			})
+		})
 	}
 }
