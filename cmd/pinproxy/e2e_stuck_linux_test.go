@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -284,21 +285,25 @@ func (w *network) occupy(how string, port int) *lab.Process {
 func occupyPort() {
 	flag.Parse()
 	how, port := flag.Arg(0), flag.Arg(1)
+	var taken io.Closer
 	var err error
 	switch how {
 	case "listen":
-		_, err = net.Listen("tcp", ":"+port)
+		taken, err = net.Listen("tcp", ":"+port)
 	default:
 		to := map[string]string{"connect": "192.0.2.80:7", "same": at(lab.Server4, 7)}[how]
 		local, _ := net.ResolveTCPAddr("tcp4", ":"+port)
-		_, err = (&net.Dialer{LocalAddr: local}).Dial("tcp", to)
+		taken, err = (&net.Dialer{LocalAddr: local}).Dial("tcp", to)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	fmt.Fprintln(os.Stderr, "occupied")
-	select {}
+	for { // without cgo, `select {}` would be a deadlock, which ends the program
+		time.Sleep(time.Hour)
+		runtime.KeepAlive(taken)
+	}
 }
 
 // A firewall that remembers closed connections loses no SYNs if the rule's cooldown accounts for it, and does lose
