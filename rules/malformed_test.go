@@ -38,6 +38,8 @@ var malformed = []malformedRule{
 	{"a:443->63999", 6, `"=" stands between ports and pin, not "->"`, "a:443=63999"},
 	{"a:443=>63999", 6, `"=" stands between ports and pin, not "=>"`, "a:443=63999"},
 	{"a:443=63999=1", 12, `only one "=" stands between ports and pin`, ""},
+	{"a:443=63999;busy=any", 12, "a blank stands before an option", "a:443=63999 busy=any"},
+	{"a:443=63999cooldown=2s", 12, "a blank stands before an option", "a:443=63999 cooldown=2s"},
 	{"a:8000:8010=63999", 7, `only one ":" stands between host and ports`, "a:8000-8010=63999"},
 	{"[2001:db8::1]22=1022", 14, `":" and the destination ports must follow the host`, "[2001:db8::1]:22=1022"},
 	{"[2001:db8::1]=1022", 14, "the destination ports are missing after the host", "[2001:db8::1]:443=1022"},

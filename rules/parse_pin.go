@@ -11,6 +11,13 @@ func (p *parser) pin(pin part, host Host) (Pin, *SyntaxError) {
 		return Pin{}, p.fail(pin.at, "", `the pin is missing after "="`)
 	}
 	if i := strings.IndexByte(pin.s, '='); i >= 0 {
+		for _, option := range []string{"busy", "cooldown"} {
+			if ports, found := strings.CutSuffix(pin.s[:i], option); found {
+				ports = strings.TrimRight(ports, ",;")
+				sign := part{pin.s[len(ports) : i-len(option)], pin.at + len(ports)}
+				return Pin{}, p.fail(sign.at, p.with(sign, " "), "a blank stands before an option")
+			}
+		}
 		return Pin{}, p.fail(pin.at+i, "", `only one "=" stands between ports and pin`)
 	}
 	address, ports, err := p.source(pin)
