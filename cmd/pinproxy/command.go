@@ -134,7 +134,7 @@ func newCommand(child *netns.Child, o options, out *outward, log *slog.Logger) (
 	c.datagrams = udp.New(out.dialUDP, log, udp.Timeouts{})
 	c.pings = ping.NewRelay(out.dialPing, log)
 	pins := c.proxyConfig()
-	pins.Dialer = asideDialer{dialer}
+	pins.Dialer = newAsideDialer(dialer)
 	pins.Apart = true
 	pins.Direct = func(netip.AddrPort) bool { return true }
 	c.pins = proxy.New(pins)

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"io"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -42,6 +44,31 @@ func TestRunBesideStrictHost(t *testing.T) {
 		}
 		if seen := server.Seen(); len(seen) > 0 {
 			w.t.Errorf("a connection came from %v", seen)
+		}
+	})
+}
+
+// The pinproxy for the host starts while the command runs.
+func TestRunBeforeHost(t *testing.T) {
+	eachUser(t, func(w *network, u user) {
+		server := w.Server.Serve(":7", lab.Echo)
+		wait, goOn := io.Pipe()
+		reach := "reach " + at(lab.Server4, 7) + ",hello"
+		cmd := w.by(u, "--rule", "*:7=63999", "--", "sh", "-c", reach+"; cat; "+reach)
+		cmd.Stdin = wait
+		ended := make(chan result)
+		go func() { ended <- w.result(cmd) }()
+		poll(w.t, "the command has connected", func() bool { return len(server.Seen()) == 1 })
+		w.pinproxy("--rule", "*:7=61000")
+		_ = goOn.Close()
+		if r := <-ended; r.out != "hello\nhello\n" {
+			w.t.Errorf("%+v", r)
+		}
+		seen := server.Seen()
+		for _, from := range []netip.AddrPort{seen[0], seen[len(seen)-1]} {
+			if from.Port() != 63999 {
+				w.t.Errorf("connections came from %v, the first and the last not both from the command's pin", seen)
+			}
 		}
 	})
 }
