@@ -481,6 +481,9 @@ func TestGatewayDeviceComesAndGoes(t *testing.T) {
 		if err == nil {
 			err = nl.LinkSetName(dev, to)
 		}
+		if errors.Is(err, unix.EBUSY) { // before Linux 6.2, only a device that is down gets another name
+			err = errors.Join(nl.LinkSetDown(dev), nl.LinkSetName(dev, to), nl.LinkSetUp(dev))
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
