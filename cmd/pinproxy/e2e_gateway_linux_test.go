@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/net/dns/dnsmessage"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"pinproxy/netstack/host"
@@ -482,7 +483,13 @@ func TestGatewayDeviceComesAndGoes(t *testing.T) {
 			err = nl.LinkSetName(dev, to)
 		}
 		if errors.Is(err, unix.EBUSY) { // before Linux 6.2, only a device that is down gets another name
-			err = errors.Join(nl.LinkSetDown(dev), nl.LinkSetName(dev, to), nl.LinkSetUp(dev))
+			lost, lerr := nl.AddrList(dev, netlink.FAMILY_V6)
+			err = errors.Join(lerr, nl.LinkSetDown(dev), nl.LinkSetName(dev, to), nl.LinkSetUp(dev))
+			for _, a := range lost {
+				if a.IP.IsGlobalUnicast() {
+					err = errors.Join(err, nl.AddrAdd(dev, &netlink.Addr{IPNet: a.IPNet, Flags: unix.IFA_F_NODAD}))
+				}
+			}
 		}
 		if err != nil {
 			t.Fatal(err)
