@@ -181,9 +181,10 @@ func TestNamer(t *testing.T) {
 			uid := strings.Fields(credentials(t, p.Pid())[0])[1]
 			n, _ := strconv.Atoi(uid)
 			for _, file := range []string{"comm", "cmdline"} { // as pidof and pkill look
-				if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", namer, file)); !strings.HasPrefix(string(name), namerName) {
-					t.Errorf("the namer's %s is %q", file, name)
-				}
+				poll(t, "the namer's name in "+file, func() bool { // it has that of its file at first
+					name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", namer, file))
+					return strings.HasPrefix(string(name), namerName)
+				})
 			}
 			if got, want := credentials(t, namer), may(n, naming...); !slices.Equal(got, want) {
 				t.Errorf("the namer is\n%q, want\n%q", got, want)
