@@ -54,9 +54,9 @@ func namerMain() {
 	if len(os.Args) < 2 || os.Args[1] != namerMark && os.Args[1] != namerReady {
 		return
 	}
-	_ = os.WriteFile("/proc/self/comm", []byte(namerName), 0)
 	// The namer is in our process group and unit, but is needed until we end.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	_ = os.WriteFile("/proc/self/comm", []byte(namerName), 0)
 	if os.Args[1] == namerReady || len(os.Args) != 5 {
 		sockdiag.Serve(namerSocket)
 		os.Exit(exitOK)
