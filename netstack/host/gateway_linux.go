@@ -29,7 +29,7 @@ func (r *rtnl) dumpNetconf(fam family) (map[int]netconf, error) {
 	end := r.begin(unix.RTM_GETNETCONF, unix.NLM_F_DUMP)
 	r.buf = append(r.buf, fam.af(), 0, 0, 0)
 	end()
-	if err := unix.Sendto(r.fd, r.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := r.send(); err != nil {
 		return nil, fmt.Errorf("list device settings: %w", err)
 	}
 	found := map[int]netconf{}
@@ -38,10 +38,8 @@ func (r *rtnl) dumpNetconf(fam family) (map[int]netconf, error) {
 		switch {
 		case m.seq != r.seq:
 		case m.typ == unix.NLMSG_DONE || m.typ == unix.NLMSG_ERROR:
-			if len(m.data) >= 4 {
-				if errno := unix.Errno(-int32(binary.NativeEndian.Uint32(m.data))); errno != 0 {
-					err = errno
-				}
+			if errno := m.errno(); errno != 0 {
+				err = errno
 			}
 			return false
 		case m.typ == unix.RTM_NEWNETCONF && len(m.data) >= 4:

@@ -103,7 +103,7 @@ func (h *Host) open() (err error) {
 		return err
 	}
 	if h.dump, err = openRTNL(); err == nil {
-		h.events, err = openEvents(h.kernel.routes.port)
+		h.events, err = openEvents(h.kernel.rtnl.port)
 	}
 	if err != nil {
 		h.close()

@@ -20,7 +20,7 @@ import (
 // thread. After that it works on that namespace from any thread. It is not safe for concurrent use.
 type kernel struct {
 	nl     *netlink.Handle
-	routes *rtnl
+	rtnl   *rtnl
 	cfg    Config
 	link   int                 // index of the device, fixed: a new device of the same name is a different one
 	ipv6   *os.File            // the device's disable_ipv6; nil where the kernel has no IPv6
@@ -35,7 +35,7 @@ func openKernel(c Config) (*kernel, error) {
 		return nil, fmt.Errorf("open rtnetlink: %w", err)
 	}
 	k := &kernel{nl: h, cfg: c}
-	if k.routes, err = openRTNL(); err != nil {
+	if k.rtnl, err = openRTNL(); err != nil {
 		k.close()
 		return nil, err
 	}
@@ -66,8 +66,8 @@ func openKernel(c Config) (*kernel, error) {
 
 func (k *kernel) close() {
 	k.nl.Close()
-	if k.routes != nil {
-		k.routes.close()
+	if k.rtnl != nil {
+		k.rtnl.close()
 	}
 	if k.ipv6 != nil {
 		k.ipv6.Close()
@@ -94,13 +94,13 @@ func (k *kernel) do(s Step) error {
 	case addr:
 		err = k.addAddr(s)
 	case noMulticast:
-		if err = k.routes.delMulticast(k.link); errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+		if err = k.rtnl.delMulticast(k.link); errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
 			err = nil // no IPv6 in this kernel
 		}
 	case sysctl:
 		err = k.write(s)
 	case rule:
-		err = k.routes.addRule(s)
+		err = k.rtnl.addRule(s)
 	default:
 		err = errors.ErrUnsupported
 	}
@@ -116,7 +116,7 @@ func (k *kernel) undo(s Step) error {
 	case addr:
 		err = k.nl.AddrDel(k.ref(), s.netlink())
 	case rule:
-		err = k.routes.delRule(s)
+		err = k.rtnl.delRule(s)
 	}
 	if gone(err) {
 		return nil
@@ -183,7 +183,7 @@ func (k *kernel) addAddr(s addr) error {
 	local := netip.PrefixFrom(s.addr, s.addr.BitLen())
 	for wait := 100 * time.Microsecond; wait < time.Second; wait *= 2 {
 		found := false
-		err := k.routes.dumpRoutes(v6, unix.RT_TABLE_LOCAL, func(r routeInfo) {
+		err := k.rtnl.dumpRoutes(v6, unix.RT_TABLE_LOCAL, func(r routeInfo) {
 			found = found || r.dst == local && r.typ == unix.RTN_LOCAL
 		})
 		if found || err != nil {
@@ -222,19 +222,19 @@ func (k *kernel) ipv6Off() bool {
 
 // addRoutes adds routes and returns how many were missing.
 func (k *kernel) addRoutes(list []dest) (int, error) {
-	added, err := k.routes.addRoutes(list, unix.NLM_F_EXCL, k.link)
+	added, err := k.rtnl.addRoutes(list, unix.NLM_F_EXCL, k.link)
 	return added, explain("add routes", err)
 }
 
 // replaceRoutes replaces existing routes.
 func (k *kernel) replaceRoutes(list []dest) error {
-	_, err := k.routes.addRoutes(list, unix.NLM_F_REPLACE, k.link)
+	_, err := k.rtnl.addRoutes(list, unix.NLM_F_REPLACE, k.link)
 	return explain("replace routes", err)
 }
 
 // delRoutes deletes routes and ignores those that do not exist.
 func (k *kernel) delRoutes(list []dest) error {
-	_, err := k.routes.delRoutes(list)
+	_, err := k.rtnl.delRoutes(list)
 	return explain("delete routes", err)
 }
 

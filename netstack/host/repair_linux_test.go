@@ -203,14 +203,14 @@ func TestRemoveIsTriedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.host.mu.Lock()
-	works := b.host.kernel.routes
-	b.host.kernel.routes = &rtnl{fd: -1}
+	works := b.host.kernel.rtnl
+	b.host.kernel.rtnl = &rtnl{fd: -1}
 	b.host.mu.Unlock()
 	if err := b.host.Remove(t.Context(), learned); err == nil {
 		t.Fatal("removed without a socket")
 	}
 	b.host.mu.Lock()
-	b.host.kernel.routes = works
+	b.host.kernel.rtnl = works
 	b.host.mu.Unlock()
 	b.soon("removed", func() bool { return slices.Equal(b.snapshot(), whole) })
 	b.same("after the repair", whole)

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rtnl is a socket for routes by the hundred thousand. Package netlink, with a system call and a dozen
+// rtnl is a socket for routes by the hundred thousand, and for rules. Package netlink, with a system call and a dozen
 // allocations per route, is not made for that. Here many requests go out in one sendto, and only the last is
 // acknowledged; the others are reported if they fail. It is not safe for concurrent use. It works on the
 // network namespace of the thread that opened it, from any thread.
@@ -123,7 +123,7 @@ func (r *rtnl) batch(list []dest, tolerated unix.Errno, request func(dest)) (don
 				binary.NativeEndian.PutUint16(flags, binary.NativeEndian.Uint16(flags)|unix.NLM_F_ACK)
 			}
 		}
-		if err := unix.Sendto(r.fd, r.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		if err := r.send(); err != nil {
 			return done, fmt.Errorf("send to rtnetlink: %w", err)
 		}
 		failed, err := r.answers(first, r.seq, tolerated, func(i int) dest { return list[i] })
@@ -142,7 +142,7 @@ func (r *rtnl) answers(first, last uint32, tolerated unix.Errno, request func(in
 		if m.typ != unix.NLMSG_ERROR || len(m.data) < 4 || m.seq-first > last-first {
 			return true
 		}
-		if errno := unix.Errno(-int32(binary.NativeEndian.Uint32(m.data))); errno != 0 {
+		if errno := m.errno(); errno != 0 {
 			failed++
 			if errno != tolerated && err == nil {
 				d := request(int(m.seq - first))
@@ -161,7 +161,7 @@ func (r *rtnl) dumpRoutes(fam family, table int, f func(routeInfo)) error {
 	end := r.begin(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
 	r.header(fam.af(), 0, table, 0, 0, 0)
 	end()
-	if err := unix.Sendto(r.fd, r.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := r.send(); err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
 	var err error
@@ -169,11 +169,8 @@ func (r *rtnl) dumpRoutes(fam family, table int, f func(routeInfo)) error {
 		switch {
 		case m.seq != r.seq:
 		case m.typ == unix.NLMSG_DONE || m.typ == unix.NLMSG_ERROR:
-			if len(m.data) >= 4 {
-				errno := unix.Errno(-int32(binary.NativeEndian.Uint32(m.data)))
-				if errno != 0 && errno != unix.ENOENT {
-					err = errno
-				}
+			if errno := m.errno(); errno != 0 && errno != unix.ENOENT {
+				err = errno
 			}
 			return false
 		case m.typ == unix.RTM_NEWROUTE:
@@ -195,6 +192,19 @@ type message struct {
 	typ  uint16
 	seq  uint32
 	data []byte
+}
+
+// errno is the error of a message that ends an answer (NLMSG_ERROR, NLMSG_DONE); 0 if it tells none.
+func (m message) errno() unix.Errno {
+	if len(m.data) < 4 {
+		return 0
+	}
+	return unix.Errno(-int32(binary.NativeEndian.Uint32(m.data)))
+}
+
+// send sends the requests in buf.
+func (r *rtnl) send() error {
+	return unix.Sendto(r.fd, r.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 }
 
 // receive calls f with each message until it returns false.

@@ -115,7 +115,7 @@ func (r *rtnl) portsAttr(typ uint16, ports PortRange) {
 
 // ask sends the request in buf, which must be a single one, and returns the kernel's answer.
 func (r *rtnl) ask() error {
-	if err := unix.Sendto(r.fd, r.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := r.send(); err != nil {
 		return os.NewSyscallError("sendto", err)
 	}
 	var answer error
@@ -123,7 +123,7 @@ func (r *rtnl) ask() error {
 		if m.seq != r.seq || m.typ != unix.NLMSG_ERROR || len(m.data) < 4 {
 			return true
 		}
-		if errno := unix.Errno(-int32(binary.NativeEndian.Uint32(m.data))); errno != 0 {
+		if errno := m.errno(); errno != 0 {
 			answer = errno
 		}
 		return false

@@ -68,7 +68,7 @@ func (r *rtnl) lookup(c Connection, flags uint32) (info routeInfo, err error) {
 	}
 	r.shortAttr(unix.RTA_DPORT, binary.BigEndian.AppendUint16(nil, c.Dst.Port())...)
 	end()
-	if err := unix.Sendto(r.fd, r.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := r.send(); err != nil {
 		return info, os.NewSyscallError("sendto", err)
 	}
 	found := false
@@ -77,7 +77,7 @@ func (r *rtnl) lookup(c Connection, flags uint32) (info routeInfo, err error) {
 		case m.seq != r.seq:
 			return true
 		case m.typ == unix.NLMSG_ERROR && len(m.data) >= 4:
-			err = unix.Errno(-int32(binary.NativeEndian.Uint32(m.data)))
+			err = m.errno()
 		case m.typ == unix.RTM_NEWROUTE:
 			info, found = parseRoute(m.data)
 		}
