@@ -75,6 +75,19 @@ func (s PortSet) Contains(port uint16) bool {
 // Len returns how many ports are in the set, 0 to 65535.
 func (s PortSet) Len() int { return s.ports }
 
+// LenIn returns how many ports of the set are in ranges, none of which may overlap another.
+func (s PortSet) LenIn(ranges ...PortRange) int {
+	n := 0
+	for _, a := range s.ranges {
+		for _, b := range ranges {
+			if first, last := max(a.First, b.First), min(a.Last, b.Last); first <= last {
+				n += int(last) - int(first) + 1
+			}
+		}
+	}
+	return n
+}
+
 // All reports whether every port, 1 to 65535, is in the set.
 func (s PortSet) All() bool { return s.ports == maxPort }
 

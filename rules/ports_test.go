@@ -48,6 +48,24 @@ func TestPortSet(t *testing.T) {
 	}
 }
 
+func TestPortSetLenIn(t *testing.T) {
+	s := NewPortSet(PortRange{10, 19}, PortRange{30, 30})
+	for _, c := range []struct {
+		ranges []PortRange
+		want   int
+	}{
+		{nil, 0},
+		{[]PortRange{{1, 9}, {20, 29}, {31, 65535}}, 0},
+		{[]PortRange{{19, 30}}, 2},
+		{[]PortRange{{12, 13}, {15, 15}}, 3},
+		{[]PortRange{{1, 65535}}, 11},
+	} {
+		if got := s.LenIn(c.ranges...); got != c.want {
+			t.Errorf("%v: %d, want %d", c.ranges, got, c.want)
+		}
+	}
+}
+
 func TestPortSetIsTheOwnersAlone(t *testing.T) {
 	given := []PortRange{{1, 2}, {4, 5}}
 	s := NewPortSet(given...)

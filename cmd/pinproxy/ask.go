@@ -3,35 +3,29 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
-	"strings"
 	"syscall"
 	"time"
 
+	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack/host"
 )
 
-const (
-	answerWait = 10 * time.Second // for the beginning of an answer, which comes at once
-	maxAnswer  = 256 << 20        // bytes; a flow takes some 300
-)
+// glance is how long a pinproxy may take to answer whether it is there.
+const glance = 2 * time.Second
 
 // instance is the running pinproxy as seen from outside.
 type instance struct {
 	host.Running
-	path  string    // path of its control socket
-	again string    // what to type after "pinproxy" to ask once more
-	about aboutJSON // its PID is from its own PID namespace; Running's is from ours
-	err   error     // why the control socket does not answer
+	path  string        // path of its control socket
+	again string        // what to type after "pinproxy" to ask once more
+	about monitor.About // its PID is from its own PID namespace; Running's is from ours
+	err   error         // why the control socket does not answer
 }
 
 // notRunningError says that no pinproxy is running.
@@ -76,32 +70,8 @@ func locateInstance(o options) (i *instance, ok bool, err error) {
 
 // ask asks the control socket. The error says why there is no answer.
 func (i *instance) ask(ctx context.Context, resource string, query url.Values, answer any) error {
-	ctx, cancel := context.WithTimeout(ctx, answerWait+controlWrite)
-	defer cancel()
-	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives:     true,
-		ResponseHeaderTimeout: answerWait,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", i.path)
-		},
-	}}
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://pinproxy"+resource+"?"+query.Encode(), nil)
-	if err != nil {
-		return err
-	}
-	response, err := client.Do(r)
-	if err != nil {
+	if err := monitor.Ask(ctx, i.path, resource, query, answer); err != nil {
 		return &askError{i.path, i.lostFrom(), i.again, err}
-	}
-	defer response.Body.Close()
-	body := io.LimitReader(response.Body, maxAnswer)
-	if response.StatusCode != http.StatusOK {
-		said, _ := io.ReadAll(io.LimitReader(body, 1<<10))
-		return &askError{i.path, 0, i.again, fmt.Errorf("%s: %s", response.Status, strings.TrimSpace(string(said)))}
-	}
-	if err := json.NewDecoder(body).Decode(answer); err != nil {
-		return &askError{i.path, 0, i.again, fmt.Errorf("read the answer: %w", err)}
 	}
 	return nil
 }
@@ -117,14 +87,14 @@ func (i *instance) lostFrom() int {
 // isEnding says whether the pinproxy with this pid has been told to end and has not ended yet. Whoever holds the lock
 // may not answer, and nothing depends on it but a hint.
 func isEnding(pid int) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), controlRead)
+	ctx, cancel := context.WithTimeout(context.Background(), glance)
 	defer cancel()
 	i, err := findInstance(ctx, options{})
 	return err == nil && i != nil && i.err == nil && i.PID == pid && i.about.Ending
 }
 
 // destination asks what would happen to a connection.
-func (i *instance) destination(ctx context.Context, dst netip.AddrPort, name, rule string) (d destinationJSON, err error) {
+func (i *instance) destination(ctx context.Context, dst netip.AddrPort, name, rule string) (d monitor.Destination, err error) {
 	return d, i.ask(ctx, "/destination", url.Values{"dst": {dst.String()}, "name": {name}, "rule": {rule}}, &d)
 }
 

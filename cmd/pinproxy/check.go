@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack/host"
 	"pinproxy/proxy"
 	"pinproxy/proxy/sockdiag"
@@ -93,7 +94,7 @@ func (c *checker) find(ctx context.Context) (err error) {
 	if c.instance, err = findInstance(ctx, c.options); err != nil {
 		return err
 	}
-	if i := c.instance; i != nil && i.about.Namespace != "" && i.about.Namespace != namespace() {
+	if i := c.instance; i != nil && i.about.Namespace != "" && i.about.Namespace != monitor.Namespace() {
 		return &elsewhereError{i.about.PID, c.target.String()}
 	}
 	c.set = c.options.set
@@ -130,7 +131,7 @@ func (e *elsewhereError) hint() string {
 }
 
 // rulesOf returns the running pinproxy's rules as a set of ours.
-func rulesOf(about aboutJSON) (*rules.Set, error) {
+func rulesOf(about monitor.About) (*rules.Set, error) {
 	var list []*rules.Rule
 	for _, j := range about.Rules {
 		r, err := rules.ParseAt(j.Source, j.Line, j.Rule)
@@ -198,7 +199,7 @@ func reason(err error) error {
 // look finds out about connections to dst.
 func (c *checker) look(ctx context.Context, dst netip.AddrPort) (situation, error) {
 	s := situation{dst: dst, name: c.target.name(), running: c.instance != nil, given: c.options.set != nil}
-	var answer destinationJSON
+	var answer monitor.Destination
 	if s.running {
 		s.pid, s.ending, s.askErr = c.instance.PID, c.instance.about.Ending, c.instance.err
 	}
@@ -235,7 +236,7 @@ func (c *checker) look(ctx context.Context, dst netip.AddrPort) (situation, erro
 }
 
 // lookAtPorts checks the pin's ports in the order in which they would be tried, up to the first that is free.
-func (c *checker) lookAtPorts(s *situation, table *pinJSON) error {
+func (c *checker) lookAtPorts(s *situation, table *monitor.Pin) error {
 	order := s.order(table)
 	for _, port := range order {
 		p, err := c.lookAt(*s, port, table)
@@ -256,7 +257,7 @@ func (c *checker) lookAtPorts(s *situation, table *pinJSON) error {
 
 // order returns the ports in the order in which the running pinproxy takes them: first those that are free for it,
 // then the others.
-func (s situation) order(table *pinJSON) []uint16 {
+func (s situation) order(table *monitor.Pin) []uint16 {
 	var order []uint16
 	if table != nil {
 		order = append(order, table.Next...)
@@ -271,7 +272,7 @@ func (s situation) order(table *pinJSON) []uint16 {
 	return order[:min(triedPorts, len(order))]
 }
 
-func (c *checker) lookAt(s situation, port uint16, table *pinJSON) (portState, error) {
+func (c *checker) lookAt(s situation, port uint16, table *monitor.Pin) (portState, error) {
 	addr := s.bindAddr()
 	p := portState{
 		local:     netip.AddrPortFrom(addr, port),

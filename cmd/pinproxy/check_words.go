@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"strings"
 
+	"pinproxy/cmd/pinproxy/monitor"
+	"pinproxy/cmd/pinproxy/terminal"
 	"pinproxy/netstack/host"
 	"pinproxy/proxy/sockdiag"
 	"pinproxy/rules"
@@ -25,7 +27,7 @@ func (r report) text() string {
 		a.text(&b, r)
 	}
 	fmt.Fprintf(&b, "\nHow is my source port chosen? %s\n", r.Chosen)
-	return printableLines(b.String())
+	return terminal.PrintableLines(b.String())
 }
 
 func line(b *strings.Builder, what, format string, args ...any) {
@@ -62,12 +64,12 @@ func (a addressJSON) text(b *strings.Builder, r report) {
 	}
 	switch {
 	case a.Rule != nil:
-		line(b, "rule", "%s", a.Rule.text())
+		line(b, "rule", "%s", a.Rule.Text())
 	case r.Rules != "":
 		line(b, "rule", "none")
 	}
 	for _, l := range a.Lost {
-		line(b, "not", "%s: %s", l.text(), l.Why)
+		line(b, "not", "%s: %s", l.Text(), l.Why)
 	}
 	line(b, "captured", "%s", a.capturedText())
 	if a.Pin != nil {
@@ -94,23 +96,13 @@ func (a addressJSON) text(b *strings.Builder, r report) {
 
 func (c *connectJSON) text(b *strings.Builder, what, by string) {
 	if c.OK {
-		line(b, what, "%s, in %s", by, short(inSeconds(c.Took)))
+		line(b, what, "%s, in %s", by, terminal.Short(monitor.Seconds(c.Took)))
 		return
 	}
 	line(b, what, "no: %s", c.Cause)
 	if c.Hint != "" {
 		line(b, "hint", "%s", c.Hint)
 	}
-}
-
-func (r ruleJSON) text() string {
-	switch {
-	case r.Source == "":
-		return r.Rule
-	case r.Line == 0:
-		return fmt.Sprintf("%s (%s)", r.Rule, r.Source)
-	}
-	return fmt.Sprintf("%s (%s:%d)", r.Rule, r.Source, r.Line)
 }
 
 func (a addressJSON) capturedText() string {

@@ -97,7 +97,7 @@ func removeStale(path string) (removed bool, err error) {
 	if info.Mode().Type() != fs.ModeSocket {
 		return false, errors.New("there is a file that is no socket")
 	}
-	c, err := net.DialTimeout("unix", path, controlRead)
+	c, err := net.DialTimeout("unix", path, glance)
 	if err == nil {
 		_ = c.Close()
 		return false, errors.New("another process listens there")

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack/lab"
 	"pinproxy/netstack/netstacktest"
 )
@@ -221,7 +222,7 @@ func TestApplicationAsksForThePin(t *testing.T) {
 			w.t.Fatal(err)
 		}
 		echo(w.t, c, "hello")
-		if s, ok := w.statusNow(); !ok || len(s.Ports) != 1 || s.Ports[0].State != portFlow || len(s.Ports[0].Holders) != 1 {
+		if s, ok := w.statusNow(); !ok || len(s.Ports) != 1 || s.Ports[0].State != monitor.PortFlow || len(s.Ports[0].Holders) != 1 {
 			w.t.Errorf("ports: %+v", s.Ports)
 		}
 		_ = c.Close()

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/net/dns/dnsmessage"
 
+	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack/lab"
 )
 
@@ -29,7 +30,7 @@ func TestFloodOfQuestions(t *testing.T) {
 	w.Server.DNS(answer, at(lab.Server4, uncaptured))
 	b := w.watched("--rule", "*.bank.example:8443=63000-63099")
 	n := much(50_000, 200)
-	b.during(w.floods("ask", lab.Server4, 53, n), w.floods("ask", lab.Server4, uncaptured, n), func(statusJSON) bool {
+	b.during(w.floods("ask", lab.Server4, 53, n), w.floods("ask", lab.Server4, uncaptured, n), func(monitor.Status) bool {
 		found, err := w.Client.Resolver().LookupNetIP(soon(t), "ip4", "www.bank.example")
 		return err == nil && len(found) == 1
 	})

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack/lab"
 )
 
@@ -144,7 +145,7 @@ func (b *bystander) in(flood func()) meanwhile {
 
 // during reports how the bystander does in a flood, what the flood costs, and how long it takes until everything is
 // released, which is when gone is true. beside, unless nil, is the same flood not through pinproxy.
-func (b *bystander) during(flood, beside func(), gone func(now statusJSON) bool) {
+func (b *bystander) during(flood, beside func(), gone func(now monitor.Status) bool) {
 	t := b.w.t
 	t.Helper()
 	fair, of := max(b.before, time.Millisecond), "without the flood"
@@ -182,15 +183,15 @@ func (b *bystander) during(flood, beside func(), gone func(now statusJSON) bool)
 }
 
 // statusNow asks the control socket, which may be slow to answer in a flood.
-func (w *network) statusNow() (s statusJSON, ok bool) {
+func (w *network) statusNow() (s monitor.Status, ok bool) {
 	out, _, err := w.Client.Run(w.command("status", "--json"))
 	return s, err == nil && json.Unmarshal([]byte(out), &s) == nil
 }
 
 // noneTo reports whether no flow to a port is left.
-func noneTo(port uint16) func(statusJSON) bool {
-	return func(s statusJSON) bool {
-		return !slices.ContainsFunc(s.Flows, func(f flowJSON) bool { return f.Dst.Port() == port })
+func noneTo(port uint16) func(monitor.Status) bool {
+	return func(s monitor.Status) bool {
+		return !slices.ContainsFunc(s.Flows, func(f monitor.Flow) bool { return f.Dst.Port() == port })
 	}
 }
 
@@ -314,7 +315,7 @@ func TestFloodOfHalfOpen(t *testing.T) {
 	// Not lab.Echo: each of its connections has two more descriptors, for a pipe to splice through.
 	w.Server.Serve(":9", lab.Sink)
 	b := w.watched("--rule", lab.Server4+":9=20000-39999")
-	b.during(w.floods("half", lab.Server4, 9, n), nil, func(s statusJSON) bool { return noneTo(9)(s) && s.Process.Endpoints == 0 })
+	b.during(w.floods("half", lab.Server4, 9, n), nil, func(s monitor.Status) bool { return noneTo(9)(s) && s.Process.Endpoints == 0 })
 }
 
 // rawSocket sends IPv4 packets into pin0.

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack/lab"
 )
 
@@ -216,7 +217,7 @@ func TestFloodOfIdle(t *testing.T) {
 	w := newNetwork(t)
 	b := w.watched("--rule", "192.0.2.0/25:9=20000-29999 busy=fail")
 	pinned, direct := w.idleCrowd(9, n/dests, dests), w.idleCrowd(uncaptured, n/dests, dests)
-	b.during(pinned.open, direct.open, func(now statusJSON) bool {
+	b.during(pinned.open, direct.open, func(now monitor.Status) bool {
 		return len(now.Flows) >= n && now.Process.Goroutines < n // a flow that sleeps has no goroutine
 	})
 	t.Logf("%d idle flows are open, with %.0f MiB; the bystander's last median was beside them", n, b.measure().RSS)
@@ -226,7 +227,7 @@ func TestFloodOfIdle(t *testing.T) {
 				t.Error("status does not answer")
 			}
 		}
-	}, nil, func(statusJSON) bool { return true })
+	}, nil, func(monitor.Status) bool { return true })
 	b.during(pinned.end, direct.end, noneTo(9))
 	for addr, server := range pinned.servers {
 		if out := server.Stdout(); out != "listening\n" {

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack/lab"
 )
 
@@ -356,7 +357,7 @@ func TestReloadChangesAnOption(t *testing.T) {
 	echo(t, w.mustConnect(at(lab.Server4, 7)), "hello")
 	file.reread(p, "203.0.113.2:7=63999 busy=fail")
 	s, ok := w.statusNow()
-	if !ok || len(s.Ports) != 1 || s.Ports[0].State != portFlow || s.Rules[0].Free != 0 {
+	if !ok || len(s.Ports) != 1 || s.Ports[0].State != monitor.PortFlow || s.Rules[0].Free != 0 {
 		t.Errorf("status says of the port %+v, of the rule %+v", s.Ports, s.Rules)
 	}
 }

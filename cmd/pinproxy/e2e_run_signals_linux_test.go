@@ -80,8 +80,8 @@ func TestRunSignalThatKills(t *testing.T) {
 	})
 }
 
-// terminal is a pseudo-terminal with bash on it, in a session of its own.
-type terminal struct {
+// pty is a pseudo-terminal with bash on it, in a session of its own.
+type pty struct {
 	w    *network
 	ptmx *os.File
 	out  chan string // the output, piece by piece
@@ -124,7 +124,7 @@ func on(tty *os.File, cmd *exec.Cmd) {
 }
 
 // terminal starts an interactive shell as u.
-func (w *network) terminal(u user) *terminal {
+func (w *network) terminal(u user) *pty {
 	w.t.Helper()
 	bash := need(w.t, "bash")
 	ptmx, tty := w.pty(u)
@@ -135,14 +135,14 @@ func (w *network) terminal(u user) *terminal {
 	if _, err := w.Client.Start(cmd); err != nil {
 		w.t.Fatal(err)
 	}
-	term := &terminal{w: w, ptmx: ptmx, out: make(chan string, 1000)}
+	term := &pty{w: w, ptmx: ptmx, out: make(chan string, 1000)}
 	go term.read()
 	term.expect("ready> ")
 	return term
 }
 
 // read ends with the terminal.
-func (t *terminal) read() {
+func (t *pty) read() {
 	r := bufio.NewReader(t.ptmx)
 	b := make([]byte, 1000)
 	for {
@@ -156,7 +156,7 @@ func (t *terminal) read() {
 }
 
 // typed sends what a person would type.
-func (t *terminal) typed(text string) {
+func (t *pty) typed(text string) {
 	t.w.t.Helper()
 	if _, err := t.ptmx.WriteString(text); err != nil {
 		t.w.t.Fatal(err)
@@ -164,7 +164,7 @@ func (t *terminal) typed(text string) {
 }
 
 // expect waits for text after the text expected before, and returns what came in between.
-func (t *terminal) expect(text string) string {
+func (t *pty) expect(text string) string {
 	t.w.t.Helper()
 	late := time.After(patience)
 	for {

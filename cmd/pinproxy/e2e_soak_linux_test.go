@@ -24,6 +24,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack/lab"
 )
 
@@ -376,7 +377,7 @@ func (s *soak) look(resting bool) (sample, error) {
 		return one, err
 	}
 	defer r.Body.Close()
-	var status statusJSON
+	var status monitor.Status
 	if err := json.NewDecoder(r.Body).Decode(&status); err != nil {
 		return one, err
 	}

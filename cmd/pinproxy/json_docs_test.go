@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"pinproxy/cmd/pinproxy/monitor"
 )
 
 var manualWord = regexp.MustCompile(`[a-z_]+(?:\[\])?\*?`)
@@ -24,14 +26,14 @@ func TestDocumentedJSON(t *testing.T) {
 		text, item string
 		of         any
 	}{
-		{status, "", statusJSON{}},
-		{status, "rules[]", ruleStateJSON{}},
-		{status, "ports[]", portJSON{}},
-		{status, "holders[]", holderJSON{}},
-		{status, "flows[]", flowJSON{}},
-		{status, "failures[]", failureJSON{}},
-		{status, "names[]", nameJSON{}},
-		{status, "process", processJSON{}},
+		{status, "", monitor.Status{}},
+		{status, "rules[]", monitor.RuleState{}},
+		{status, "ports[]", monitor.Port{}},
+		{status, "holders[]", monitor.Holder{}},
+		{status, "flows[]", monitor.Flow{}},
+		{status, "failures[]", monitor.Failure{}},
+		{status, "names[]", monitor.Name{}},
+		{status, "process", monitor.Process{}},
 		{check, "", report{}},
 		{check, "pinproxy", pinproxyJSON{}},
 		{check, "ip_local_port_range", rangeReport{}},

@@ -25,6 +25,9 @@ var mayImport = []struct {
 	folder string
 	ours   []string // the folder itself, or everything below it if it ends with a /
 }{
+	{"cmd/pinproxy/monitor", []string{"cmd/pinproxy/terminal", "netstack", "netstack/", "proxy", "proxy/", "rules"}},
+	{"cmd/pinproxy/terminal", nil},
+	{"cmd/pinproxy", []string{"cmd/pinproxy/", "netstack", "netstack/", "proxy", "proxy/", "rules", "rules/"}},
 	{"cmd", []string{"netstack", "netstack/", "proxy", "proxy/", "rules", "rules/"}},
 	{"netstack", []string{"netstack", "netstack/"}},
 	{"proxy/lease", []string{"rules"}},

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"time"
-
+	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack/host"
-	"pinproxy/rules"
 )
 
 // What `check` says: filled in here, printed unchanged as JSON, and printed as text by check_words.go. The manual
@@ -39,26 +37,26 @@ type rangeReport struct {
 }
 
 type addressJSON struct {
-	Address  string       `json:"address"`
-	Pinned   bool         `json:"pinned"`
-	Cause    string       `json:"cause,omitempty"` // why not
-	Hint     string       `json:"hint,omitempty"`
-	Name     string       `json:"name,omitempty"` // the name that led to the rule
-	Rule     *ruleJSON    `json:"rule"`
-	Lost     []lostJSON   `json:"lost"`
-	Captured bool         `json:"captured"`
-	Local    bool         `json:"local"` // this host itself
-	Route    routeJSON    `json:"route"` // of a program's connection
-	Dial     routeJSON    `json:"dial"`  // of a connection from the pin
-	Pin      *pinReport   `json:"pin"`
-	Connect  *connectJSON `json:"connect,omitempty"` // with --connect
-	Chosen   string       `json:"chosen"`
+	Address  string           `json:"address"`
+	Pinned   bool             `json:"pinned"`
+	Cause    string           `json:"cause,omitempty"` // why not
+	Hint     string           `json:"hint,omitempty"`
+	Name     string           `json:"name,omitempty"` // the name that led to the rule
+	Rule     *monitor.RuleRef `json:"rule"`
+	Lost     []lostJSON       `json:"lost"`
+	Captured bool             `json:"captured"`
+	Local    bool             `json:"local"` // this host itself
+	Route    routeJSON        `json:"route"` // of a program's connection
+	Dial     routeJSON        `json:"dial"`  // of a connection from the pin
+	Pin      *pinReport       `json:"pin"`
+	Connect  *connectJSON     `json:"connect,omitempty"` // with --connect
+	Chosen   string           `json:"chosen"`
 
 	away bool // this host has no route to it
 }
 
 type lostJSON struct {
-	ruleJSON
+	monitor.RuleRef
 	Why string `json:"why"`
 }
 
@@ -132,10 +130,10 @@ func (s situation) report(facts host.Facts) addressJSON {
 	if s.rule == nil {
 		return a
 	}
-	rule := ruleInJSON(s.rule)
+	rule := monitor.ReferTo(s.rule)
 	a.Rule = &rule
 	for _, r := range s.lost {
-		a.Lost = append(a.Lost, lostJSON{ruleInJSON(r), whyLost(s.rule, r)})
+		a.Lost = append(a.Lost, lostJSON{monitor.ReferTo(r), whyLost(s.rule, r)})
 	}
 	if len(s.ports) > 0 {
 		next := s.next()
@@ -144,7 +142,7 @@ func (s situation) report(facts host.Facts) addressJSON {
 	ports := s.rule.Pin().Ports()
 	a.Pin = &pinReport{
 		Pin: s.rule.Pin().String(), Free: v.free, Port: v.port, Waiting: s.waiting, Untried: s.untried, Ports: []portReport{},
-		Reserved: common(ports, facts.Reserved), InRange: common(ports, []host.PortRange{facts.LocalPorts}),
+		Reserved: ports.LenIn(facts.Reserved...), InRange: ports.LenIn(facts.LocalPorts),
 	}
 	for _, p := range s.ports {
 		a.Pin.Ports = append(a.Pin.Ports, p.report(s))
@@ -181,19 +179,6 @@ func routeReport(w host.Way, err error) routeJSON {
 	return r
 }
 
-// common returns how many ports are in both.
-func common(set rules.PortSet, list []host.PortRange) int {
-	n := 0
-	for _, a := range set.Ranges() {
-		for _, b := range list {
-			if first, last := max(a.First, b.First), min(a.Last, b.Last); first <= last {
-				n += int(last) - int(first) + 1
-			}
-		}
-	}
-	return n
-}
-
 // conclude decides for all addresses. It skips those to which this host has no route, as programs do.
 func (r *report) conclude() {
 	reached := 0
@@ -221,15 +206,4 @@ func (r *report) conclude() {
 			}
 		}
 	}
-}
-
-// short formats a duration for people.
-func short(d time.Duration) string {
-	switch {
-	case d < 10*time.Millisecond:
-		return d.Round(10 * time.Microsecond).String()
-	case d < 10*time.Second:
-		return d.Round(time.Millisecond).String()
-	}
-	return d.Round(time.Second).String()
 }

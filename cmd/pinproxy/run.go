@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack"
 	"pinproxy/netstack/dns"
 	"pinproxy/netstack/host"
@@ -148,7 +149,7 @@ type service struct {
 	relay    *dns.Relay
 	resolver *dns.Resolver
 	lookups  *resolvedNames
-	control  *control
+	monitor  *monitor.Monitor
 }
 
 // newService puts the parts together. It starts nothing.
@@ -192,10 +193,11 @@ func newService(o options, handed *handover, dev *link.Link, guard *guard, log *
 		return nil, err
 	}
 	s.learn.yield = s.stack.StepAside
-	s.control = &control{
-		strict: o.strict, low: mayBindLow(), began: began, health: &health{link: dev.Name()},
-		names: s.names, pins: s.pins, dialer: dialer, stack: s.stack.Stats, yield: s.stack.GiveWay,
-	}
+	s.monitor = monitor.New(monitor.Config{
+		Version: strings.TrimSpace(version()), Link: dev.Name(), Strict: o.strict, LowPorts: mayBindLow(), Began: began,
+		Names: s.names, Pins: s.pins, Dialer: dialer, Stack: s.stack.Stats, DNS: s.relay.Stats, Withheld: s.learn.withheld.Load,
+		Yield: s.stack.GiveWay, Log: log,
+	})
 	return s, nil
 }
 
@@ -223,7 +225,7 @@ func (s *service) run(stop, now context.Context) (err error) {
 
 	select {
 	case <-stop.Done():
-		s.control.health.set(healthEnding)
+		s.monitor.Ending()
 		notify("STOPPING=1")
 		s.log.Info("ending", "flows", s.pins.Stats().Live)
 		s.lookups.withdraw(now)
@@ -259,8 +261,11 @@ func (s *service) start(ctx context.Context, parts *errgroup.Group) {
 		}, func() { notify("WATCHDOG=1") })
 	})
 	if s.site != nil {
-		m := &exporter{c: s.control, dns: s.relay.Stats, withheld: s.learn.withheld.Load}
-		parts.Go(func() error { return serveSite(ctx, s.site, s.options, m, s.log) })
+		parts.Go(func() error {
+			name, _, _ := net.SplitHostPort(s.http)
+			s.monitor.ServeSite(ctx, s.site, name)
+			return nil
+		})
 	}
 }
 
@@ -271,7 +276,7 @@ func (s *service) answer(ctx context.Context, parts *errgroup.Group) (remove fun
 		return func() error { return nil }
 	}
 	parts.Go(func() error {
-		if err := s.control.serve(ctx, l); err != nil {
+		if err := s.monitor.Serve(ctx, l); err != nil {
 			s.log.Warn("the control socket has failed", "err", err.Error())
 		}
 		return nil // nothing else needs it
@@ -288,7 +293,7 @@ func (s *service) maintain(ctx context.Context, parts *errgroup.Group) {
 	s.lookups.await(ctx)
 	parts.Go(func() error {
 		return s.resolver.Run(ctx, s.set.Names(), func() {
-			s.control.health.set(healthCapturing)
+			s.monitor.Capturing()
 			s.ready()
 			notify("READY=1")
 		})

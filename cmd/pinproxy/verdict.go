@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack/host"
 	"pinproxy/proxy"
 	"pinproxy/proxy/sockdiag"
@@ -27,12 +28,12 @@ type situation struct {
 	lost  []*rules.Rule // others that match
 	given bool          // the rules come from the command line
 
-	running bool         // a pinproxy is running
-	pid     int          // its PID; 0 if that can't be told
-	ending  bool         // it captures no new connections any more
-	askErr  error        // why its control socket does not answer
-	theirs  string       // the rule it has; "" if none, provided askErr is nil
-	instead *insteadJSON // what it follows instead; nil: theirs
+	running bool             // a pinproxy is running
+	pid     int              // its PID; 0 if that can't be told
+	ending  bool             // it captures no new connections any more
+	askErr  error            // why its control socket does not answer
+	theirs  string           // the rule it has; "" if none, provided askErr is nil
+	instead *monitor.Instead // what it follows instead; nil: theirs
 
 	way     host.Way // of a program's connection
 	wayErr  error
@@ -55,7 +56,7 @@ type portState struct {
 	way        host.Way       // of a dial from it
 	wayErr     error
 	bindErr    error         // what bind said
-	held       *heldJSON     // by a flow of the running pinproxy to this destination
+	held       *monitor.Held // by a flow of the running pinproxy to this destination
 	resting    time.Duration // how much longer the running pinproxy lets it rest
 	sockets    []socketState
 }

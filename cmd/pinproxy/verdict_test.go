@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack/host"
 	"pinproxy/proxy/sockdiag"
 	"pinproxy/rules"
@@ -62,12 +63,12 @@ func TestVerdict(t *testing.T) {
 	}{
 		{name: "free", is: func(*situation) {}, pinned: true, port: 63998, chosen: "port 63998 of 198.51.100.2, of the pin's 2 the least recently used"},
 		{name: "held by a flow", is: func(s *situation) {
-			s.ports[0].held = &heldJSON{Port: 63998, Flow: 7, Src: "192.0.0.8:40000"}
+			s.ports[0].held = &monitor.Held{Port: 63998, Flow: 7, Src: "192.0.0.8:40000"}
 			s.ports[0].sockets = []socketState{socket(sockdiag.Established, local, dst, 812)}
 		}, pinned: true, port: 63999, taken: "port 63998 is held by flow 7 from 192.0.0.8:40000", chosen: "port 63999"},
 		{name: "listener, and a flow that waits for its end", is: func(s *situation) {
 			s.ports = s.ports[:1]
-			s.ports[0].held = &heldJSON{Port: 63998, Flow: 7, Src: "192.0.0.8:40000"}
+			s.ports[0].held = &monitor.Held{Port: 63998, Flow: 7, Src: "192.0.0.8:40000"}
 			s.ports[0].bindErr = errno("bind", syscall.EADDRINUSE)
 			s.ports[0].sockets = []socketState{socket(sockdiag.Listen, "0.0.0.0:63998", "0.0.0.0:0", 99)}
 		}, cause: "port 63998 is taken by nginx (pid 99), which listens on 0.0.0.0:63998", chosen: "it waits", hintHas: "pid 99"},
@@ -79,7 +80,7 @@ func TestVerdict(t *testing.T) {
 		}, cause: "port 63998 is taken by nginx (pid 99), which listens on 0.0.0.0:63998", chosen: "it waits", hintHas: "pid 99"},
 		{name: "all held", is: func(s *situation) {
 			for i := range s.ports {
-				s.ports[i].held = &heldJSON{Flow: 7, Src: "192.0.0.8:40000"}
+				s.ports[i].held = &monitor.Held{Flow: 7, Src: "192.0.0.8:40000"}
 			}
 		}, cause: "none of the first 2 of the pin's 2 ports is free; port 63998 is held by flow 7", chosen: "it waits for one, 10s at most, then it leaves from any port", hintHas: "busy=reclaim"},
 		{name: "resting", is: func(s *situation) {
@@ -189,7 +190,7 @@ func TestVerdict(t *testing.T) {
 			s.ports[0].wayErr = syscall.EHOSTUNREACH
 		}, cause: "no way to 203.0.113.2 from source port 63998: no route to host", chosen: "the pin cannot be used", hintHas: "ip route get 203.0.113.2 mark 0x70 ipproto tcp sport 63998 dport 443"},
 		{name: "no route from the only port that is free", is: func(s *situation) {
-			s.ports[0].held = &heldJSON{Port: 63998, Flow: 7, Src: "192.0.0.8:40000"}
+			s.ports[0].held = &monitor.Held{Port: 63998, Flow: 7, Src: "192.0.0.8:40000"}
 			s.ports[1].wayErr = syscall.EACCES
 		}, cause: "no way to 203.0.113.2 from source port 63999: permission denied", chosen: "the pin cannot be used"},
 		{name: "no route from the pin's address", is: func(s *situation) {
@@ -202,7 +203,7 @@ func TestVerdict(t *testing.T) {
 		}, cause: "from source port 63998 of 198.51.100.2: network is unreachable", chosen: "the pin cannot be used", hintHas: "ip route get 203.0.113.2 from 198.51.100.2 mark"},
 		{name: "a route from the pin only", is: func(s *situation) { s.pastErr = syscall.ENETUNREACH }, pinned: true, port: 63998, chosen: "port 63998 of 198.51.100.2"},
 		{name: "another address for the second port", is: func(s *situation) {
-			s.ports[0].held = &heldJSON{Port: 63998, Flow: 7, Src: "192.0.0.8:40000"}
+			s.ports[0].held = &monitor.Held{Port: 63998, Flow: 7, Src: "192.0.0.8:40000"}
 			s.ports[1].way.Source = netip.MustParseAddr("198.51.100.3")
 		}, pinned: true, port: 63999, chosen: "port 63999 of 198.51.100.3"},
 		{name: "not running", is: func(s *situation) { s.running, s.way.Ours = false, false }, port: 63998, cause: "no pinproxy is running", chosen: "By the kernel", hintHas: "sudo pinproxy --rule '203.0.113.2:443="},
@@ -211,19 +212,19 @@ func TestVerdict(t *testing.T) {
 		{name: "no given rule for it", is: func(s *situation) { s.rule, s.given = nil, true }, cause: "none of the rules that were given", chosen: "By the running pinproxy's rule"},
 		{name: "its rule is gone since a moment", is: func(s *situation) {
 			s.name, s.rule, s.theirs, s.way.Ours = "www.bank.example", nil, "", false
-			s.instead = &insteadJSON{"www.bank.example:443=1", "www.bank.example"}
+			s.instead = &monitor.Instead{Rule: "www.bank.example:443=1", Name: "www.bank.example"}
 		}, cause: "no rule is for this destination", chosen: "By the kernel"},
 		{name: "not in theirs", is: func(s *situation) { s.theirs, s.way.Ours = "", false }, port: 63998, cause: "the running pinproxy has no rule", chosen: "By the kernel"},
 		{name: "another of theirs", is: func(s *situation) { s.theirs = "*:443=1" }, port: 63998, cause: "goes by another rule, *:443=1", chosen: "By the running pinproxy's rule *:443=1"},
 		{name: "theirs has the same pin", is: func(s *situation) { s.theirs = "*:443=63998-63999" }, pinned: true, port: 63998, chosen: "port 63998"},
 		{name: "its name was not seen", is: func(s *situation) {
-			s.name, s.instead, s.way.Ours = "file.bank.example", &insteadJSON{}, false
+			s.name, s.instead, s.way.Ours = "file.bank.example", &monitor.Instead{}, false
 		}, port: 63998, cause: "no DNS answer that says that 203.0.113.2 is an address of file.bank.example", chosen: "By the kernel", hintHas: "a rule for the address"},
 		{name: "its name was not seen, and another rule is for all", is: func(s *situation) {
-			s.name, s.instead = "file.bank.example", &insteadJSON{Rule: "*:443=1"}
+			s.name, s.instead = "file.bank.example", &monitor.Instead{Rule: "*:443=1"}
 		}, port: 63998, cause: "file.bank.example, and goes by the rule *:443=1", chosen: "By the running pinproxy's rule *:443=1"},
 		{name: "another name has the address, too", is: func(s *situation) {
-			s.name, s.rule, s.theirs, s.instead = "other.example", nil, "", &insteadJSON{"www.bank.example:443=1", "www.bank.example"}
+			s.name, s.rule, s.theirs, s.instead = "other.example", nil, "", &monitor.Instead{Rule: "www.bank.example:443=1", Name: "www.bank.example"}
 		}, cause: "takes 203.0.113.2 for an address of www.bank.example, and goes by the rule www.bank.example:443=1", chosen: "By the running pinproxy's rule www.bank.example:443=1", hintHas: "the same pin"},
 		{name: "not captured", is: func(s *situation) { s.way.Ours = false }, port: 63998, cause: "does not capture it", chosen: "By the kernel"},
 		{name: "another program's rules first", is: func(s *situation) { s.way.Ours, s.ahead.Priorities = false, "3999" }, port: 63998, cause: "does not capture it: policy rules of other programs are asked before pinproxy's: 3999", chosen: "By the kernel"},

@@ -8,6 +8,9 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"pinproxy/cmd/pinproxy/monitor"
+	"pinproxy/cmd/pinproxy/terminal"
 )
 
 const (
@@ -26,12 +29,12 @@ const (
 // watchStatus prints the status repeatedly: in place on a terminal, elsewhere one after the other; as JSON, one a
 // line. On a terminal it goes on when pinproxy ends, and shows the next pinproxy.
 func watchStatus(ctx context.Context, o options, stdout io.Writer) error {
-	_, height := terminalSize(stdout)
+	_, height := terminal.Dimensions(stdout)
 	if o.json || height == 0 {
 		return printStatus(ctx, o, stdout)
 	}
-	term := openTTY()
-	defer term.close()
+	term := terminal.OpenTTY()
+	defer term.Close()
 	screen := screen{stdout}
 	if err := screen.enter(); err != nil {
 		return err
@@ -39,7 +42,7 @@ func watchStatus(ctx context.Context, o options, stdout io.Writer) error {
 	defer screen.leave()
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	var s statusJSON
+	var s monitor.Status
 	var err error
 	for ask := true; ; {
 		if ask {
@@ -55,11 +58,11 @@ func watchStatus(ctx context.Context, o options, stdout io.Writer) error {
 			return nil
 		case <-tick.C:
 			ask = true
-		case <-term.resized:
+		case <-term.Resized:
 			ask = false
-		case <-term.stopped: // Ctrl-Z
+		case <-term.Stopped: // Ctrl-Z
 			screen.leave()
-			term.stop()
+			term.Stop()
 			if err := screen.enter(); err != nil {
 				return err
 			}
@@ -82,9 +85,9 @@ func printStatus(ctx context.Context, o options, stdout io.Writer) error {
 		case o.json:
 			err = printJSON(stdout, s, "")
 		case first:
-			err = printText(stdout, s.text(0))
+			err = printText(stdout, s.Text(0))
 		default:
-			err = printText(stdout, "\n"+s.text(0))
+			err = printText(stdout, "\n"+s.Text(0))
 		}
 		if err != nil {
 			return err
@@ -106,9 +109,9 @@ func (s screen) enter() error { return printText(s.Writer, screenEnter) }
 func (s screen) leave() { _ = printText(s.Writer, screenLeave) }
 
 // draw replaces what is shown, in one write and without clearing first, so that nothing flickers.
-func (s screen) draw(now statusJSON, err error) error {
-	width, height := terminalSize(s.Writer)
-	text := now.text(width)
+func (s screen) draw(now monitor.Status, err error) error {
+	width, height := terminal.Dimensions(s.Writer)
+	text := now.Text(width)
 	if err != nil {
 		text = "pinproxy: error: " + err.Error() + "\n"
 		if hint := hintFor(err); hint != "" && !errors.As(err, &notRunningError{}) {
@@ -122,7 +125,7 @@ func (s screen) draw(now statusJSON, err error) error {
 func paint(text string, width, height int) string {
 	var list []string
 	for _, line := range strings.Split(strings.TrimSuffix(text, "\n"), "\n") {
-		list = append(list, fold(printable(line), width)...)
+		list = append(list, fold(terminal.Printable(line), width)...)
 	}
 	more := ""
 	if len(list) > height {
@@ -130,7 +133,7 @@ func paint(text string, width, height int) string {
 		list = list[:max(height-1, 0)]
 	}
 	if more != "" {
-		list = append(list, cut(more, width))
+		list = append(list, terminal.Cut(more, width))
 	}
 	var b strings.Builder
 	b.WriteString(screenHome)

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack/lab"
 )
 
@@ -41,7 +42,7 @@ func TestStatusWatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	term := &terminal{w: w, ptmx: ptmx, out: make(chan string, 1000)}
+	term := &pty{w: w, ptmx: ptmx, out: make(chan string, 1000)}
 	go term.read()
 	term.expect(screenEnter)
 	term.expect("0 open, 0 waiting")
@@ -122,7 +123,7 @@ func TestStatusWatchWithoutTerminal(t *testing.T) {
 		t.Errorf("%q", text.Stdout())
 	}
 	for line := range strings.Lines(rows.Stdout()) {
-		var s statusJSON
+		var s monitor.Status
 		if err := json.Unmarshal([]byte(line), &s); err != nil || s.PID != p.Pid() || len(s.Rules) != 1 {
 			t.Errorf("%q: %v", line, err)
 		}

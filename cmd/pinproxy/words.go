@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"pinproxy/cmd/pinproxy/terminal"
 	"pinproxy/netstack/host"
 	"pinproxy/netstack/link"
 	"pinproxy/netstack/netns"
@@ -143,7 +144,7 @@ func (s words) error(err error) int {
 		return exitUsage
 	}
 	for line := range strings.Lines(err.Error()) { // joined errors; a control socket may have said something
-		fmt.Fprintf(s.w, "pinproxy: error: %s\n", printable(strings.TrimSuffix(line, "\n")))
+		fmt.Fprintf(s.w, "pinproxy: error: %s\n", terminal.Printable(strings.TrimSuffix(line, "\n")))
 	}
 	if hint := hintFor(err); hint != "" {
 		s.hint(hint)

@@ -1,4 +1,4 @@
-package main
+package monitor
 
 import (
 	"cmp"
@@ -20,21 +20,21 @@ const (
 // pageState is everything that the page shows. Only the page reads it, and it has the same version, so the form may
 // change. Times are in milliseconds since 1970.
 type pageState struct {
-	Seq      uint64        `json:"seq"`
-	Now      int64         `json:"now"`
-	Version  string        `json:"version"`
-	PID      int           `json:"pid"`
-	Link     string        `json:"link"`
-	Started  int64         `json:"started"`
-	Seconds  int           `json:"seconds"` // of the timeline
-	Total    pageTotal     `json:"total"`
-	Rules    []pageRule    `json:"rules"`
-	Ports    []portJSON    `json:"ports"`
-	Flows    []pageFlow    `json:"flows"`
-	Moved    []pageMoved   `json:"moved"` // of the flows, in their order
-	Failures []failureJSON `json:"failures"`
-	Names    []nameJSON    `json:"names"`
-	Strips   []*stripJSON  `json:"strips"` // of the rules, in their order
+	Seq      uint64       `json:"seq"`
+	Now      int64        `json:"now"`
+	Version  string       `json:"version"`
+	PID      int          `json:"pid"`
+	Link     string       `json:"link"`
+	Started  int64        `json:"started"`
+	Seconds  int          `json:"seconds"` // of the timeline
+	Total    pageTotal    `json:"total"`
+	Rules    []pageRule   `json:"rules"`
+	Ports    []Port       `json:"ports"`
+	Flows    []pageFlow   `json:"flows"`
+	Moved    []pageMoved  `json:"moved"` // of the flows, in their order
+	Failures []Failure    `json:"failures"`
+	Names    []Name       `json:"names"`
+	Strips   []*stripJSON `json:"strips"` // of the rules, in their order
 
 	at time.Time
 }
@@ -93,28 +93,28 @@ type pageChange struct {
 	Now      int64            `json:"now"`
 	Total    pageTotal        `json:"total"`
 	Rules    map[int]pageRule `json:"rules,omitempty"` // by position
-	Ports    []portJSON       `json:"ports,omitempty"`
+	Ports    []Port           `json:"ports,omitempty"`
 	NoPorts  bool             `json:"no_ports,omitempty"`
 	Flows    []pageFlow       `json:"flows,omitempty"`
 	Gone     []uint64         `json:"gone,omitempty"`
 	Moved    []pageMoved      `json:"moved,omitempty"`
-	Failures []failureJSON    `json:"failures,omitempty"`
-	Names    *[]nameJSON      `json:"names,omitempty"`
+	Failures []Failure        `json:"failures,omitempty"`
+	Names    *[]Name          `json:"names,omitempty"`
 	Strips   map[int]any      `json:"strips,omitempty"` // of the last second, if there was something
 }
 
 // state picks from s what the page shows. p.mu is held.
-func (p *page) state(s *statusJSON) *pageState {
+func (p *page) state(s *Status) *pageState {
 	st := &pageState{
 		Seq: 1, Now: s.Now.UnixMilli(), Version: s.Version, PID: s.PID, Link: s.Link, Started: s.Started.UnixMilli(), Seconds: timelineLen, at: s.Now,
 		Total: pageTotal{
 			Ended: s.Ended, Failed: s.Failed, Up: s.Up, Down: s.Down, UpRate: s.UpRate, DownRate: s.DownRate,
-			Rules: len(s.Rules), Flows: len(s.Flows), Failures: len(s.Failures), Names: p.c.names.Len(),
+			Rules: len(s.Rules), Flows: len(s.Flows), Failures: len(s.Failures), Names: p.m.Names.Len(),
 		},
-		Rules: []pageRule{}, Ports: []portJSON{}, Flows: []pageFlow{}, Moved: []pageMoved{}, Failures: s.Failures[:min(pageFailures, len(s.Failures))],
+		Rules: []pageRule{}, Ports: []Port{}, Flows: []pageFlow{}, Moved: []pageMoved{}, Failures: s.Failures[:min(pageFailures, len(s.Failures))],
 		Names: s.Names[:min(pageNames, len(s.Names))], Strips: []*stripJSON{},
 	}
-	if err := p.c.health.err(); err != nil {
+	if err := p.m.health.err(); err != nil {
 		st.Total.Health = err.Error()
 	}
 	shown := make(map[string]bool)
@@ -140,7 +140,7 @@ func (p *page) state(s *statusJSON) *pageState {
 }
 
 // pickRules leaves out rules that were never needed, if there are too many.
-func pickRules(list []ruleStateJSON) []ruleStateJSON {
+func pickRules(list []RuleState) []RuleState {
 	if len(list) <= pageRules {
 		return list
 	}
@@ -148,7 +148,7 @@ func pickRules(list []ruleStateJSON) []ruleStateJSON {
 	for i := range order {
 		order[i] = i
 	}
-	rank := func(r ruleStateJSON) int {
+	rank := func(r RuleState) int {
 		switch {
 		case r.Open+r.Waiting+r.Dialing > 0:
 			return 0
@@ -160,7 +160,7 @@ func pickRules(list []ruleStateJSON) []ruleStateJSON {
 	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(rank(list[a]), rank(list[b])) })
 	order = order[:pageRules]
 	slices.Sort(order)
-	picked := make([]ruleStateJSON, len(order))
+	picked := make([]RuleState, len(order))
 	for i, at := range order {
 		picked[i] = list[at]
 	}
@@ -168,7 +168,7 @@ func pickRules(list []ruleStateJSON) []ruleStateJSON {
 }
 
 // flows fills in the flows. If there are too many, those that are not open come first.
-func (st *pageState) flows(s *statusJSON) {
+func (st *pageState) flows(s *Status) {
 	list := make([]int, 0, len(s.Flows))
 	for _, open := range []bool{false, true} {
 		for i, f := range s.Flows {
@@ -184,7 +184,7 @@ func (st *pageState) flows(s *statusJSON) {
 		f := s.Flows[i]
 		moved := int64(0)
 		if f.Stage == "open" {
-			moved = s.Now.Add(-inSeconds(f.Idle)).Round(100 * time.Millisecond).UnixMilli()
+			moved = s.Now.Add(-Seconds(f.Idle)).Round(100 * time.Millisecond).UnixMilli()
 		}
 		st.Flows = append(st.Flows, pageFlow{
 			ID: f.ID, Stage: f.Stage, Src: f.Src.String(), To: f.Upstream.String(), Local: f.Local, Name: f.Name, Rule: f.Rule,
@@ -222,7 +222,7 @@ func (st *pageState) since(before *pageState, times *timeline) []byte {
 		}
 	}
 	passed := st.at.Sub(before.at).Seconds()
-	if !slices.EqualFunc(st.Ports, before.Ports, func(a, b portJSON) bool { return samePort(a, b, passed) }) {
+	if !slices.EqualFunc(st.Ports, before.Ports, func(a, b Port) bool { return samePort(a, b, passed) }) {
 		c.Ports, c.NoPorts = st.Ports, len(st.Ports) == 0
 	}
 	c.flows(st, before)
@@ -259,9 +259,9 @@ func (c *pageChange) flows(st, before *pageState) {
 }
 
 // samePort says whether nothing about a port has changed, apart from the time that has passed.
-func samePort(now, before portJSON, passed float64) bool {
+func samePort(now, before Port, passed float64) bool {
 	return now.Rule == before.Rule && now.Port == before.Port && now.State == before.State && now.Waiting == before.Waiting && now.More == before.More &&
-		slices.EqualFunc(now.Holders, before.Holders, func(a, b holderJSON) bool {
+		slices.EqualFunc(now.Holders, before.Holders, func(a, b Holder) bool {
 			return a.State == b.State && a.Local == b.Local && a.Remote == b.Remote && a.Flow == b.Flow && a.PID == b.PID && a.Text == b.Text &&
 				(a.Left == b.Left || math.Abs(a.Left-(b.Left-passed)) < 2)
 		})

@@ -1,4 +1,4 @@
-package main
+package monitor
 
 import (
 	"bytes"
@@ -10,16 +10,16 @@ import (
 // A status is written in pieces, and reads as if it had been written at once.
 func TestStatusIsWrittenInPieces(t *testing.T) {
 	dst := netip.MustParseAddrPort("203.0.113.2:443")
-	names := []nameJSON{{Name: `"ports":[ "flows":[`, Addr: dst.Addr()}}
-	for _, s := range []statusJSON{
-		{Ports: []portJSON{}, Flows: []flowJSON{}, Rules: []ruleStateJSON{}},
+	names := []Name{{Name: `"ports":[ "flows":[`, Addr: dst.Addr()}}
+	for _, s := range []Status{
+		{Ports: []Port{}, Flows: []Flow{}, Rules: []RuleState{}},
 		{
-			aboutJSON: aboutJSON{Version: `1 "ports":[`},
-			Rules:     []ruleStateJSON{{ruleJSON: ruleJSON{Rule: `"flows":[]`}, Ports: 3}},
-			Ports:     []portJSON{{Port: 63998, Holders: []holderJSON{{State: portFlow, Flow: 7}}}, {Port: 63999}},
-			Flows:     []flowJSON{{ID: 7, Src: dst, Cause: "<&>"}, {ID: 8}, {ID: 9}},
-			Failures:  []failureJSON{{Cause: `"flows":[`}},
-			Names:     names,
+			About:    About{Version: `1 "ports":[`},
+			Rules:    []RuleState{{RuleRef: RuleRef{Rule: `"flows":[]`}, Ports: 3}},
+			Ports:    []Port{{Port: 63998, Holders: []Holder{{State: PortFlow, Flow: 7}}}, {Port: 63999}},
+			Flows:    []Flow{{ID: 7, Src: dst, Cause: "<&>"}, {ID: 8}, {ID: 9}},
+			Failures: []Failure{{Cause: `"flows":[`}},
+			Names:    names,
 		},
 	} {
 		want, err := json.Marshal(s)

@@ -1,4 +1,4 @@
-package main
+package monitor
 
 import (
 	"bufio"
@@ -43,7 +43,7 @@ func handle(t *testing.T, h http.Handler, r *http.Request) *http.Response {
 // FuzzHTTP sends requests to everything that --http serves. Whatever they are, a request under another name is not
 // served, nothing is served to somebody else's page, and a request can only read.
 func FuzzHTTP(f *testing.F) {
-	_, h, _ := newTestSite(f, "www.bank.example:443=63999", "*:80=63998")
+	_, _, h := newTestSite(f, "www.bank.example:443=63999", "*:80=63998")
 	for _, input := range []string{
 		"GET / HTTP/1.1\r\nHost: localhost:8080\r\n\r\n",
 		"GET /events HTTP/1.1\r\nHost: [::1]\r\nLast-Event-ID: 7\r\n\r\n",
@@ -89,8 +89,8 @@ func FuzzHTTP(f *testing.F) {
 // FuzzControl sends requests to the control socket, and arbitrary words to its question about a destination. An
 // answer is either JSON about the address that was asked for, or an error.
 func FuzzControl(f *testing.F) {
-	_, _, c := newTestSite(f, "www.bank.example:443=63999", "*:80=63990-63998 busy=fail", "[2001:db8::/32]:*=1024-65535")
-	h := c.handler()
+	m, _, _ := newTestSite(f, "www.bank.example:443=63999", "*:80=63990-63998 busy=fail", "[2001:db8::/32]:*=1024-65535")
+	h := m.control()
 	for _, s := range [][2]string{
 		{"GET /about HTTP/1.1\r\nHost: pinproxy\r\n\r\n", ""},
 		{"GET /status HTTP/1.0\r\n\r\n", ""},
@@ -119,7 +119,7 @@ func FuzzControl(f *testing.F) {
 			}
 			return
 		}
-		var d destinationJSON
+		var d Destination
 		if jerr := json.NewDecoder(answer.Body).Decode(&d); jerr != nil || err != nil {
 			t.Fatalf("%q: %v, %v", query, jerr, err)
 		}

@@ -1,4 +1,4 @@
-package main
+package monitor
 
 import (
 	"context"
@@ -23,7 +23,7 @@ type moved struct {
 
 type traffic struct{ up, down uint64 }
 
-func movedBy(s *statusJSON) moved {
+func movedBy(s *Status) moved {
 	m := moved{s.Now, traffic{s.Up, s.Down}, make(map[string]traffic, len(s.Rules)), make(map[uint64]traffic, len(s.Flows))}
 	for _, r := range s.Rules {
 		m.rules[r.Rule] = traffic{r.Up, r.Down}
@@ -36,31 +36,31 @@ func movedBy(s *statusJSON) moved {
 
 // look returns the current state, for `status` and for the page. The first look in a while takes rateSpan, to measure
 // the rates. Between two looks nothing is done, and no counting is added to a flow's path.
-func (c *control) look(ctx context.Context) *statusJSON {
-	c.looking.Lock()
-	defer c.looking.Unlock()
-	if time.Since(c.before.at) > rateOld {
-		now := c.status()
-		c.before = movedBy(&now)
+func (m *Monitor) look(ctx context.Context) *Status {
+	m.looking.Lock()
+	defer m.looking.Unlock()
+	if time.Since(m.before.at) > rateOld {
+		now := m.status()
+		m.before = movedBy(&now)
 	}
-	if wait := rateSpan - time.Since(c.before.at); wait > 0 && c.pins.Stats().Live > 0 {
+	if wait := rateSpan - time.Since(m.before.at); wait > 0 && m.Pins.Stats().Live > 0 {
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
 		}
 	}
-	now := c.status()
-	now.rate(c.before)
-	c.ports(&now)
-	now.Process = c.process()
-	if now.Now.Sub(c.before.at) >= rateEvery {
-		c.before = movedBy(&now)
+	now := m.status()
+	now.rate(m.before)
+	m.ports(&now)
+	now.Process = m.process()
+	if now.Now.Sub(m.before.at) >= rateEvery {
+		m.before = movedBy(&now)
 	}
 	return &now
 }
 
 // rate fills in what has been moved per second since before.
-func (s *statusJSON) rate(before moved) {
+func (s *Status) rate(before moved) {
 	span := s.Now.Sub(before.at).Seconds()
 	if span <= 0 {
 		return

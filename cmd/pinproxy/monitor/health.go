@@ -1,4 +1,4 @@
-package main
+package monitor
 
 import (
 	"errors"
@@ -20,7 +20,11 @@ const (
 	healthEnding
 )
 
-func (h *health) set(state int32) { h.state.Store(state) }
+// Capturing says that connections are captured from now on.
+func (m *Monitor) Capturing() { m.health.state.Store(healthCapturing) }
+
+// Ending says that connections are not captured any more.
+func (m *Monitor) Ending() { m.health.state.Store(healthEnding) }
 
 func (h *health) ending() bool { return h.state.Load() == healthEnding }
 
@@ -42,13 +46,13 @@ func (h *health) err() error {
 	return nil
 }
 
-// serveHealth answers a monitor: 200 or 503, with the reason in words.
-func (c *control) serveHealth(w http.ResponseWriter, _ *http.Request) {
+// serveHealth answers a health check: 200 or 503, with the reason in words.
+func (m *Monitor) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	if err := c.health.err(); err != nil {
+	if err := m.health.err(); err != nil {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = fmt.Fprintln(w, err)
 		return
 	}
-	_, _ = fmt.Fprintf(w, "ok: capturing into %s, rules: %d\n", c.health.link, len(c.names.Set().Rules()))
+	_, _ = fmt.Fprintf(w, "ok: capturing into %s, rules: %d\n", m.health.link, len(m.Names.Set().Rules()))
 }

@@ -1,4 +1,4 @@
-package main
+package terminal
 
 import (
 	"io"
@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// terminalSize returns how many characters fit on the terminal w, or 0 if w is not a terminal.
-func terminalSize(w io.Writer) (width, height int) {
+// Dimensions returns how many characters fit on the terminal w, or 0 if w is not a terminal.
+func Dimensions(w io.Writer) (width, height int) {
 	f, ok := w.(*os.File)
 	if !ok {
 		return 0, 0
@@ -24,22 +24,23 @@ func terminalSize(w io.Writer) (width, height int) {
 	return int(size.Col), int(size.Row)
 }
 
-// tty reports what happens to the terminal, and keeps it from showing typed characters.
-type tty struct {
-	resized, stopped chan os.Signal
+// TTY reports what happens to the terminal, and keeps it from showing typed characters.
+type TTY struct {
+	Resized, Stopped chan os.Signal
 
 	was *unix.Termios // nil: standard input is not a terminal
 }
 
-func openTTY() *tty {
-	t := &tty{resized: make(chan os.Signal, 1), stopped: make(chan os.Signal, 1)}
-	signal.Notify(t.resized, unix.SIGWINCH)
-	signal.Notify(t.stopped, unix.SIGTSTP)
+// OpenTTY begins to report. The caller closes it.
+func OpenTTY() *TTY {
+	t := &TTY{Resized: make(chan os.Signal, 1), Stopped: make(chan os.Signal, 1)}
+	signal.Notify(t.Resized, unix.SIGWINCH)
+	signal.Notify(t.Stopped, unix.SIGTSTP)
 	t.quiet()
 	return t
 }
 
-func (t *tty) quiet() {
+func (t *TTY) quiet() {
 	was, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS)
 	if err != nil {
 		return
@@ -51,15 +52,15 @@ func (t *tty) quiet() {
 	}
 }
 
-func (t *tty) restore() {
+func (t *TTY) restore() {
 	if t.was != nil {
 		_ = unix.IoctlSetTermios(int(os.Stdin.Fd()), unix.TCSETS, t.was)
 		t.was = nil
 	}
 }
 
-// stop stops the process, as Ctrl-Z does, and returns when it continues.
-func (t *tty) stop() {
+// Stop stops the process, as Ctrl-Z does, and returns when it continues.
+func (t *TTY) Stop() {
 	t.restore()
 	cont := make(chan os.Signal, 1)
 	signal.Notify(cont, unix.SIGCONT)
@@ -69,8 +70,9 @@ func (t *tty) stop() {
 	t.quiet()
 }
 
-func (t *tty) close() {
-	signal.Stop(t.resized)
-	signal.Stop(t.stopped)
+// Close ends the reports, and shows typed characters again.
+func (t *TTY) Close() {
+	signal.Stop(t.Resized)
+	signal.Stop(t.Stopped)
 	t.restore()
 }

@@ -1,4 +1,4 @@
-package main
+package monitor
 
 import (
 	"bytes"
@@ -26,7 +26,7 @@ var pageHTML []byte
 
 // page serves the page and what it shows.
 type page struct {
-	c      *control
+	m      *Monitor
 	policy string // Content-Security-Policy
 
 	mu      sync.Mutex
@@ -45,8 +45,8 @@ type frame struct {
 	full []byte
 }
 
-func newPage(c *control) *page {
-	return &page{c: c, policy: contentPolicy(pageHTML)}
+func newPage(m *Monitor) *page {
+	return &page{m: m, policy: contentPolicy(pageHTML)}
 }
 
 // contentPolicy allows only the page's own style and script, not even anything smuggled into the page.
@@ -69,13 +69,13 @@ func (p *page) serveIndex(w http.ResponseWriter, _ *http.Request) {
 }
 
 // run records each second until ctx ends.
-func (p *page) run(ctx context.Context) error {
+func (p *page) run(ctx context.Context) {
 	tick := time.NewTicker(pageEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-tick.C:
 			p.step(ctx)
 		}
@@ -85,7 +85,7 @@ func (p *page) run(ctx context.Context) error {
 func (p *page) step(ctx context.Context) {
 	p.mu.Lock()
 	watched := p.viewers > 0
-	p.times.step(p.c.pins, p.c.names.Set().Rules())
+	p.times.step(p.m.Pins, p.m.Names.Set().Rules())
 	p.mu.Unlock()
 	if watched {
 		p.show(ctx)
@@ -94,7 +94,7 @@ func (p *page) step(ctx context.Context) {
 
 // show makes the next frame.
 func (p *page) show(ctx context.Context) {
-	s := p.c.look(ctx)
+	s := p.m.look(ctx)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f := &frame{state: p.state(s), next: make(chan struct{})}
@@ -161,7 +161,7 @@ func (p *page) serveEvents(w http.ResponseWriter, r *http.Request) {
 	out := http.NewResponseController(w)
 	_ = out.SetReadDeadline(time.Time{}) // nothing more is read, and that is not a failure
 	send := func(event string, data []byte) bool {
-		_ = out.SetWriteDeadline(time.Now().Add(controlWrite))
+		_ = out.SetWriteDeadline(time.Now().Add(writeTime))
 		if _, err := fmt.Fprintf(w, "event: %s\ndata: %s\n\n", event, data); err != nil {
 			return false
 		}

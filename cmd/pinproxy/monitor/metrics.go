@@ -1,15 +1,13 @@
-package main
+package monitor
 
 import (
 	"net/http"
 	"runtime"
-	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"pinproxy/netstack/dns"
 	"pinproxy/netstack/host"
 	"pinproxy/proxy"
 )
@@ -19,10 +17,8 @@ const maxRuleMetrics = 500
 
 // exporter gives Prometheus what the parts count anyway: nothing is counted for it. The manual documents the names.
 type exporter struct {
-	c        *control
-	dns      func() dns.Stats
-	withheld func() uint64
-	viewers  func() int
+	m       *Monitor
+	viewers func() int
 }
 
 // metric describes one metric.
@@ -58,14 +54,14 @@ var (
 )
 
 // handler serves the metrics, including those of Go and of the process.
-func (m *exporter) handler() http.Handler {
+func (e *exporter) handler() http.Handler {
 	r := prometheus.NewRegistry()
-	r.MustRegister(m, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	r.MustRegister(e, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
 }
 
 // Describe implements prometheus.Collector.
-func (m *exporter) Describe(c chan<- *prometheus.Desc) {
+func (e *exporter) Describe(c chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		metricBuild, metricCapturing, metricFlows, metricArrived, metricEnded, metricFailed, metricBytes, metricLeases, metricWaiting,
 		metricReserved, metricRules, metricNames, metricHits, metricRuleFail, metricRuleNow, metricRuleBytes, metricParked, metricKnown,
@@ -76,21 +72,21 @@ func (m *exporter) Describe(c chan<- *prometheus.Desc) {
 }
 
 // Collect implements prometheus.Collector.
-func (m *exporter) Collect(c chan<- prometheus.Metric) {
+func (e *exporter) Collect(c chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		c <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 	count := func(d *prometheus.Desc, v uint64, labels ...string) {
 		c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
-	gauge(metricBuild, 1, strings.TrimSpace(version()), runtime.Version())
+	gauge(metricBuild, 1, e.m.Version, runtime.Version())
 	capturing := 0.0
-	if m.c.health.err() == nil {
+	if e.m.health.err() == nil {
 		capturing = 1
 	}
 	gauge(metricCapturing, capturing)
 
-	t := m.c.pins.Totals()
+	t := e.m.Pins.Totals()
 	for stage, n := range t.Stages {
 		gauge(metricFlows, float64(n), proxy.Stage(stage).String())
 	}
@@ -102,32 +98,32 @@ func (m *exporter) Collect(c chan<- prometheus.Metric) {
 	count(metricBytes, t.Down, "down")
 	gauge(metricLeases, float64(t.Leases))
 	gauge(metricWaiting, float64(t.Waiting))
-	gauge(metricNames, float64(m.c.names.Len()))
-	gauge(metricViewers, float64(m.viewers()))
+	gauge(metricNames, float64(e.m.Names.Len()))
+	gauge(metricViewers, float64(e.viewers()))
 
-	s := m.c.stack()
+	s := e.m.Stack()
 	count(metricArrived, s.Flows)
 	gauge(metricParked, float64(s.Parked))
 	gauge(metricKnown, float64(s.Open))
 	count(metricSYNs, s.Dropped)
-	d := m.dns()
+	d := e.m.DNS()
 	count(metricQueries, d.Queries)
 	count(metricAnswers, d.Answers)
 	count(metricDropped, d.Dropped)
-	count(metricWithheld, m.withheld())
-	m.collectRules(gauge, count)
+	count(metricWithheld, e.m.Withheld())
+	e.collectRules(gauge, count)
 }
 
 // collectRules collects what each rule has counted.
-func (m *exporter) collectRules(gauge func(*prometheus.Desc, float64, ...string), count func(*prometheus.Desc, uint64, ...string)) {
-	set := m.c.names.Set()
+func (e *exporter) collectRules(gauge func(*prometheus.Desc, float64, ...string), count func(*prometheus.Desc, uint64, ...string)) {
+	set := e.m.Names.Set()
 	list := set.Rules()
 	gauge(metricRules, float64(len(list)))
-	if facts, err := host.Look(m.c.health.link); err == nil {
-		gauge(metricReserved, float64(common(set.PinPorts(), facts.Reserved)))
+	if facts, err := host.Look(e.m.health.link); err == nil {
+		gauge(metricReserved, float64(set.PinPorts().LenIn(facts.Reserved...)))
 	}
 	told := 0
-	for i, n := range m.c.pins.RuleStats(list) {
+	for i, n := range e.m.Pins.RuleStats(list) {
 		if n.Hits == 0 {
 			continue
 		}

@@ -1,4 +1,4 @@
-package main
+package monitor
 
 import (
 	"encoding/json"
@@ -21,8 +21,8 @@ func TestPageChange(t *testing.T) {
 		}
 		return st
 	}
-	port := func(left float64) []portJSON {
-		return []portJSON{{Rule: "a", Port: 1, State: portTimeWait, Holders: []holderJSON{{State: portTimeWait, Left: left}}}}
+	port := func(left float64) []Port {
+		return []Port{{Rule: "a", Port: 1, State: PortTimeWait, Holders: []Holder{{State: PortTimeWait, Left: left}}}}
 	}
 	before := state(0, pageFlow{ID: 1}, pageFlow{ID: 2, Stage: "waiting"}, pageFlow{ID: 3}, pageFlow{ID: 7})
 	before.Ports = port(40)
@@ -55,7 +55,7 @@ func TestPageChange(t *testing.T) {
 
 // If there are too many rules, those in use are shown, in their order.
 func TestPickRules(t *testing.T) {
-	list := make([]ruleStateJSON, 3*pageRules)
+	list := make([]RuleState, 3*pageRules)
 	list[pageRules+5].Hits, list[pageRules+9].Open = 1, 1
 	picked := pickRules(list)
 	if len(picked) != pageRules || picked[pageRules-2].Hits != 1 || picked[pageRules-1].Open != 1 {

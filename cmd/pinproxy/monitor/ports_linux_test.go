@@ -1,4 +1,4 @@
-package main
+package monitor
 
 import (
 	"net/netip"
@@ -11,6 +11,8 @@ import (
 	"pinproxy/proxy/sockdiag"
 	"pinproxy/rules"
 )
+
+func TestMain(m *testing.M) { lab.Main(m) }
 
 // Whose a socket is takes a search through all processes. Sockets of our own are known by their mark.
 func TestOwnSocketsAreKnown(t *testing.T) {
@@ -42,12 +44,12 @@ func TestOwnSocketsAreKnown(t *testing.T) {
 		}
 		for _, ours := range []uint32{0, mark, mark + 1} {
 			asked := 0
-			c := testControl(t)
-			c.dialer = proxy.Sockets{Mark: ours, Owners: func(list []sockdiag.Socket) []sockdiag.Process {
+			m := testMonitor(t)
+			m.Dialer = proxy.Sockets{Mark: ours, Owners: func(list []sockdiag.Socket) []sockdiag.Process {
 				asked += len(list)
 				return make([]sockdiag.Process, len(list))
 			}}
-			found := c.sockets(rules.NewPortSet(rules.PortRange{First: port, Last: port}), map[[2]netip.AddrPort]bool{})
+			found := m.sockets(rules.NewPortSet(rules.PortRange{First: port, Last: port}), map[[2]netip.AddrPort]bool{})
 			want := 2
 			if ours == mark {
 				want = 0

@@ -1,0 +1,61 @@
+// Package terminal prepares what people read: text that a terminal shows and does not act on, tables that fit, and the
+// terminal itself while something is shown on it repeatedly.
+package terminal
+
+import (
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Printable removes what the terminal would act on: users choose the names of programs.
+func Printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, text)
+}
+
+// PrintableLines is Printable for text of more than one line.
+func PrintableLines(text string) string {
+	lines := strings.Split(text, "\n")
+	for i := range lines {
+		lines[i] = Printable(lines[i])
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Cut shortens text to n characters and marks the cut.
+func Cut(text string, n int) string {
+	if utf8.RuneCountInString(text) <= n {
+		return text
+	}
+	return string([]rune(text)[:max(n-1, 0)]) + "…"
+}
+
+// Short formats a duration for people.
+func Short(d time.Duration) string {
+	switch {
+	case d < 10*time.Millisecond:
+		return d.Round(10 * time.Microsecond).String()
+	case d < 10*time.Second:
+		return d.Round(time.Millisecond).String()
+	}
+	return d.Round(time.Second).String()
+}
+
+// Size formats a number of bytes for people: as it is up to four digits, then with a decimal prefix.
+func Size(n float64) string {
+	if n < 10_000 {
+		return fmt.Sprintf("%.0f", n)
+	}
+	for _, prefix := range []string{"k", "M", "G", "T"} {
+		if n /= 1000; n < 999.95 {
+			return fmt.Sprintf("%.1f%s", n, prefix)
+		}
+	}
+	return fmt.Sprintf("%.0fP", n/1000)
+}
