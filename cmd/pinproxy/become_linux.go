@@ -169,3 +169,6 @@ func (id identity) become() error {
 	}
 	return nil
 }
+
+// mayBindLow says whether this process may bind any port.
+func mayBindLow() bool { return effective()(unix.CAP_NET_BIND_SERVICE) }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack/host"
 	"pinproxy/proxy/sockdiag"
 )
@@ -75,11 +76,11 @@ type runningError struct{ by *host.HeldError }
 func (e *runningError) Error() string { return "nothing is cleaned up: " + e.by.Error() }
 func (e *runningError) Unwrap() error { return e.by }
 
-func (e *runningError) hint() string {
+func (e *runningError) Hint() string {
 	if e.by.PID == 0 {
 		return "stop it: it takes back its changes itself"
 	}
-	if isEnding(e.by.PID) {
+	if monitor.IsEnding(e.by.PID) {
 		return "it is ending, and takes back its changes itself within seconds"
 	}
 	return fmt.Sprintf("stop it with `kill %d`: it takes back its changes itself", e.by.PID)
@@ -92,7 +93,7 @@ func cleanSocket() (line string, err error) {
 	if err != nil {
 		return "", err
 	}
-	removed, err := removeStale(path)
+	removed, err := monitor.RemoveStale(path)
 	if err != nil {
 		return "", fmt.Errorf("remove %s: %w", path, err)
 	}

@@ -329,14 +329,14 @@ func (e *lowPortError) Error() string {
 
 func (e *lowPortError) Unwrap() error { return e.err }
 
-func (e *lowPortError) hint() string {
+func (e *lowPortError) Hint() string {
 	return fmt.Sprintf("sudo setcap cap_net_bind_service=+ep %s, or sudo sysctl -w net.ipv4.ip_unprivileged_port_start=%d", ownPath(), e.port)
 }
 
 // checkLowPorts asks the kernel whether the lowest pin may be bound.
 func checkLowPorts(set *rules.Set) error {
 	ports := set.PinPorts().Ranges()
-	if len(ports) == 0 || ports[0].First >= lowestUnprivileged() {
+	if len(ports) == 0 || ports[0].First >= host.LowestUnprivileged() {
 		return nil
 	}
 	if err := sockdiag.Bind(netip.AddrPortFrom(netip.IPv4Unspecified(), ports[0].First)); errors.Is(err, fs.ErrPermission) {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,61 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 )
-
-func TestControlSocketFile(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "pinproxy.sock")
-	listen := func() (net.Listener, func() error) {
-		t.Helper()
-		l, remove, err := listenControl(t.Context(), path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return l, remove
-	}
-	refused := func(want string) {
-		t.Helper()
-		before, err := os.Lstat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, _, err := listenControl(t.Context(), path); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v, want %q", err, want)
-		}
-		if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) {
-			t.Error("what was there is not there any more", err)
-		}
-	}
-	l, remove := listen()
-	if info, err := os.Lstat(path); err != nil || info.Mode() != fs.ModeSocket|0o600 {
-		t.Errorf("mode %v, %v", info.Mode(), err)
-	}
-	refused("another process listens there")
-	_ = l.Close() // as if killed: the file stays
-	second, removeSecond := listen()
-	if err := remove(); err != nil {
-		t.Error(err)
-	}
-	if _, err := os.Lstat(path); err != nil {
-		t.Error("the first has removed the second's socket")
-	}
-	_ = second.Close()
-	for range 2 {
-		if err := removeSecond(); err != nil {
-			t.Error(err)
-		}
-	}
-	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	refused("a file that is no socket")
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink("/dev/null", path); err != nil {
-		t.Fatal(err)
-	}
-	refused("a file that is no socket")
-}
 
 // Everything else works without a control socket.
 func TestControlSocketIsNotNeeded(t *testing.T) {

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"syscall"
 
+	"pinproxy/cmd/pinproxy/terminal"
+	"pinproxy/netstack/host"
 	"pinproxy/netstack/resolved"
 )
 
@@ -57,7 +59,7 @@ func knownUser(name string) (string, error) {
 	}
 	_, err := accounts.Lookup(name)
 	if errors.As(err, new(accounts.UnknownUserError)) {
-		return "", &usageError{fmt.Sprintf("--user %s: there is no such user", shown(name)), "sudo useradd --system " + quote(name)}
+		return "", &usageError{fmt.Sprintf("--user %s: there is no such user", shown(name)), "sudo useradd --system " + terminal.Quote(name)}
 	}
 	return name, nil // any other failure is for whoever becomes the user
 }
@@ -83,7 +85,7 @@ func (h *handover) unreadable() (warnings []string) {
 	for path := range h.Rules {
 		f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO may have no writer any more
 		if err != nil {
-			warnings = append(warnings, fmt.Sprintf("rules file %s can't be read again, so SIGHUP will fail: %v", path, towards(cause(err))))
+			warnings = append(warnings, fmt.Sprintf("rules file %s can't be read again, so SIGHUP will fail: %v", path, towards(terminal.Cause(err))))
 			continue
 		}
 		_ = f.Close()
@@ -94,7 +96,7 @@ func (h *handover) unreadable() (warnings []string) {
 // lowPorts says whether a port that needs CAP_NET_BIND_SERVICE may be wanted: by a pin or the page now, or by a
 // rules file when it is reread.
 func (o options) lowPorts(h *handover) bool {
-	first := lowestUnprivileged()
+	first := host.LowestUnprivileged()
 	if _, port, err := net.SplitHostPort(o.http); err == nil {
 		if n, err := strconv.ParseUint(port, 10, 16); err == nil && uint16(n) < first {
 			return true
@@ -102,13 +104,4 @@ func (o options) lowPorts(h *handover) bool {
 	}
 	ports := o.set.PinPorts().Ranges()
 	return len(h.Rules) > 0 || len(ports) > 0 && ports[0].First < first
-}
-
-// lowestUnprivileged returns the lowest port that anybody may bind.
-func lowestUnprivileged() uint16 {
-	first := uint16(1024)
-	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start"); err == nil {
-		_, _ = fmt.Sscan(string(b), &first)
-	}
-	return first
 }

@@ -163,7 +163,7 @@ func alone() error {
 type userError struct{ msg, remedy string }
 
 func (e *userError) Error() string { return e.msg }
-func (e *userError) hint() string  { return e.remedy }
+func (e *userError) Hint() string  { return e.remedy }
 
 // dropError adds the hint for the most common failure.
 func dropError(err error) error {

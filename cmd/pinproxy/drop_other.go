@@ -20,3 +20,6 @@ func (h *handover) open(c link.Config) (*link.Link, error) { return link.Open(c)
 func (h *handover) owners() (func([]sockdiag.Socket) []sockdiag.Process, error) { return nil, nil }
 
 func namerMain() {}
+
+// mayBindLow returns false: capabilities exist only on Linux.
+func mayBindLow() bool { return false }

@@ -14,6 +14,8 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"pinproxy/cmd/pinproxy/check"
+	"pinproxy/cmd/pinproxy/terminal"
 	"pinproxy/netstack/host"
 	"pinproxy/netstack/link"
 	"pinproxy/netstack/netns"
@@ -42,7 +44,7 @@ type options struct {
 	socket      string // path of the control socket; "" is the default
 	user        string // the user that root becomes; "" is the default
 
-	target  target // for check
+	target  check.Target
 	connect bool
 	json    bool
 	watch   bool
@@ -55,7 +57,7 @@ type options struct {
 type usageError struct{ msg, remedy string }
 
 func (e *usageError) Error() string { return e.msg }
-func (e *usageError) hint() string  { return e.remedy }
+func (e *usageError) Hint() string  { return e.remedy }
 
 // newFlagSet defines the flags, which are read into o, some by parseValues, --host-loopback by commandFlags.
 func newFlagSet(o *options) *pflag.FlagSet {
@@ -209,7 +211,7 @@ func gatewayNames(names []string, tun string) ([]string, error) {
 	for _, name := range names {
 		switch {
 		case !host.ValidName(name):
-			return nil, &usageError{fmt.Sprintf("--gateway %s: is not a device's name", quote(name)), "ip -br link"}
+			return nil, &usageError{fmt.Sprintf("--gateway %s: is not a device's name", terminal.Quote(name)), "ip -br link"}
 		case name == "lo":
 			return nil, &usageError{"--gateway lo: no host is behind it; this host's own connections are pinned anyway", "leave out --gateway lo"}
 		case name == tun:
@@ -229,7 +231,7 @@ func (o *options) commandFlags(fs *pflag.FlagSet) error {
 	loopback, _ := fs.GetStringArray("host-loopback") // it is one
 	switch {
 	case len(o.argv) == 0 && len(loopback) > 0:
-		return &usageError{"--host-loopback is for a command: on the whole host loopback is loopback", "pinproxy --rule RULE --host-loopback " + quote(loopback[0]) + " -- CMD"}
+		return &usageError{"--host-loopback is for a command: on the whole host loopback is loopback", "pinproxy --rule RULE --host-loopback " + terminal.Quote(loopback[0]) + " -- CMD"}
 	case len(o.argv) == 0:
 		return nil
 	case o.command != "":
@@ -279,7 +281,7 @@ func (o *options) positional(args []string) error {
 	case args[0] == "check":
 		hint := args[1]
 		if t, err := parseTarget(net.JoinHostPort(args[1], args[2])); err == nil { // as for nc
-			hint = quote(t.String())
+			hint = terminal.Quote(t.String())
 		}
 		return &usageError{fmt.Sprintf("unexpected argument %q: check takes one HOST:PORT", args[2]), "pinproxy check " + hint}
 	case isCommand(args[0]) && len(args) == 1:
@@ -288,12 +290,12 @@ func (o *options) positional(args []string) error {
 	case isCommand(args[0]):
 		return &usageError{fmt.Sprintf("unexpected argument %q", args[1]), "pinproxy " + args[0]}
 	case strings.Contains(args[0], "=") && (len(ruleTexts) == 0 || isRule(args[0])):
-		return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), "pinproxy --rule " + quote(args[0])}
+		return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), "pinproxy --rule " + terminal.Quote(args[0])}
 	case len(ruleTexts) > 0 && isOption(args[0]):
 		// An option of a rule that the shell has split off.
 		return &usageError{
 			fmt.Sprintf("unexpected argument %q: a rule with options is one argument, so quote it", args[0]),
-			"pinproxy --rule " + quote(ruleTexts[len(ruleTexts)-1]+" "+strings.Join(args, " ")),
+			"pinproxy --rule " + terminal.Quote(ruleTexts[len(ruleTexts)-1]+" "+strings.Join(args, " ")),
 		}
 	}
 	return &usageError{fmt.Sprintf("unexpected argument %q", args[0]), commandHint(args[0], len(ruleTexts)+len(o.rules.files) > 0)}

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"pinproxy/cmd/pinproxy/terminal"
 )
 
 // parseHTTP reads the value of --http: where to serve the page. The default host is loopback.
@@ -61,10 +63,12 @@ type httpError struct {
 	err  error
 }
 
-func (e *httpError) Error() string { return fmt.Sprintf("listen on %s: %v", e.addr, cause(e.err)) }
+func (e *httpError) Error() string {
+	return fmt.Sprintf("listen on %s: %v", e.addr, terminal.Cause(e.err))
+}
 func (e *httpError) Unwrap() error { return e.err }
 
-func (e *httpError) hint() string {
+func (e *httpError) Hint() string {
 	_, port, _ := net.SplitHostPort(e.addr)
 	switch {
 	case errors.Is(e.err, syscall.EADDRINUSE):

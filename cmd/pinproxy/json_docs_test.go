@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"pinproxy/cmd/pinproxy/check"
 	"pinproxy/cmd/pinproxy/monitor"
 )
 
@@ -18,7 +19,7 @@ var manualWord = regexp.MustCompile(`[a-z_]+(?:\[\])?\*?`)
 func TestDocumentedJSON(t *testing.T) {
 	_, section, found := strings.Cut(strings.Join(readManual(t).lines, "\n"), "\n.Ss JSON\n")
 	section, _, ended := strings.Cut(section, "\n.Sh ")
-	status, check, both := strings.Cut(section, "\n.Cm check :\n")
+	status, checks, both := strings.Cut(section, "\n.Cm check :\n")
 	if !found || !ended || !both {
 		t.Fatal("no such section")
 	}
@@ -34,14 +35,14 @@ func TestDocumentedJSON(t *testing.T) {
 		{status, "failures[]", monitor.Failure{}},
 		{status, "names[]", monitor.Name{}},
 		{status, "process", monitor.Process{}},
-		{check, "", report{}},
-		{check, "pinproxy", pinproxyJSON{}},
-		{check, "ip_local_port_range", rangeReport{}},
-		{check, "addresses[]", addressJSON{}},
-		{check, "pin", pinReport{}},
-		{check, "ports[]", portReport{}},
-		{check, "sockets[]", socketReport{}},
-		{check, "connect", connectJSON{}},
+		{checks, "", check.Report{}},
+		{checks, "pinproxy", check.Pinproxy{}},
+		{checks, "ip_local_port_range", check.Range{}},
+		{checks, "addresses[]", check.Address{}},
+		{checks, "pin", check.Pin{}},
+		{checks, "ports[]", check.Port{}},
+		{checks, "sockets[]", check.Socket{}},
+		{checks, "connect", check.Connection{}},
 	} {
 		words := itemWords(c.text, c.item)
 		for _, field := range fields(reflect.TypeOf(c.of)) {

@@ -5,12 +5,11 @@
 //
 // See docs/pinproxy.8. The files: flags.go is the command line; words.go has everything that is said to the user; the
 // packages meet in run.go for a whole host and in command.go for one command, and what both have in common is in
-// engine.go; learn.go leads from a DNS answer to a route; reload.go rereads the rules files. Package monitor tells of
-// the running pinproxy, control_file.go is its socket, http.go where --http listens, and ask.go asks it. check.go finds
-// out what happens to a connection to a target, verdict.go draws conclusions, report.go and check_words.go put them
-// into words. status.go and watch.go print the status. drop.go and become_linux.go give up privileges; namer_linux.go
-// keeps what is left of them. dryrun.go prints what would be changed on this host. logging.go is the log, and
-// patient.go keeps it from holding anything up. cleanup.go, notify.go and cpus.go are what their names say.
+// engine.go; learn.go leads from a DNS answer to a route; reload.go rereads the rules files. drop.go and
+// become_linux.go give up privileges; namer_linux.go keeps what is left of them. control.go is where package monitor's
+// socket is, http.go where its page is, status.go and watch.go print what it tells; check.go prints what package check
+// finds out. dryrun.go prints what would be changed on this host. logging.go is the log, and patient.go keeps it from
+// holding anything up. cleanup.go, notify.go and cpus.go are what their names say.
 package main
 
 import (
@@ -92,7 +91,7 @@ func run(signals func() (stop, now context.Context), args []string, stdout, stde
 		err = status(stop, o, stdout)
 	case o.command == "check":
 		var exit int
-		if exit, err = check(stop, o, stdout); err == nil {
+		if exit, err = checkTarget(stop, o, stdout); err == nil {
 			return exit
 		}
 	case o.dryRun:

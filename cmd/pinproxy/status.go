@@ -28,18 +28,18 @@ func status(ctx context.Context, o options, stdout io.Writer) error {
 
 // askStatus asks the running pinproxy.
 func askStatus(ctx context.Context, o options) (s monitor.Status, err error) {
-	i, _, err := locateInstance(o)
+	i, _, err := monitor.Locate(o.socket, o.command)
 	switch {
 	case err != nil:
 		return s, err
 	case i == nil:
-		return s, notRunningError{}
-	case i.path == "":
-		return s, fmt.Errorf("a pinproxy is running, pid %d, but can't %w", i.PID, i.err)
-	case i.err != nil:
-		return s, i.err
+		return s, monitor.NotRunningError{}
+	case i.Path == "":
+		return s, fmt.Errorf("a pinproxy is running, pid %d, but can't %w", i.PID, i.Err)
+	case i.Err != nil:
+		return s, i.Err
 	}
-	err = i.ask(ctx, "/status", nil, &s)
+	err = i.Ask(ctx, "/status", nil, &s)
 	s.PID = cmp.Or(i.PID, s.PID) // its own may be from another PID namespace
 	return s, err
 }

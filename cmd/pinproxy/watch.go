@@ -114,7 +114,7 @@ func (s screen) draw(now monitor.Status, err error) error {
 	text := now.Text(width)
 	if err != nil {
 		text = "pinproxy: error: " + err.Error() + "\n"
-		if hint := hintFor(err); hint != "" && !errors.As(err, &notRunningError{}) {
+		if hint := hintFor(err); hint != "" && !errors.As(err, &monitor.NotRunningError{}) {
 			text += "pinproxy: hint: " + hint + "\n"
 		}
 	}

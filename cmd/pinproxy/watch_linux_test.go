@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -168,8 +167,8 @@ func TestControlSocketGroup(t *testing.T) {
 	if gid := info.Sys().(*syscall.Stat_t).Gid; info.Mode() != fs.ModeSocket|0o660 || gid != 4242 {
 		t.Errorf("mode %v, group %d", info.Mode(), gid)
 	}
-	refused := &askError{path: path, again: "status", err: fs.ErrPermission}
-	if hint := refused.hint(); !strings.Contains(hint, "its user's, its group's and root's: sudo pinproxy status") {
+	refused := &monitor.AskError{Path: path, Again: "status", Err: fs.ErrPermission}
+	if hint := refused.Hint(); !strings.Contains(hint, "its user's, its group's and root's: sudo pinproxy status") {
 		t.Error(hint)
 	}
 }
@@ -185,17 +184,5 @@ func TestGroupOf(t *testing.T) {
 		if _, err := groupOf(name); err == nil || !strings.Contains(err.Error(), "there is no such group") {
 			t.Errorf("%q: %v", name, err)
 		}
-	}
-	path := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	if err := share(path, os.Getgid()); err != nil {
-		t.Error(err)
-	}
-	if err := share(path+".not", os.Getgid()); err == nil {
-		t.Error("a file that is not there was shared")
 	}
 }

@@ -41,21 +41,13 @@ func TestPaint(t *testing.T) {
 // What a program calls itself, and what a rogue control socket says, does nothing to the terminal.
 func TestNothingReachesTheTerminal(t *testing.T) {
 	const evil = "\x1b]0;evil\a\x1b[31m\u009b31m"
-	held := portReport{Port: 63999, Cause: "port 63999 is taken by " + evil, Hint: evil, Sockets: []socketReport{{text: evil, Why: evil}}}
-	r := report{
-		Target: "203.0.113.2:443", Error: evil, Pinproxy: &pinproxyJSON{Link: evil}, Chosen: evil,
-		Addresses: []addressJSON{{
-			Address: "203.0.113.2", Cause: evil, Hint: evil, Name: evil, Rule: &monitor.RuleRef{Rule: evil, Source: evil},
-			Pin: &pinReport{Ports: []portReport{held}}, Connect: &connectJSON{Cause: evil, Hint: evil + "other"},
-		}},
-	}
 	s := monitor.Status{
 		About: monitor.About{Version: evil, Link: evil}, Rules: []monitor.RuleState{{RuleRef: monitor.RuleRef{Rule: evil, Source: evil}}},
 		Flows: []monitor.Flow{{Cause: evil, Hint: evil, Name: evil}}, Failures: []monitor.Failure{{Cause: evil, Hint: evil, Kind: evil}},
 	}
 	var said strings.Builder
-	words{&said}.error(&askError{path: "/run/x", err: errors.New(evil)})
-	for what, text := range map[string]string{"check": r.text(), "status": s.Text(0), "an error": said.String()} {
+	words{&said}.error(&monitor.AskError{Path: "/run/x", Err: errors.New(evil)})
+	for what, text := range map[string]string{"status": s.Text(0), "an error": said.String()} {
 		if i := strings.IndexFunc(text, func(r rune) bool { return r != '\n' && unicode.IsControl(r) }); i >= 0 {
 			t.Errorf("%s prints %q", what, text[max(0, i-20):])
 		}

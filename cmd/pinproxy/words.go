@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/cmd/pinproxy/terminal"
 	"pinproxy/netstack/host"
 	"pinproxy/netstack/link"
@@ -162,34 +163,31 @@ func ruleHint(e *rules.SyntaxError) string {
 	if e.Source != "" {
 		return e.Hint
 	}
-	return "pinproxy --rule " + quote(e.Hint)
+	return "pinproxy --rule " + terminal.Quote(e.Hint)
 }
 
 // hintFor returns the hint for failures that have one.
 func hintFor(err error) string {
 	var own interface {
 		error
-		hint() string
+		Hint() string
 	}
 	var held *host.HeldError
 	var path *fs.PathError
 	var forbidden *netns.ForbiddenError
 	var demand *host.DemandError
-	var damaged *host.DamagedError
 	var exec *netns.ExecError
 	switch {
 	case errors.As(err, &own):
-		return own.hint()
+		return own.Hint()
 	case errors.As(err, &demand):
 		return demand.Hint
-	case errors.As(err, &damaged):
-		return damaged.Hint()
 	case errors.As(err, &forbidden):
 		return forbiddenHint(forbidden.By)
 	case errors.Is(err, netns.ErrDevice):
 		return "sudo chmod 0666 /dev/net/tun, as distributions do; in a container, pass the device in: --device /dev/net/tun"
 	case errors.As(err, &exec), errors.Is(err, netns.ErrNotFound):
-	case errors.As(err, &held) && held.PID != 0 && isEnding(held.PID):
+	case errors.As(err, &held) && held.PID != 0 && monitor.IsEnding(held.PID):
 		return "it is ending: try again in a few seconds"
 	case errors.As(err, &held) && held.PID != 0:
 		return fmt.Sprintf("stop it with `kill %d`, or give that one this rule as well", held.PID)
@@ -237,11 +235,6 @@ func ownPath() string {
 // indent sets quoted text off from the lines around it.
 func indent(text string) string {
 	return "    " + strings.ReplaceAll(text, "\n", "\n    ")
-}
-
-// quote makes text one word for a shell.
-func quote(text string) string {
-	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
 }
 
 // version returns one line made from what the Go toolchain put into the binary.

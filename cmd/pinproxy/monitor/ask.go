@@ -17,8 +17,8 @@ const (
 	maxAnswer  = 256 << 20        // bytes; a flow takes some 300
 )
 
-// Ask asks for a resource on the control socket at path, and decodes the answer.
-func Ask(ctx context.Context, path, resource string, query url.Values, answer any) error {
+// ask asks for a resource on the control socket at path, and decodes the answer.
+func ask(ctx context.Context, path, resource string, query url.Values, answer any) error {
 	ctx, cancel := context.WithTimeout(ctx, answerWait+writeTime)
 	defer cancel()
 	client := http.Client{Transport: &http.Transport{

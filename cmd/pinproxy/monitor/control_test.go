@@ -55,14 +55,14 @@ func serveControl(t *testing.T) string {
 func TestControl(t *testing.T) {
 	path := serveControl(t)
 	var about About
-	if err := Ask(t.Context(), path, "/about", nil, &about); err != nil {
+	if err := ask(t.Context(), path, "/about", nil, &about); err != nil {
 		t.Fatal(err)
 	}
 	if about.PID != os.Getpid() || about.Link != "lo" || len(about.Rules) != 1 || about.Rules[0] != (RuleRef{"www.bank.example:443=63999", "partners.rules", 3}) {
 		t.Errorf("%+v", about)
 	}
 	var s Status
-	if err := Ask(t.Context(), path, "/status", nil, &s); err != nil || len(s.Names) != 1 || s.PID != about.PID || s.Flows == nil || s.Failures == nil {
+	if err := ask(t.Context(), path, "/status", nil, &s); err != nil || len(s.Names) != 1 || s.PID != about.PID || s.Flows == nil || s.Failures == nil {
 		t.Errorf("%+v, %v", s, err)
 	}
 	dst := netip.MustParseAddrPort("203.0.113.2:443")
@@ -79,7 +79,7 @@ func TestControl(t *testing.T) {
 		{netip.MustParseAddrPort("203.0.113.3:443"), "", "*:443=7000-7001", "", 7000, nil},
 	} {
 		var d Destination
-		err := Ask(t.Context(), path, "/destination", url.Values{"dst": {test.dst.String()}, "name": {test.name}, "rule": {test.rule}}, &d)
+		err := ask(t.Context(), path, "/destination", url.Values{"dst": {test.dst.String()}, "name": {test.name}, "rule": {test.rule}}, &d)
 		if err != nil || d.Rule != test.want || (d.Pin == nil) != (test.next == 0) || d.Pin != nil && d.Pin.Next[0] != test.next || !reflect.DeepEqual(d.Instead, test.instead) {
 			t.Errorf("%+v: %+v, %v", test, d, err)
 		}
@@ -93,11 +93,11 @@ func TestControlRefuses(t *testing.T) {
 		"/nowhere":     "404",
 		"/destination": "400 Bad Request: dst: ",
 	} {
-		if err := Ask(t.Context(), path, resource, nil, &struct{}{}); err == nil || !strings.Contains(err.Error(), want) {
+		if err := ask(t.Context(), path, resource, nil, &struct{}{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", resource, err, want)
 		}
 	}
-	err := Ask(t.Context(), path, "/destination", url.Values{"dst": {"203.0.113.2:443"}, "rule": {"nonsense"}}, &struct{}{})
+	err := ask(t.Context(), path, "/destination", url.Values{"dst": {"203.0.113.2:443"}, "rule": {"nonsense"}}, &struct{}{})
 	if err == nil || !strings.Contains(err.Error(), `rule "nonsense", column 9`) {
 		t.Error(err)
 	}
@@ -152,7 +152,7 @@ func TestControlOutlastsTheSlow(t *testing.T) {
 		}
 	}
 	begun := time.Now()
-	if err := Ask(t.Context(), path, "/about", nil, &About{}); err != nil {
+	if err := ask(t.Context(), path, "/about", nil, &About{}); err != nil {
 		t.Errorf("after %v: %v", time.Since(begun), err)
 	}
 	if took := time.Since(begun); took > 4*controlRead {

@@ -3,8 +3,11 @@
 package terminal
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"strings"
+	"syscall"
 	"time"
 	"unicode/utf8"
 )
@@ -58,4 +61,24 @@ func Size(n float64) string {
 		}
 	}
 	return fmt.Sprintf("%.0fP", n/1000)
+}
+
+// Quote makes text one word for a shell.
+func Quote(text string) string {
+	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
+}
+
+// Cause removes the repetition of the call and its subject from an error: an errno is enough.
+func Cause(err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	for {
+		var op *net.OpError
+		if !errors.As(err, &op) {
+			return err
+		}
+		err = op.Err
+	}
 }

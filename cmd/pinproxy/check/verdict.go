@@ -1,4 +1,4 @@
-package main
+package check
 
 import (
 	"cmp"
@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"pinproxy/cmd/pinproxy/monitor"
+	"pinproxy/cmd/pinproxy/terminal"
 	"pinproxy/netstack/host"
 	"pinproxy/proxy"
 	"pinproxy/proxy/sockdiag"
@@ -298,7 +299,7 @@ func (s situation) away() bool {
 }
 
 func (s situation) noRoute() obstacle {
-	return obstacle{cause: fmt.Sprintf("this host has no route to %s: %v", s.dst.Addr(), cause(cmp.Or(s.wayErr, s.pastErr)))}
+	return obstacle{cause: fmt.Sprintf("this host has no route to %s: %v", s.dst.Addr(), terminal.Cause(cmp.Or(s.wayErr, s.pastErr)))}
 }
 
 // unroutable says why a dial from a port fails before a packet is sent, though the host has a route.
@@ -309,7 +310,7 @@ func (s situation) unroutable(p portState) obstacle {
 		get += fmt.Sprintf(" from %s", source)
 	}
 	return obstacle{
-		fmt.Sprintf("no way to %s from %s: %v", s.dst.Addr(), from, cause(p.wayErr)),
+		fmt.Sprintf("no way to %s from %s: %v", s.dst.Addr(), from, terminal.Cause(p.wayErr)),
 		fmt.Sprintf("%s mark %#x ipproto tcp sport %d dport %d", get, host.Mark, p.local.Port(), s.dst.Port()),
 	}
 }
@@ -328,7 +329,7 @@ func (s situation) uncaptured() obstacle {
 	case !s.running && s.rule == nil:
 		return obstacle{"no pinproxy is running, and no rule was given", "pinproxy check --rule RULE …, or start pinproxy"}
 	case !s.running:
-		return obstacle{"no pinproxy is running", fmt.Sprintf("sudo pinproxy --rule %s", quote(s.rule.String()))}
+		return obstacle{"no pinproxy is running", fmt.Sprintf("sudo pinproxy --rule %s", terminal.Quote(s.rule.String()))}
 	case s.instead != nil && (s.rule != nil || s.way.Ours): // a rule that is gone decides for a minute, but captures nothing
 		return s.misnamed()
 	case s.askErr == nil && s.rule == nil:
@@ -345,9 +346,9 @@ func (s situation) uncaptured() obstacle {
 		return obstacle{"the running pinproxy does not capture it: the kernel's route does not lead into its device", "its log says why"}
 	case s.askErr != nil:
 		o := obstacle{cause: fmt.Sprintf("the running pinproxy captures it, but can't be asked by which rule: %v", s.askErr)}
-		var ask *askError
+		var ask *monitor.AskError
 		if errors.As(s.askErr, &ask) {
-			o.hint = ask.hint()
+			o.hint = ask.Hint()
 		}
 		return o
 	}

@@ -1,13 +1,13 @@
-package main
+package check
 
 import (
-	"errors"
 	"net/netip"
 	"os"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unicode"
 
 	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack/host"
@@ -228,8 +228,12 @@ func TestVerdict(t *testing.T) {
 		}, cause: "takes 203.0.113.2 for an address of www.bank.example, and goes by the rule www.bank.example:443=1", chosen: "By the running pinproxy's rule www.bank.example:443=1", hintHas: "the same pin"},
 		{name: "not captured", is: func(s *situation) { s.way.Ours = false }, port: 63998, cause: "does not capture it", chosen: "By the kernel"},
 		{name: "another program's rules first", is: func(s *situation) { s.way.Ours, s.ahead.Priorities = false, "3999" }, port: 63998, cause: "does not capture it: policy rules of other programs are asked before pinproxy's: 3999", chosen: "By the kernel"},
-		{name: "does not answer", is: func(s *situation) { s.askErr, s.theirs = &askError{"/run/x", 0, "check …", syscall.EACCES}, "" }, port: 63998, cause: "can't be asked by which rule: ask /run/x: permission denied", chosen: "this user may not ask", hintHas: "sudo pinproxy check"},
-		{name: "its socket was deleted", is: func(s *situation) { s.askErr, s.theirs = &askError{"/run/x", 812, "check …", syscall.ENOENT}, "" }, port: 63998, cause: "ask /run/x: no such file or directory", chosen: "but can't be asked by which", hintHas: "a restart of pid 812 makes it again; if that is in a container, sudo nsenter -t 812 -m pinproxy check"},
+		{name: "does not answer", is: func(s *situation) {
+			s.askErr, s.theirs = &monitor.AskError{Path: "/run/x", Again: "check …", Err: syscall.EACCES}, ""
+		}, port: 63998, cause: "can't be asked by which rule: ask /run/x: permission denied", chosen: "this user may not ask", hintHas: "sudo pinproxy check"},
+		{name: "its socket was deleted", is: func(s *situation) {
+			s.askErr, s.theirs = &monitor.AskError{Path: "/run/x", PID: 812, Again: "check …", Err: syscall.ENOENT}, ""
+		}, port: 63998, cause: "ask /run/x: no such file or directory", chosen: "but can't be asked by which", hintHas: "a restart of pid 812 makes it again; if that is in a container, sudo nsenter -t 812 -m pinproxy check"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := bank(t)
@@ -256,23 +260,23 @@ func TestVerdict(t *testing.T) {
 
 // The exit status is about the addresses that can be reached, since programs go on to the next one.
 func TestConclusion(t *testing.T) {
-	yes, no := addressJSON{Pinned: true, Chosen: "yes"}, addressJSON{Chosen: "no"}
-	away := addressJSON{away: true, Chosen: "away"}
+	yes, no := Address{Pinned: true, Chosen: "yes"}, Address{Chosen: "no"}
+	away := Address{away: true, Chosen: "away"}
 	refused := yes
-	refused.Connect = &connectJSON{}
+	refused.Connect = &Connection{}
 	for _, test := range []struct {
-		addrs  []addressJSON
+		addrs  []Address
 		pinned bool
 		chosen string
 	}{
-		{[]addressJSON{yes}, true, "yes"},
-		{[]addressJSON{yes, no}, false, "yes"},
-		{[]addressJSON{away, yes}, true, "yes"},
-		{[]addressJSON{away}, false, "away"},
-		{[]addressJSON{refused}, false, "yes"},
+		{[]Address{yes}, true, "yes"},
+		{[]Address{yes, no}, false, "yes"},
+		{[]Address{away, yes}, true, "yes"},
+		{[]Address{away}, false, "away"},
+		{[]Address{refused}, false, "yes"},
 		{nil, false, "Not at all: the name has no address, so no program gets as far as connecting."},
 	} {
-		r := report{Addresses: test.addrs}
+		r := Report{Addresses: test.addrs}
 		if r.conclude(); r.Pinned != test.pinned || r.Chosen != test.chosen || r.Addresses == nil {
 			t.Errorf("%+v: pinned %v, chosen %q", test.addrs, r.Pinned, r.Chosen)
 		}
@@ -302,37 +306,19 @@ func TestWhyLost(t *testing.T) {
 	}
 }
 
-func TestParseTarget(t *testing.T) {
-	for text, want := range map[string]string{
-		"www.bank.example:443":  "www.bank.example:443",
-		"WWW.Bank.Example.:443": "www.bank.example:443",
-		"bücher.example:443":    "xn--bcher-kva.example:443",
-		"203.0.113.2:1":         "203.0.113.2:1",
-		"[2001:DB8::2]:65535":   "[2001:db8::2]:65535",
-		"[::ffff:192.0.2.1]:80": "192.0.2.1:80",
-	} {
-		got, err := parseTarget(text)
-		if err != nil || got.String() != want || got.addr.IsValid() == (got.name() != "") {
-			t.Errorf("%s: %v, %v, want %s", text, got, err, want)
-		}
+// What a program calls itself, and what a rogue control socket says, does nothing to the terminal.
+func TestNothingReachesTheTerminal(t *testing.T) {
+	const evil = "\x1b]0;evil\a\x1b[31m\u009b31m"
+	held := Port{Port: 63999, Cause: "port 63999 is taken by " + evil, Hint: evil, Sockets: []Socket{{text: evil, Why: evil}}}
+	r := Report{
+		Target: "203.0.113.2:443", Error: evil, Pinproxy: &Pinproxy{Link: evil}, Chosen: evil,
+		Addresses: []Address{{
+			Address: "203.0.113.2", Cause: evil, Hint: evil, Name: evil, Rule: &monitor.RuleRef{Rule: evil, Source: evil},
+			Pin: &Pin{Ports: []Port{held}}, Connect: &Connection{Cause: evil, Hint: evil + "other"},
+		}},
 	}
-	for text, want := range map[string]string{
-		"https://old.example/":  `it begins with a host, not with "https://"`,
-		"www.bank.example":      "the port is missing",
-		"2001:db8::2:443":       "an IPv6 address stands in brackets",
-		"www.bank.example:0":    "is not a port",
-		"www.bank.example:http": "is not a port",
-		"*.bank.example:443":    "a name or an address is needed",
-		"*:443":                 "a name or an address is needed",
-		"10.0.0.0/8:443":        "a name or an address is needed",
-		"goo$gle:443":           "a name can't contain '$'",
-		":443":                  "the host is missing",
-		"0.0.0.0:443":           "no connection can be captured",
-		"224.0.0.1:443":         "no connection can be captured",
-	} {
-		_, err := parseTarget(text)
-		if _, ok := errors.AsType[*usageError](err); !ok || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, want %q", text, err, want)
-		}
+	text := r.Text()
+	if i := strings.IndexFunc(text, func(r rune) bool { return r != '\n' && unicode.IsControl(r) }); i >= 0 {
+		t.Errorf("it prints %q", text[max(0, i-20):])
 	}
 }

@@ -1,26 +1,26 @@
-package main
+package check
 
 import (
 	"pinproxy/cmd/pinproxy/monitor"
+	"pinproxy/cmd/pinproxy/terminal"
 	"pinproxy/netstack/host"
 )
 
-// What `check` says: filled in here, printed unchanged as JSON, and printed as text by check_words.go. The manual
-// documents the fields. Fields may be added, but are neither renamed nor given another meaning. Durations are in
-// seconds.
-
-type report struct {
-	Target    string        `json:"target"`
-	Pinned    bool          `json:"pinned"`          // the exit status: whether it holds for every address that can be reached
-	Error     string        `json:"error,omitempty"` // why the name can't be looked up
-	Rules     string        `json:"rules,omitempty"` // "command line" or "pinproxy"; absent without rules
-	Pinproxy  *pinproxyJSON `json:"pinproxy"`        // null: none is running
-	PortRange rangeReport   `json:"ip_local_port_range"`
-	Addresses []addressJSON `json:"addresses"`
-	Chosen    string        `json:"chosen"` // how the source port is chosen, in a sentence
+// Report is what `check` says. It is printed unchanged as JSON, and as text by Text. The manual documents the fields.
+// Fields may be added, but are neither renamed nor given another meaning. Durations are in seconds.
+type Report struct {
+	Target    string    `json:"target"`
+	Pinned    bool      `json:"pinned"`          // the exit status: whether it holds for every address that can be reached
+	Error     string    `json:"error,omitempty"` // why the name can't be looked up
+	Rules     string    `json:"rules,omitempty"` // "command line" or "pinproxy"; absent without rules
+	Pinproxy  *Pinproxy `json:"pinproxy"`        // null: none is running
+	PortRange Range     `json:"ip_local_port_range"`
+	Addresses []Address `json:"addresses"`
+	Chosen    string    `json:"chosen"` // how the source port is chosen, in a sentence
 }
 
-type pinproxyJSON struct {
+// Pinproxy is the running one.
+type Pinproxy struct {
 	PID    int    `json:"pid"`
 	Socket string `json:"socket"`
 	Link   string `json:"link,omitempty"`
@@ -31,66 +31,73 @@ type pinproxyJSON struct {
 	apart bool // the PID is from another PID namespace
 }
 
-type rangeReport struct {
+// Range is a range of ports, both included.
+type Range struct {
 	First uint16 `json:"first"`
 	Last  uint16 `json:"last"`
 }
 
-type addressJSON struct {
+// Address is one address of the target.
+type Address struct {
 	Address  string           `json:"address"`
 	Pinned   bool             `json:"pinned"`
 	Cause    string           `json:"cause,omitempty"` // why not
 	Hint     string           `json:"hint,omitempty"`
 	Name     string           `json:"name,omitempty"` // the name that led to the rule
 	Rule     *monitor.RuleRef `json:"rule"`
-	Lost     []lostJSON       `json:"lost"`
+	Lost     []Lost           `json:"lost"`
 	Captured bool             `json:"captured"`
 	Local    bool             `json:"local"` // this host itself
-	Route    routeJSON        `json:"route"` // of a program's connection
-	Dial     routeJSON        `json:"dial"`  // of a connection from the pin
-	Pin      *pinReport       `json:"pin"`
-	Connect  *connectJSON     `json:"connect,omitempty"` // with --connect
+	Route    Route            `json:"route"` // of a program's connection
+	Dial     Route            `json:"dial"`  // of a connection from the pin
+	Pin      *Pin             `json:"pin"`
+	Connect  *Connection      `json:"connect,omitempty"` // with --connect
 	Chosen   string           `json:"chosen"`
 
 	away bool // this host has no route to it
 }
 
-type lostJSON struct {
+// Lost is a rule that matches too, but is less specific.
+type Lost struct {
 	monitor.RuleRef
 	Why string `json:"why"`
 }
 
-type routeJSON struct {
+// Route is where the kernel sends a connection.
+type Route struct {
 	Link   string `json:"link,omitempty"`
 	Source string `json:"source,omitempty"`
 	Error  string `json:"error,omitempty"`
 }
 
-type pinReport struct {
-	Pin      string       `json:"pin"`
-	Free     bool         `json:"free"`     // a port could be had now
-	Port     uint16       `json:"port"`     // the next port; 0 if none is free
-	Waiting  int          `json:"waiting"`  // flows
-	Untried  int          `json:"untried"`  // ports not looked at
-	Reserved int          `json:"reserved"` // how many of its ports are in ip_local_reserved_ports
-	InRange  int          `json:"in_range"` // how many are in ip_local_port_range
-	Ports    []portReport `json:"ports"`
+// Pin is the state of the pin.
+type Pin struct {
+	Pin      string `json:"pin"`
+	Free     bool   `json:"free"`     // a port could be had now
+	Port     uint16 `json:"port"`     // the next port; 0 if none is free
+	Waiting  int    `json:"waiting"`  // flows
+	Untried  int    `json:"untried"`  // ports not looked at
+	Reserved int    `json:"reserved"` // how many of its ports are in ip_local_reserved_ports
+	InRange  int    `json:"in_range"` // how many are in ip_local_port_range
+	Ports    []Port `json:"ports"`
 }
 
-type portReport struct {
-	Port       uint16         `json:"port"`
-	Free       bool           `json:"free"`
-	Cause      string         `json:"cause,omitempty"`
-	Hint       string         `json:"hint,omitempty"`
-	Reserved   bool           `json:"reserved"`
-	InRange    bool           `json:"in_range"`
-	Privileged bool           `json:"privileged"` // and nobody there may bind it
-	Flow       uint64         `json:"flow,omitempty"`
-	Rests      float64        `json:"rests,omitempty"`
-	Sockets    []socketReport `json:"sockets"`
+// Port is a port of the pin.
+type Port struct {
+	Port       uint16   `json:"port"`
+	Free       bool     `json:"free"`
+	Cause      string   `json:"cause,omitempty"`
+	Hint       string   `json:"hint,omitempty"`
+	Reserved   bool     `json:"reserved"`
+	InRange    bool     `json:"in_range"`
+	Privileged bool     `json:"privileged"` // and nobody there may bind it
+	Flow       uint64   `json:"flow,omitempty"`
+	Rests      float64  `json:"rests,omitempty"`
+	Sockets    []Socket `json:"sockets"`
 }
 
-type socketReport struct {
+// Socket is a socket on that port.
+type Socket struct {
 	State   string  `json:"state"`
 	Local   string  `json:"local"`
 	Remote  string  `json:"remote"`
@@ -104,28 +111,29 @@ type socketReport struct {
 	text string
 }
 
-type connectJSON struct {
+// Connection is a connection that was tried.
+type Connection struct {
 	OK    bool    `json:"ok"`
 	Local string  `json:"local,omitempty"` // read back from the socket
 	Took  float64 `json:"took,omitempty"`
 	Cause string  `json:"cause,omitempty"`
 	Hint  string  `json:"hint,omitempty"`
 
-	Through *connectJSON `json:"through,omitempty"` // the same by way of the device, if the connection would be pinned
+	Through *Connection `json:"through,omitempty"` // the same by way of the device, if the connection would be pinned
 
 	closes bool // proxy.Trial.Closes
 }
 
 // ok says whether what was tried succeeded.
-func (c *connectJSON) ok() bool { return c == nil || c.OK && c.Through.ok() }
+func (c *Connection) ok() bool { return c == nil || c.OK && c.Through.ok() }
 
 // report returns what follows from the situation, with what led to it.
-func (s situation) report(facts host.Facts) addressJSON {
+func (s situation) report(facts host.Facts) Address {
 	v := judge(s)
-	a := addressJSON{
+	a := Address{
 		Address: s.dst.Addr().String(), Pinned: v.pinned, Cause: v.cause, Hint: v.hint, Name: s.name,
 		Captured: s.running && s.way.Ours, Local: s.way.Local, Route: routeReport(s.way, s.wayErr), Dial: routeReport(s.past, s.pastErr),
-		Lost: []lostJSON{}, Chosen: s.chosen(v, facts), away: s.away(),
+		Lost: []Lost{}, Chosen: s.chosen(v, facts), away: s.away(),
 	}
 	if s.rule == nil {
 		return a
@@ -133,15 +141,15 @@ func (s situation) report(facts host.Facts) addressJSON {
 	rule := monitor.ReferTo(s.rule)
 	a.Rule = &rule
 	for _, r := range s.lost {
-		a.Lost = append(a.Lost, lostJSON{monitor.ReferTo(r), whyLost(s.rule, r)})
+		a.Lost = append(a.Lost, Lost{monitor.ReferTo(r), whyLost(s.rule, r)})
 	}
 	if len(s.ports) > 0 {
 		next := s.next()
 		a.Dial = routeReport(next.way, next.wayErr)
 	}
 	ports := s.rule.Pin().Ports()
-	a.Pin = &pinReport{
-		Pin: s.rule.Pin().String(), Free: v.free, Port: v.port, Waiting: s.waiting, Untried: s.untried, Ports: []portReport{},
+	a.Pin = &Pin{
+		Pin: s.rule.Pin().String(), Free: v.free, Port: v.port, Waiting: s.waiting, Untried: s.untried, Ports: []Port{},
 		Reserved: ports.LenIn(facts.Reserved...), InRange: ports.LenIn(facts.LocalPorts),
 	}
 	for _, p := range s.ports {
@@ -150,17 +158,17 @@ func (s situation) report(facts host.Facts) addressJSON {
 	return a
 }
 
-func (p portState) report(s situation) portReport {
+func (p portState) report(s situation) Port {
 	o := s.obstacle(p)
-	r := portReport{
+	r := Port{
 		Port: p.local.Port(), Free: o.cause == "", Cause: o.cause, Hint: o.hint, Reserved: p.reserved, InRange: p.ephemeral,
-		Privileged: p.privileged, Rests: p.resting.Seconds(), Sockets: []socketReport{},
+		Privileged: p.privileged, Rests: p.resting.Seconds(), Sockets: []Socket{},
 	}
 	if p.held != nil {
 		r.Flow = p.held.Flow
 	}
 	for _, k := range p.sockets {
-		r.Sockets = append(r.Sockets, socketReport{
+		r.Sockets = append(r.Sockets, Socket{
 			State: k.State.String(), Local: k.Local.String(), Remote: k.Remote.String(), PID: k.owner.PID, Process: k.owner.Name, UID: k.UID,
 			Left: k.Left.Seconds(), Matters: !k.harmless(p), Why: k.why(p), text: k.text(),
 		})
@@ -168,11 +176,11 @@ func (p portState) report(s situation) portReport {
 	return r
 }
 
-func routeReport(w host.Way, err error) routeJSON {
+func routeReport(w host.Way, err error) Route {
 	if err != nil {
-		return routeJSON{Error: cause(err).Error()}
+		return Route{Error: terminal.Cause(err).Error()}
 	}
-	r := routeJSON{Link: w.Link}
+	r := Route{Link: w.Link}
 	if w.Source.IsValid() {
 		r.Source = w.Source.String()
 	}
@@ -180,7 +188,7 @@ func routeReport(w host.Way, err error) routeJSON {
 }
 
 // conclude decides for all addresses. It skips those to which this host has no route, as programs do.
-func (r *report) conclude() {
+func (r *Report) conclude() {
 	reached := 0
 	r.Pinned = true
 	for _, a := range r.Addresses {
@@ -195,7 +203,7 @@ func (r *report) conclude() {
 	r.Pinned = r.Pinned && reached > 0
 	switch {
 	case len(r.Addresses) == 0:
-		r.Addresses = []addressJSON{}
+		r.Addresses = []Address{}
 		r.Chosen = "Not at all: the name has no address, so no program gets as far as connecting."
 	default:
 		r.Chosen = r.Addresses[0].Chosen

@@ -1,4 +1,4 @@
-package main
+package check
 
 import (
 	"golang.org/x/sys/unix"
@@ -16,6 +16,3 @@ func mayMark() bool {
 	defer unix.Close(fd)
 	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, host.Mark) == nil
 }
-
-// mayBindLow says whether this process may bind any port.
-func mayBindLow() bool { return effective()(unix.CAP_NET_BIND_SERVICE) }

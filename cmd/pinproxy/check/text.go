@@ -1,4 +1,4 @@
-package main
+package check
 
 import (
 	"cmp"
@@ -14,8 +14,8 @@ import (
 	"pinproxy/rules"
 )
 
-// text returns the report for people: one fact a line, with the deciding one last.
-func (r report) text() string {
+// Text returns the report for people: one fact a line, with the deciding one last.
+func (r Report) Text() string {
 	var b strings.Builder
 	fmt.Fprintln(&b, r.Target)
 	if r.Error != "" {
@@ -35,7 +35,7 @@ func line(b *strings.Builder, what, format string, args ...any) {
 }
 
 // who says which pinproxy is running.
-func (r report) who() string {
+func (r Report) who() string {
 	p := r.Pinproxy
 	switch {
 	case p == nil:
@@ -57,7 +57,7 @@ func (r report) who() string {
 	return text
 }
 
-func (a addressJSON) text(b *strings.Builder, r report) {
+func (a Address) text(b *strings.Builder, r Report) {
 	fmt.Fprintln(b, a.Address)
 	if a.Name != "" && !strings.HasPrefix(r.Target, a.Name+":") {
 		line(b, "name", "%s", a.Name)
@@ -94,7 +94,7 @@ func (a addressJSON) text(b *strings.Builder, r report) {
 	}
 }
 
-func (c *connectJSON) text(b *strings.Builder, what, by string) {
+func (c *Connection) text(b *strings.Builder, what, by string) {
 	if c.OK {
 		line(b, what, "%s, in %s", by, terminal.Short(monitor.Seconds(c.Took)))
 		return
@@ -105,7 +105,7 @@ func (c *connectJSON) text(b *strings.Builder, what, by string) {
 	}
 }
 
-func (a addressJSON) capturedText() string {
+func (a Address) capturedText() string {
 	switch {
 	case a.Captured:
 		return "yes, into " + a.Route.Link
@@ -117,7 +117,7 @@ func (a addressJSON) capturedText() string {
 	return "no, it goes through " + a.Route.Link
 }
 
-func (p *pinReport) text(b *strings.Builder, r report) {
+func (p *Pin) text(b *strings.Builder, r Report) {
 	for _, port := range p.Ports {
 		state := "free"
 		if !port.Free {
@@ -141,7 +141,7 @@ func (p *pinReport) text(b *strings.Builder, r report) {
 }
 
 // standing says whether the kernel may hand the port to others.
-func (p portReport) standing(r rangeReport) string {
+func (p Port) standing(r Range) string {
 	local := fmt.Sprintf("ip_local_port_range (%d-%d)", r.First, r.Last)
 	switch {
 	case p.Reserved && p.InRange:
@@ -198,7 +198,7 @@ func (s situation) chosen(v verdict, facts host.Facts) string {
 	case v.pinned:
 		return fmt.Sprintf("By its rule: pinproxy takes the connection over and dials from port %d of %s%s.", v.port, s.next().source(), s.among())
 	case s.away():
-		return fmt.Sprintf("Not at all: connect fails, as this host has no route: %v.", cause(cmp.Or(s.wayErr, s.pastErr)))
+		return fmt.Sprintf("Not at all: connect fails, as this host has no route: %v.", terminal.Cause(cmp.Or(s.wayErr, s.pastErr)))
 	case s.running && s.way.Ours && errors.Is(s.askErr, fs.ErrPermission):
 		return "By a rule of the running pinproxy, which takes the connection; this user may not ask by which."
 	case s.running && s.way.Ours && s.askErr != nil:
