@@ -23,10 +23,8 @@ import (
 //	          ▼
 //	as user   everything else, with CAP_NET_ADMIN, and CAP_NET_BIND_SERVICE where a pin may need it
 //
-// Credentials, capabilities, no_new_privs and Landlock belong to threads, and a Go program has many. exec keeps only
-// one thread, so it is the only way that leaves nothing behind, with or without cgo in the binary. Root never runs
-// code that reads packets, DNS answers or requests. The result is the same as that of a unit with User= and
-// AmbientCapabilities=.
+// Why by exec, see package identity. Root never runs code that reads packets, DNS answers or requests. The result is the
+// same as that of a unit with User= and AmbientCapabilities=.
 
 // handoverEnv names the descriptor with the handover from the first program to the second.
 const handoverEnv = "PINPROXY_HANDOVER"

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"pinproxy/cmd/pinproxy/identity"
 	"pinproxy/netstack/host"
 	"pinproxy/netstack/link"
 	"pinproxy/netstack/resolved"
@@ -92,7 +93,7 @@ func (h *handover) drop(o options) error {
 	if h.done {
 		return nil
 	}
-	id, err := h.identity(o)
+	id, err := h.choose(o)
 	if err != nil {
 		return err
 	}
@@ -118,14 +119,14 @@ func (h *handover) drop(o options) error {
 		return err
 	}
 	if o.socketGroup >= 0 {
-		id.groups = append(id.groups, o.socketGroup) // so that it may give the socket to the group
+		id.Groups = append(id.Groups, o.socketGroup) // so that it may give the socket to the group
 	}
-	id.caps = needed(o, h)
-	id.writes = []writable{{dir, makeFiles}, {"/proc/sys/net", writeFiles}}
+	id.Caps = needed(o, h)
+	id.Writes = []identity.Writable{{Path: dir, Access: identity.MakeFiles}, {Path: "/proc/sys/net", Access: identity.WriteFiles}}
 	if o.socket != "" {
-		id.writes = append(id.writes, writable{filepath.Dir(o.socket), makeSocket})
+		id.Writes = append(id.Writes, identity.Writable{Path: filepath.Dir(o.socket), Access: identity.MakeSocket})
 	}
-	return dropError(id.exec(os.Args, env))
+	return dropError(id.Exec(os.Args, env))
 }
 
 // settling is how long a pinproxy may take from having its device to having the lock, and at its end from losing the
@@ -173,8 +174,8 @@ func dropError(err error) error {
 	return err
 }
 
-// identity chooses the user to become. If that is impossible, it adds a note, or fails if the user was asked for.
-func (h *handover) identity(o options) (identity, error) {
+// choose chooses the user to become. If that is impossible, it adds a note, or fails if the user was asked for.
+func (h *handover) choose(o options) (identity.Identity, error) {
 	same := sameUser()
 	if os.Geteuid() != 0 {
 		if o.user != "" {
@@ -185,12 +186,12 @@ func (h *handover) identity(o options) (identity, error) {
 	name := o.user
 	if name == "" {
 		name = defaultUser
-		if _, err := findUser(name); err != nil {
+		if _, err := identity.Find(name); err != nil {
 			name = "nobody"
 		}
 	}
-	id, err := findUser(name)
-	can := effective()
+	id, err := identity.Find(name)
+	can := identity.Effective()
 	why := ""
 	switch {
 	case errors.As(err, new(accounts.UnknownUserError)): // there may be no "nobody" either
@@ -199,7 +200,7 @@ func (h *handover) identity(o options) (identity, error) {
 		why = err.Error()
 	case !can(unix.CAP_SETUID) || !can(unix.CAP_SETGID):
 		why = "that takes CAP_SETUID and CAP_SETGID"
-	case !mapped(id.uid, id.gid):
+	case !identity.Mapped(id.UID, id.GID):
 		why = "this user namespace does not have it"
 	default:
 		return id, nil
@@ -212,7 +213,9 @@ func (h *handover) identity(o options) (identity, error) {
 }
 
 // sameUser is the identity that keeps the current user.
-func sameUser() identity { return identity{name: strconv.Itoa(os.Geteuid()), uid: -1, gid: -1} }
+func sameUser() identity.Identity {
+	return identity.Identity{Name: strconv.Itoa(os.Geteuid()), UID: -1, GID: -1}
+}
 
 // resolvedUser is the user that systemd-resolved runs as, whoever built it.
 const resolvedUser = "systemd-resolve"
@@ -221,23 +224,23 @@ const resolvedUser = "systemd-resolve"
 // may do. An unprivileged user needs a polkit rule to give orders. Root would do, but systemd itself obeys root too,
 // so whoever has such a connection is root. Nobody else takes orders from systemd-resolved's own user.
 func connectToBus() resolved.Handed {
-	can := effective()
-	id, err := findUser(resolvedUser)
-	if err != nil || os.Geteuid() != 0 || !can(unix.CAP_SETUID) || !mapped(id.uid, id.gid) {
+	can := identity.Effective()
+	id, err := identity.Find(resolvedUser)
+	if err != nil || os.Geteuid() != 0 || !can(unix.CAP_SETUID) || !identity.Mapped(id.UID, id.GID) {
 		return resolved.Handed{}
 	}
-	bus, _ := resolved.ConnectAs(id.uid)
+	bus, _ := resolved.ConnectAs(id.UID)
 	return bus
 }
 
 // prepare gives the state directory and its contents to id, if nobody but pinproxy could have put them there.
-func prepare(dir string, id identity) error {
+func prepare(dir string, id identity.Identity) error {
 	if dir == runDir {
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil // the code that needs it reports it
 		}
 	}
-	if id.uid < 0 {
+	if id.UID < 0 {
 		return nil
 	}
 	d, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
@@ -249,15 +252,15 @@ func prepare(dir string, id identity) error {
 	if err != nil {
 		return nil // likewise
 	}
-	if !passable(filepath.Dir(dir), id.uid) {
-		return fmt.Errorf("give %s to user %s: it is in a directory for others", dir, id.name)
+	if !passable(filepath.Dir(dir), id.UID) {
+		return fmt.Errorf("give %s to user %s: it is in a directory for others", dir, id.Name)
 	}
 	was := owner(info)
-	if was == id.uid {
+	if was == id.UID {
 		return nil
 	}
 	if info.Mode()&0o022 != 0 {
-		return fmt.Errorf("give %s to user %s: others may write there", dir, id.name)
+		return fmt.Errorf("give %s to user %s: others may write there", dir, id.Name)
 	}
 	entries, err := d.ReadDir(-1)
 	if err != nil {
@@ -272,15 +275,15 @@ func prepare(dir string, id identity) error {
 	for _, e := range entries {
 		fd, err := openOwn(int(d.Fd()), e.Name(), was)
 		if err != nil {
-			return fmt.Errorf("give %s to user %s: %w", dir, id.name, err)
+			return fmt.Errorf("give %s to user %s: %w", dir, id.Name, err)
 		}
 		files = append(files, fd)
 	}
 	for _, fd := range append(files, int(d.Fd())) {
-		err = errors.Join(err, unix.Fchownat(fd, "", id.uid, id.gid, unix.AT_EMPTY_PATH))
+		err = errors.Join(err, unix.Fchownat(fd, "", id.UID, id.GID, unix.AT_EMPTY_PATH))
 	}
 	if err != nil {
-		return fmt.Errorf("give %s to user %s: %w", dir, id.name, err)
+		return fmt.Errorf("give %s to user %s: %w", dir, id.Name, err)
 	}
 	return nil
 }
@@ -356,3 +359,6 @@ func (h *handover) give() ([]string, error) {
 	}
 	return append(os.Environ(), handoverEnv+"="+strconv.Itoa(fd)), nil
 }
+
+// mayBindLow says whether this process may bind any port.
+func mayBindLow() bool { return identity.Effective()(unix.CAP_NET_BIND_SERVICE) }

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"pinproxy/cmd/pinproxy/identity"
 	"pinproxy/netstack/lab"
 	"pinproxy/netstack/link"
 )
@@ -62,9 +63,9 @@ func may(uid int, caps ...int) []string {
 func TestPrivilegesAreDropped(t *testing.T) {
 	needRoot(t)
 	t.Parallel()
-	id, err := findUser(defaultUser)
+	id, err := identity.Find(defaultUser)
 	if err != nil {
-		id.uid = nobody
+		id.UID = nobody
 	}
 	const admin, bind = unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE
 	for _, test := range []struct {
@@ -72,13 +73,13 @@ func TestPrivilegesAreDropped(t *testing.T) {
 		args []string
 		want []string
 	}{
-		{"by itself", []string{"--rule", "203.0.113.2:7=63999"}, may(id.uid, admin)},
-		{"low pin", []string{"--rule", "203.0.113.2:7=999"}, may(id.uid, admin, bind)},
-		{"rules file", []string{"--rules", "FILE"}, may(id.uid, admin, bind)},
+		{"by itself", []string{"--rule", "203.0.113.2:7=63999"}, may(id.UID, admin)},
+		{"low pin", []string{"--rule", "203.0.113.2:7=999"}, may(id.UID, admin, bind)},
+		{"rules file", []string{"--rules", "FILE"}, may(id.UID, admin, bind)},
 		{"user by name", []string{"--rule", "203.0.113.2:7=63999", "--user", "daemon"}, may(1, admin)},
 		{"user by number", []string{"--rule", "203.0.113.2:7=63999", "--user", "54321"}, may(54321, admin)},
 		{"root", []string{"--rule", "203.0.113.2:7=63999", "--user", "root"}, may(0, admin)},
-		{"without offload", []string{"--rule", "203.0.113.2:7=63999", "--offload", "off"}, may(id.uid, admin)},
+		{"without offload", []string{"--rule", "203.0.113.2:7=63999", "--offload", "off"}, may(id.UID, admin)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newNetwork(t)
@@ -336,7 +337,7 @@ func TestAnotherUserCleansUp(t *testing.T) {
 func confined() {
 	runtime.LockOSThread() // only this thread is confined
 	dir, elsewhere := os.Args[1], os.Args[2]
-	if err := confine([]writable{{dir, makeFiles}}); err != nil {
+	if err := identity.Confine([]identity.Writable{{Path: dir, Access: identity.MakeFiles}}); err != nil {
 		fmt.Println(err)
 	}
 	for _, d := range []string{dir, elsewhere} {

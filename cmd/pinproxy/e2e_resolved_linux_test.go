@@ -31,6 +31,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
 
+	"pinproxy/cmd/pinproxy/identity"
 	"pinproxy/netstack/lab"
 )
 
@@ -56,16 +57,16 @@ func inside() {
 // HIDEPID set, its /proc hides other users' processes.
 func modest() {
 	runtime.LockOSThread()
-	id := identity{uid: nobody, gid: nobody, groups: []int{nobody}, caps: []int{unix.CAP_NET_ADMIN}}
+	id := identity.Identity{UID: nobody, GID: nobody, Groups: []int{nobody}, Caps: []int{unix.CAP_NET_ADMIN}}
 	var err error
 	if os.Getenv("HIDEPID") != "" {
 		err = unix.Mount("proc", "/proc", "proc", 0, "hidepid=invisible")
 	}
 	if err == nil {
-		err = id.become()
+		err = id.Become()
 	}
 	if err == nil {
-		err = unix.Exec(ownFile, os.Args[1:], os.Environ())
+		err = unix.Exec(identity.OwnFile, os.Args[1:], os.Environ())
 	}
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)

@@ -26,6 +26,7 @@ var mayImport = []struct {
 	ours   []string // the folder itself, or everything below it if it ends with a /
 }{
 	{"cmd/pinproxy/check", []string{"cmd/pinproxy/monitor", "cmd/pinproxy/terminal", "netstack/host", "proxy", "proxy/sockdiag", "rules"}},
+	{"cmd/pinproxy/identity", nil},
 	{"cmd/pinproxy/monitor", []string{"cmd/pinproxy/terminal", "netstack", "netstack/", "proxy", "proxy/", "rules"}},
 	{"cmd/pinproxy/terminal", nil},
 	{"cmd/pinproxy", []string{"cmd/pinproxy/", "netstack", "netstack/", "proxy", "proxy/", "rules", "rules/"}},

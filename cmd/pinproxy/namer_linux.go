@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"pinproxy/cmd/pinproxy/identity"
 	"pinproxy/proxy/sockdiag"
 )
 
@@ -29,7 +30,7 @@ const namerName = "pinproxy-namer"
 const namerSocket = 3
 
 // startNamer starts a namer as id, and returns the other end of its socket.
-func startNamer(id identity) (int, error) {
+func startNamer(id identity.Identity) (int, error) {
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0, fmt.Errorf("make a socket pair: %w", err)
@@ -40,9 +41,9 @@ func startNamer(id identity) (int, error) {
 		return 0, fmt.Errorf("start the namer: %w", err)
 	}
 	defer null.Close()
-	argv := []string{namerName, namerMark, id.name, strconv.Itoa(id.uid), strconv.Itoa(id.gid)}
+	argv := []string{namerName, namerMark, id.Name, strconv.Itoa(id.UID), strconv.Itoa(id.GID)}
 	files := []uintptr{null.Fd(), null.Fd(), null.Fd(), uintptr(ends[1])}
-	_, err = syscall.ForkExec(ownFile, argv, &syscall.ProcAttr{Env: os.Environ(), Files: files, Dir: "/"})
+	_, err = syscall.ForkExec(identity.OwnFile, argv, &syscall.ProcAttr{Env: os.Environ(), Files: files, Dir: "/"})
 	if err != nil {
 		return 0, fmt.Errorf("start the namer: %w", err)
 	}
@@ -62,10 +63,10 @@ func namerMain() {
 		os.Exit(exitOK)
 	}
 	_ = unix.CloseRange(namerSocket+1, ^uint(0), unix.CLOSE_RANGE_CLOEXEC) // whatever the user's shell had open
-	id := identity{name: os.Args[2], caps: naming}
-	id.uid, _ = strconv.Atoi(os.Args[3])
-	id.gid, _ = strconv.Atoi(os.Args[4])
-	id.groups = []int{id.gid}
-	_ = id.exec([]string{namerName, namerReady}, os.Environ())
+	id := identity.Identity{Name: os.Args[2], Caps: naming}
+	id.UID, _ = strconv.Atoi(os.Args[3])
+	id.GID, _ = strconv.Atoi(os.Args[4])
+	id.Groups = []int{id.GID}
+	_ = id.Exec([]string{namerName, namerReady}, os.Environ())
 	os.Exit(exitFailed)
 }

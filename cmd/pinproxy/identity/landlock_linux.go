@@ -1,4 +1,4 @@
-package main
+package identity
 
 import (
 	"errors"
@@ -7,17 +7,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writable is a place in the file system that may be changed, and how.
-type writable struct {
-	path   string
-	access uint64
+// Writable is a place in the file system that may be changed, and how.
+type Writable struct {
+	Path   string
+	Access uint64
 }
 
-// What may be done below a writable path: LANDLOCK_ACCESS_FS_*.
+// What may be done below a Writable path: LANDLOCK_ACCESS_FS_*.
 const (
-	writeFiles = unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_TRUNCATE
-	makeSocket = unix.LANDLOCK_ACCESS_FS_MAKE_SOCK | unix.LANDLOCK_ACCESS_FS_REMOVE_FILE
-	makeFiles  = writeFiles | makeSocket | unix.LANDLOCK_ACCESS_FS_MAKE_REG
+	WriteFiles = unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_TRUNCATE
+	MakeSocket = unix.LANDLOCK_ACCESS_FS_MAKE_SOCK | unix.LANDLOCK_ACCESS_FS_REMOVE_FILE
+	MakeFiles  = WriteFiles | MakeSocket | unix.LANDLOCK_ACCESS_FS_MAKE_REG
 )
 
 // changes are all accesses that change something, indexed by the version of Landlock that introduced them. Reading
@@ -31,10 +31,10 @@ var changes = [...]uint64{
 	3: unix.LANDLOCK_ACCESS_FS_TRUNCATE,
 }
 
-// confine lets this thread, and what it execs, change files only in these places, if the kernel has Landlock. Open
+// Confine lets this thread, and what it execs, change files only in these places, if the kernel has Landlock. Open
 // descriptors stay as they are. The thread also can't see any more what processes outside have open, whatever its
 // capabilities (hook_ptrace_access_check). no_new_privs must be set.
-func confine(places []writable) error {
+func Confine(places []Writable) error {
 	version, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
 	if errno != 0 {
 		return nil // ENOSYS: not in this kernel; EOPNOTSUPP: not enabled
@@ -62,13 +62,13 @@ func confine(places []writable) error {
 	return nil
 }
 
-func allow(set int, p writable, handled uint64) error {
-	dir, err := unix.Open(p.path, unix.O_PATH|unix.O_CLOEXEC, 0)
+func allow(set int, p Writable, handled uint64) error {
+	dir, err := unix.Open(p.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err // what does not exist can't be written to either
 	}
 	defer unix.Close(dir)
-	rule := unix.LandlockPathBeneathAttr{Allowed_access: p.access & handled, Parent_fd: int32(dir)}
+	rule := unix.LandlockPathBeneathAttr{Allowed_access: p.Access & handled, Parent_fd: int32(dir)}
 	_, _, errno := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, uintptr(set), unix.LANDLOCK_RULE_PATH_BENEATH, uintptr(unsafe.Pointer(&rule)), 0, 0, 0)
 	if errno != 0 {
 		return errno

@@ -1,4 +1,4 @@
-package main
+package identity
 
 import (
 	"errors"
@@ -15,26 +15,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// identity is the user that a process becomes, and what it may do.
-type identity struct {
-	name     string // user name, for people
-	uid, gid int    // -1: unchanged
-	groups   []int
-	caps     []int
-	writes   []writable // everything that it may change in the file system; nil: what its user may
+// Identity is the user that a process becomes, and what it may do.
+type Identity struct {
+	Name     string // user name, for people
+	UID, GID int    // -1: unchanged
+	Groups   []int
+	Caps     []int
+	Writes   []Writable // everything that it may change in the file system; nil: what its user may
 }
 
 // lastCap is above every existing capability (CAP_CHECKPOINT_RESTORE is 40).
 const lastCap = 63
 
-// findUser looks up a user by name or number, as in /etc/passwd.
-func findUser(name string) (identity, error) {
-	id := identity{name: name, uid: -1, gid: -1}
+// Find looks up a user by name or number, as in /etc/passwd.
+func Find(name string) (Identity, error) {
+	id := Identity{Name: name, UID: -1, GID: -1}
 	u, err := accounts.Lookup(name)
 	var unknown accounts.UnknownUserError
 	if number, nerr := strconv.ParseUint(name, 10, 31); errors.As(err, &unknown) && nerr == nil {
 		if u, err = accounts.LookupId(name); err != nil { // a number needs no name
-			return identity{name: name, uid: int(number), gid: int(number), groups: []int{int(number)}}, nil
+			return Identity{Name: name, UID: int(number), GID: int(number), Groups: []int{int(number)}}, nil
 		}
 	}
 	if err != nil {
@@ -45,18 +45,18 @@ func findUser(name string) (identity, error) {
 		return id, err
 	}
 	for _, g := range append([]string{u.Gid}, groups...) {
-		if n, err := strconv.Atoi(g); err == nil && !slices.Contains(id.groups, n) {
-			id.groups = append(id.groups, n)
+		if n, err := strconv.Atoi(g); err == nil && !slices.Contains(id.Groups, n) {
+			id.Groups = append(id.Groups, n)
 		}
 	}
-	id.uid, _ = strconv.Atoi(u.Uid)
-	id.gid, _ = strconv.Atoi(u.Gid)
+	id.UID, _ = strconv.Atoi(u.Uid)
+	id.GID, _ = strconv.Atoi(u.Gid)
 	return id, nil
 }
 
-// mapped says whether the user namespace knows uid and gid. A namespace made by root of a container, or by anybody,
+// Mapped says whether the user namespace knows uid and gid. A namespace made by root of a container, or by anybody,
 // may know root alone.
-func mapped(uid, gid int) bool {
+func Mapped(uid, gid int) bool {
 	return inMap("/proc/self/uid_map", uid) && inMap("/proc/self/gid_map", gid)
 }
 
@@ -74,8 +74,8 @@ func inMap(path string, id int) bool {
 	return false
 }
 
-// effective returns a function that says which capabilities the calling thread can use.
-func effective() func(c int) bool {
+// Effective returns a function that says which capabilities the calling thread can use.
+func Effective() func(c int) bool {
 	have := capget()
 	return func(c int) bool { return have[c/32].Effective>>(c%32)&1 != 0 }
 }
@@ -85,24 +85,24 @@ func capget() (have [2]unix.CapUserData) {
 	return have
 }
 
-// ownFile is this program, whatever has happened to its path.
-const ownFile = "/proc/self/exe"
+// OwnFile is this program, whatever has happened to its path.
+const OwnFile = "/proc/self/exe"
 
-// exec replaces this process with a new run of its program, as id, with no way back. After an error the process is
+// Exec replaces this process with a new run of its program, as id, with no way back. After an error the process is
 // in no state to go on.
-func (id identity) exec(argv, env []string) error {
+func (id Identity) Exec(argv, env []string) error {
 	runtime.LockOSThread() // and exec keeps only this thread
 	var mother int32       // our parent may want us to end with it; a change of user clears that setting
 	_, _, _ = unix.RawSyscall(unix.SYS_PRCTL, unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&mother)), 0)
-	if err := id.become(); err != nil {
-		return fmt.Errorf("become user %s: %w", id.name, err)
+	if err := id.Become(); err != nil {
+		return fmt.Errorf("become user %s: %w", id.Name, err)
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("set no_new_privs: %w", err)
 	}
-	if id.writes != nil {
-		if err := confine(id.writes); err != nil {
-			return fmt.Errorf("confine file access: %w", err)
+	if id.Writes != nil {
+		if err := Confine(id.Writes); err != nil {
+			return fmt.Errorf("Confine file access: %w", err)
 		}
 	}
 	if mother != 0 {
@@ -110,13 +110,13 @@ func (id identity) exec(argv, env []string) error {
 	}
 	// Started by its path, it keeps its name in ps, if id may reach that path.
 	err := os.ErrNotExist
-	if path, perr := os.Executable(); perr == nil && sameFile(path, ownFile) {
+	if path, perr := os.Executable(); perr == nil && sameFile(path, OwnFile) {
 		err = syscall.Exec(path, argv, env)
 	}
 	if err != nil {
-		err = syscall.Exec(ownFile, argv, env)
+		err = syscall.Exec(OwnFile, argv, env)
 	}
-	return fmt.Errorf("start pinproxy anew as user %s: %w", id.name, err)
+	return fmt.Errorf("start pinproxy anew as user %s: %w", id.Name, err)
 }
 
 func sameFile(a, b string) bool {
@@ -128,26 +128,26 @@ func sameFile(a, b string) bool {
 	return err == nil && os.SameFile(fa, fb)
 }
 
-// become gives this thread the user and exactly these capabilities, also after exec.
-func (id identity) become() error {
+// Become gives this thread the user and exactly these capabilities, also after exec.
+func (id Identity) Become() error {
 	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
 		return err
 	}
-	if effective()(unix.CAP_SETPCAP) {
+	if Effective()(unix.CAP_SETPCAP) {
 		for c := range lastCap + 1 {
-			if !slices.Contains(id.caps, c) { // EINVAL: there is no such capability
+			if !slices.Contains(id.Caps, c) { // EINVAL: there is no such capability
 				_ = unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0)
 			}
 		}
 	}
-	if id.uid >= 0 {
-		if err := errors.Join(syscall.Setgroups(id.groups), syscall.Setresgid(id.gid, id.gid, id.gid), syscall.Setresuid(id.uid, id.uid, id.uid)); err != nil {
+	if id.UID >= 0 {
+		if err := errors.Join(syscall.Setgroups(id.Groups), syscall.Setresgid(id.GID, id.GID, id.GID), syscall.Setresuid(id.UID, id.UID, id.UID)); err != nil {
 			return err
 		}
 	}
 	var keep [2]unix.CapUserData
 	have := capget()
-	for _, c := range id.caps {
+	for _, c := range id.Caps {
 		bit := have[c/32].Permitted & (1 << (c % 32))
 		keep[c/32].Effective |= bit
 		keep[c/32].Permitted |= bit
@@ -159,7 +159,7 @@ func (id identity) become() error {
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 		return err
 	}
-	for _, c := range id.caps {
+	for _, c := range id.Caps {
 		if keep[c/32].Permitted>>(c%32)&1 == 0 {
 			continue
 		}
@@ -169,6 +169,3 @@ func (id identity) become() error {
 	}
 	return nil
 }
-
-// mayBindLow says whether this process may bind any port.
-func mayBindLow() bool { return effective()(unix.CAP_NET_BIND_SERVICE) }
