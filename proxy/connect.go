@@ -175,6 +175,7 @@ func (l *live) dial(ctx context.Context, pin netip.AddrPort) (Conn, error) {
 	c, err := l.proxy.cfg.Dialer.Dial(timeout, pin, l.upstream)
 	if err != nil {
 		if pin.IsValid() && unanswered(err) {
+			l.warnOfNAT(pin, pin)
 			return nil, &silenceError{err: err, pin: pin, dst: l.upstream, waited: time.Since(begun)}
 		}
 		return nil, explain(err, pin, l.upstream)
@@ -188,6 +189,9 @@ func (l *live) dial(ctx context.Context, pin netip.AddrPort) (Conn, error) {
 	l.local = local
 	l.keeper, _ = c.(keeper)
 	l.mu.Unlock()
+	if pin.IsValid() {
+		l.warnOfNAT(pin, local)
+	}
 	return l.proxy.cfg.Wrap(l.flow.Src(), l.upstream, c), nil
 }
 

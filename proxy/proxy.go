@@ -119,6 +119,7 @@ type Proxy struct {
 	crowd  *crowd
 	probes probes
 
+	natLooks probes
 	failures failures
 	rest     rest
 	watch    watch

@@ -18,7 +18,8 @@ type Trial struct {
 
 // Try connects from pin to dst as a flow does, and ends the connection in order without having sent a byte. The error
 // is the one that the flow's log line would have; [Hint] says what would help. After a dial without an answer Try
-// dials from another port, as a flow does. The lease table is not asked.
+// dials from another port, as a flow does. The lease table is not asked. A connection that this host's NAT leads away from
+// the pin is an error, too.
 func (s Sockets) Try(ctx context.Context, pin, dst netip.AddrPort) (Trial, error) {
 	begun := time.Now()
 	c, err := s.Dial(ctx, pin, dst)
@@ -32,6 +33,9 @@ func (s Sockets) Try(ctx context.Context, pin, dst netip.AddrPort) (Trial, error
 		if told := silent.probe(probe, s); told.other != "" {
 			silent.explain(told)
 		}
+		if nat := s.lookAtNAT(pin, pin, dst); nat != nil {
+			return Trial{}, fmt.Errorf("%w; %w", nat, silent)
+		}
 		return Trial{}, silent
 	case taken(err):
 		if o := s.Obstacle(pin, dst); o.Cause != "" {
@@ -42,9 +46,14 @@ func (s Sockets) Try(ctx context.Context, pin, dst netip.AddrPort) (Trial, error
 		return Trial{}, explain(err, pin, dst)
 	}
 	local, err := verify(c, pin)
+	if err != nil {
+		err = &pinError{err: err}
+	} else {
+		err = s.lookAtNAT(pin, local, dst)
+	}
 	closes := s.endInOrder(c)
 	if err != nil {
-		return Trial{}, &pinError{err: err}
+		return Trial{}, err
 	}
 	return Trial{Local: local, Took: took, Closes: closes}, nil
 }

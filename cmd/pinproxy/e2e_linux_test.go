@@ -297,7 +297,7 @@ func lines(text string) []string { return strings.Split(strings.TrimSpace(text),
 
 // entry is a line of the log.
 type entry struct {
-	Level, Msg, Src, Dst, Upstream, Name, Rule, Local, Took, End, Err, Cause, Hint string
+	Level, Msg, Src, Dst, Upstream, Name, Rule, Local, Took, End, Err, Cause, Hint, Leaves string
 
 	ID, Up, Down uint64
 }

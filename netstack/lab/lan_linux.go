@@ -57,6 +57,18 @@ func (h *Host) Masquerade(dev string) {
 	h.masquerade(outOf(dev, expr.CmpOpEq))
 }
 
+// Scramble makes all packets that leave by dev carry another source port, chosen at random, and the host's address: the
+// host's own as well. Packets with the mark are spared if it is not 0. Call it, or [Host.Masquerade], once for a host.
+func (h *Host) Scramble(dev string, spare uint32) {
+	h.net.helper()
+	match := outOf(dev, expr.CmpOpEq)
+	if spare != 0 {
+		match = append(match, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, spare)})
+	}
+	h.addRule("lan", sourceNAT(), append(match, &expr.Masq{Random: true, FullyRandom: true}))
+}
+
 // MasqueradeFrom makes packets from an IPv4 prefix carry the host's own address when they leave by any device except
 // dev, as Docker does for a bridge's subnet.
 func (h *Host) MasqueradeFrom(prefix, dev string) {
@@ -74,9 +86,13 @@ func (h *Host) MasqueradeFrom(prefix, dev string) {
 
 func (h *Host) masquerade(matches ...[]expr.Any) {
 	h.net.helper()
-	h.addRule("lan", nftables.Chain{
+	h.addRule("lan", sourceNAT(), append(slices.Concat(matches...), &expr.Masq{}))
+}
+
+func sourceNAT() nftables.Chain {
+	return nftables.Chain{
 		Name: "postrouting", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
-	}, append(slices.Concat(matches...), &expr.Masq{}))
+	}
 }
 
 // addRule adds a rule to a chain of its own, in a table for IPv4 and IPv6.

@@ -31,6 +31,11 @@ func Bind(netip.AddrPort) error { return errors.ErrUnsupported }
 // Owns is only supported on Linux.
 func Owns(netip.Addr, uint32) (bool, error) { return false, errors.ErrUnsupported }
 
+// Leaves is only supported on Linux.
+func Leaves(_, _ netip.AddrPort) (netip.AddrPort, error) {
+	return netip.AddrPort{}, errors.ErrUnsupported
+}
+
 // Source is only supported on Linux.
 func Source(uint16, netip.AddrPort, uint32) (netip.Addr, error) {
 	return netip.Addr{}, errors.ErrUnsupported

@@ -108,6 +108,7 @@ func Run(ctx context.Context, config Config) (*Report, error) {
 		a := s.report(c.facts)
 		if c.Connect {
 			a.Connect = c.try(ctx, s)
+			a.afterNAT()
 		}
 		r.Addresses = append(r.Addresses, a)
 		looked = append(looked, s)
@@ -389,7 +390,7 @@ func (c *checker) try(ctx context.Context, s situation) *Connection {
 	}
 	trial, err := sockets.Try(ctx, pin, s.dst)
 	if err != nil {
-		failed := &Connection{Cause: err.Error(), Hint: proxy.Hint(err)}
+		failed := &Connection{Cause: err.Error(), Hint: proxy.Hint(err), nat: proxy.ByNAT(err)}
 		if next.held != nil && v.port == 0 { // a program would not be told of pinproxy's socket either
 			failed.Cause, failed.Hint = fmt.Sprintf("%s: %v", v.taken.cause, terminal.Cause(err)), v.taken.hint
 		}

@@ -122,6 +122,15 @@ type Connection struct {
 	Through *Connection `json:"through,omitempty"` // the same by way of the device, if the connection would be pinned
 
 	closes bool // proxy.Trial.Closes
+	nat    bool // proxy.ByNAT
+}
+
+// afterNAT corrects what was found before a connection showed what NAT makes of the pin.
+func (a *Address) afterNAT() {
+	if c := a.Connect; a.Pinned && c != nil && c.nat {
+		a.Pinned, a.Cause, a.Hint = false, c.Cause, c.Hint
+		a.Chosen = "By its rule, but then this host's NAT chooses another."
+	}
 }
 
 // ok says whether what was tried succeeded.
