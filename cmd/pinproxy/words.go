@@ -220,6 +220,8 @@ func forbiddenHint(by netns.Ban) string {
 		return "start the container with --security-opt seccomp=unconfined, or run pinproxy on its host"
 	case netns.ByRoot:
 		return "run it as another user than root; in a container, add the capability: --cap-add SETFCAP"
+	case netns.ByProfile:
+		return "let the profile allow namespaces, and mounts in them, or take it away: sudo aa-disable " + ownPath()
 	}
 	return "run it as root, or without -- for the whole host"
 }

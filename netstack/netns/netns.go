@@ -75,6 +75,7 @@ const (
 	ByNumber       // the maximum number exists already, or 32 are nested
 	BySeccomp      // a system call filter, as set by container runtimes
 	ByRoot         // root in a user namespace is only for who has CAP_SETFCAP, since Linux 5.12
+	ByProfile      // an AppArmor profile that pinproxy runs under
 )
 
 // ForbiddenError says that namespaces can't be created or used here.
@@ -92,6 +93,7 @@ func (e *ForbiddenError) Error() string {
 		ByNumber:   "there are too many namespaces already (see the sysctls user.max_*_namespaces)",
 		BySeccomp:  "a seccomp filter forbids namespaces, as container runtimes do",
 		ByRoot:     "root without CAP_SETFCAP may not have a user namespace",
+		ByProfile:  "the AppArmor profile that pinproxy runs under forbids namespaces (cat /proc/self/attr/current)",
 	}[e.By] + ": " + e.Err.Error()
 }
 

@@ -101,12 +101,26 @@ func explainBy(err error, p privilege, read func(path string) string) error {
 		by = ByClone
 	case p.user && value("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
 		by = ByAppArmor
+	case confined(read) && errors.Is(err, unix.EACCES): // a filter's errno is EPERM, as a rule
+		by = ByProfile
 	case filtered(read("/proc/self/status")):
 		by = BySeccomp
 	case p.user && p.root && !p.mapRoot:
 		by = ByRoot
+	case confined(read):
+		by = ByProfile
 	}
 	return &ForbiddenError{By: by, Err: err}
+}
+
+// confined reports whether AppArmor enforces a profile. Its file gives the profile and the mode, as in
+// "firefox (enforce)", or "unconfined"; the older file may be another security module's, which names no mode.
+func confined(read func(path string) string) bool {
+	label := read("/proc/self/attr/apparmor/current")
+	if label == "" { // before Linux 5.8
+		label = read("/proc/self/attr/current")
+	}
+	return strings.HasSuffix(strings.TrimRight(label, "\n\x00"), " (enforce)")
 }
 
 // filtered reports, from /proc/self/status, whether a seccomp filter is in place.

@@ -18,6 +18,8 @@ func TestExplain(t *testing.T) {
 		apparmor = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
 		limit    = "/proc/sys/user/max_user_namespaces"
 		status   = "/proc/self/status"
+		profile  = "/proc/self/attr/apparmor/current"
+		older    = "/proc/self/attr/current"
 	)
 	none := Ban(-1)
 	user, root, bareRoot := privilege{user: true}, privilege{root: true, mapRoot: true}, privilege{user: true, root: true}
@@ -35,6 +37,13 @@ func TestExplain(t *testing.T) {
 		{"Docker, root", root, unix.EPERM, map[string]string{status: "Seccomp:\t2\n", clone: "0\n", apparmor: "1\n"}, BySeccomp},
 		{"container's root", bareRoot, unix.EPERM, map[string]string{status: "Seccomp:\t0\n"}, ByRoot},
 		{"chroot", user, unix.EPERM, map[string]string{status: "Seccomp:\t0\n"}, ByUnknown},
+		{"a profile of one's own", user, unix.EACCES, map[string]string{profile: "pinproxy (enforce)\n"}, ByProfile},
+		{"a profile of one's own, capability", user, unix.EPERM, map[string]string{older: "pinproxy (enforce)\n\x00"}, ByProfile},
+		{"a profile in a filtered unit", user, unix.EACCES, map[string]string{profile: "pinproxy (enforce)\n", status: "Seccomp:\t2\n"}, ByProfile},
+		{"Docker with its profile", user, unix.EPERM, map[string]string{profile: "docker-default (enforce)\n", status: "Seccomp:\t2\n"}, BySeccomp},
+		{"a profile that only complains", user, unix.EPERM, map[string]string{profile: "pinproxy (complain)\n"}, ByUnknown},
+		{"Ubuntu's kind of profile", user, unix.EPERM, map[string]string{profile: "pinproxy (unconfined)\n"}, ByUnknown},
+		{"SELinux", user, unix.EACCES, map[string]string{older: "unconfined_u:unconfined_r:unconfined_t:s0\x00"}, ByUnknown},
 		{"limit 0", user, unix.ENOSPC, map[string]string{limit: "0\n"}, ByLimit},
 		{"too many", user, unix.ENOSPC, map[string]string{limit: "1000\n"}, ByNumber},
 		{"too many of root's", root, unix.ENOSPC, map[string]string{limit: "0\n"}, ByNumber},
