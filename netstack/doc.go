@@ -13,9 +13,9 @@
 // upstream first and then decides what the application sees. Only Accept shows the SYN to gVisor: to a listening
 // endpoint that no packet reaches otherwise, which does the handshake. No goroutine waits for the handshake to
 // finish, so a half-open connection costs only an endpoint; see handshake.go. While a SYN is parked, its
-// retransmissions are ignored, but their times are noted. When they stop, the application has given up (it gives no other sign), and
-// the handler's context ends. The context also ends when a SYN with another initial sequence number arrives on the
-// same 4-tuple.
+// retransmissions are ignored, but their times are noted. When they stop, or the application's kernel says so, the
+// application has given up (it gives no other sign), and the handler's context ends; see giveup.go. The context also ends
+// when a SYN with another initial sequence number arrives on the same 4-tuple.
 //
 // Flows that arrive in a crowd take turns to begin, to be answered, and whenever they ask for a turn (Flow.Turn).
 // Turns go round by Config.Group, and within a group by source. This keeps a flood of flows from delaying everybody

@@ -59,6 +59,7 @@ type Flow struct {
 	window  window        // of an application on another host
 	lastSYN time.Time     // while parked
 	pause   time.Duration // between the last two SYNs; 0 after only one
+	word    word          // of the application's kernel, while parked
 	asked   time.Time     // when gVisor was shown the SYN
 }
 
@@ -101,52 +102,6 @@ func (f *Flow) answer(to phase, then func(Conn, error)) bool {
 	f.giveUp = nil // holds a context
 	delete(f.stack.parked, f)
 	return true
-}
-
-// An application that still waits sends its SYN again: 1 s after the first (RFC 6298), or 3 s on older systems (RFC
-// 1122), then after pauses that stay the same or double.
-const (
-	firstPause = 3500 * time.Millisecond
-	pauseSlack = 2 * time.Second
-)
-
-// silentLocked reports whether a parked flow's application has given up. Closing a socket in SYN_SENT sends nothing,
-// but its SYNs stop.
-func (f *Flow) silentLocked(now time.Time) bool {
-	return now.Sub(f.lastSYN) > max(firstPause, 2*f.pause+pauseSlack)
-}
-
-// abandonLocked removes a parked flow whose application has given up from the table. Call abandoned once s.mu is
-// released.
-func (s *Stack) abandonLocked(f *Flow) {
-	f.phase = answered
-	delete(s.parked, f)
-	delete(s.flows, f.id)
-}
-
-func (f *Flow) abandoned() {
-	if f.giveUp != nil {
-		f.giveUp()
-	}
-	f.releaseSYN()
-}
-
-// sweep abandons the parked flows whose applications have fallen silent.
-func (s *Stack) sweep() {
-	now := time.Now()
-	var gone []*Flow
-	s.mu.Lock()
-	for f := range s.parked {
-		if f.silentLocked(now) {
-			s.abandonLocked(f)
-			gone = append(gone, f)
-		}
-	}
-	s.mu.Unlock()
-	for _, f := range gone {
-		f.abandoned()
-	}
-	s.lapse(handshakeTimeout, errUnconfirmed)
 }
 
 // send writes a packet to the device and takes over its reference. A failed write is a lost packet, which gVisor

@@ -40,6 +40,10 @@ type Config struct {
 	// application is on this host. It is called once for each flow, when the flow is accepted. Nil: all applications
 	// are on this host, and RACK, which lossy links need, is off.
 	Path func(src netip.Addr) int
+	// Waits asks the kernel of the application at src whether it still waits for its connection to dst. told is false if
+	// that kernel can't be asked. It is called about once a second for each flow that has not been answered, until it
+	// can't tell, from one goroutine. It may take some microseconds. Nil: nobody can be asked.
+	Waits func(src, dst netip.AddrPort) (waits, told bool)
 	// Group returns the group that a destination belongs to, as a comparable value. When there are so many
 	// connections that they begin one after another, the groups are served in turn and the members of a group share
 	// its turn. Group is called for each SYN, on the goroutine that reads the device. Nil: all destinations are one
@@ -225,9 +229,6 @@ func (s *Stack) Serve(ctx context.Context, h Handler) error {
 	s.workers.wait()
 	return err
 }
-
-// sweepEvery is how often parked flows are checked for silence.
-const sweepEvery = time.Second
 
 // watch returns when ctx ends or the link fails.
 func (s *Stack) watch(ctx context.Context) error {

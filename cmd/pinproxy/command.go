@@ -141,6 +141,7 @@ func newCommand(child *netns.Child, o options, out *outward, log *slog.Logger) (
 	var err error
 	c.stack, err = netstack.New(c.dev, netstack.Config{
 		Group: c.group,
+		Waits: commandWaits(child.Diag()),
 		Datagrams: func(d *netstack.Datagram) {
 			if _, ok := out.of(d.Dst()); !ok {
 				d.Unreachable(syscall.ECONNREFUSED)
@@ -153,6 +154,15 @@ func newCommand(child *netns.Child, o options, out *outward, log *slog.Logger) (
 		Echoes: func(e *netstack.Echo) { c.pings.Handle(e) },
 	})
 	return c, err
+}
+
+// commandWaits returns a function that says whether a socket of the command still waits for its connection, or nil if
+// the command's kernel can't be asked.
+func commandWaits(diag int) func(src, dst netip.AddrPort) (waits, told bool) {
+	if diag < 0 {
+		return nil
+	}
+	return waiting(sockdiag.NewNamespace(diag).Find)
 }
 
 // run serves the command until it has ended, and returns its exit status.

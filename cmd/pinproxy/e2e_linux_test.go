@@ -69,6 +69,7 @@ var programs = map[string]func(){
 	"callers":      callers,
 	"idlers":       idlers,
 	"flooder":      flooder,
+	"impatient":    impatient,
 }
 
 func TestMain(m *testing.M) {

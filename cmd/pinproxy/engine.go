@@ -9,6 +9,7 @@ import (
 	"pinproxy/netstack/dns"
 	"pinproxy/netstack/link"
 	"pinproxy/proxy"
+	"pinproxy/proxy/sockdiag"
 	"pinproxy/rules"
 )
 
@@ -67,4 +68,12 @@ func (e *engine) group(dst netip.AddrPort) any { return e.names.Decide(dst).Rule
 // ready logs that connections are being captured.
 func (e *engine) ready() {
 	e.log.Info("ready", "link", e.dev.Name(), "offload", e.dev.Offload(), "rules", len(e.set.Rules()))
+}
+
+// waiting returns a function that says whether an application still waits for its connection, as find's kernel knows it.
+func waiting(find func(local, remote netip.AddrPort) (sockdiag.Socket, bool, error)) func(src, dst netip.AddrPort) (waits, told bool) {
+	return func(src, dst netip.AddrPort) (waits, told bool) {
+		s, found, err := find(src, dst)
+		return found && s.State == sockdiag.SynSent, err == nil
+	}
 }

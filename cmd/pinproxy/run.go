@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"slices"
@@ -149,6 +150,7 @@ type service struct {
 	relay    *dns.Relay
 	resolver *dns.Resolver
 	lookups  *resolvedNames
+	sockets  *sockdiag.Namespace // the host's; nil without sock_diag
 	monitor  *monitor.Monitor
 }
 
@@ -183,6 +185,7 @@ func newService(o options, handed *handover, dev *link.Link, guard *guard, log *
 	s.stack, err = netstack.New(dev, netstack.Config{
 		Path:  guard.paths(),
 		Group: s.group,
+		Waits: s.waits(),
 		Datagrams: func(d *netstack.Datagram) {
 			if !s.lookups.handle(d) && guard.lets(d) {
 				s.relay.Handle(d)
@@ -201,8 +204,22 @@ func newService(o options, handed *handover, dev *link.Link, guard *guard, log *
 	return s, nil
 }
 
+// waits returns a function that says whether a socket of this host still waits for its connection, or nil if the kernel
+// can't be asked.
+func (s *service) waits() func(src, dst netip.AddrPort) (waits, told bool) {
+	var err error
+	if s.sockets, err = sockdiag.OpenNamespace(); err != nil {
+		s.sockets = nil
+		return nil
+	}
+	return waiting(s.sockets.Find)
+}
+
 // run captures until stop ends, and then ends in order.
 func (s *service) run(stop, now context.Context) (err error) {
+	if s.sockets != nil {
+		defer s.sockets.Close()
+	}
 	// The parts go on while flows end in order, so stop does not reach them.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))
 	defer cancel()

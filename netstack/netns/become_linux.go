@@ -61,8 +61,9 @@ func becomeOver(sock int, path string, argv []string) error {
 	if err != nil {
 		return send(sock, failed(err))
 	}
-	err = send(sock, done, done.Device.FD)
-	_ = unix.Close(done.Device.FD)
+	fds := done.descriptors()
+	err = send(sock, done, fds...)
+	closeAll(fds)
 	if err != nil {
 		return err
 	}
@@ -102,6 +103,10 @@ func (o order) carryOut() (done report, err error) {
 	}
 	if done.Device, err = o.device(); err != nil {
 		return done, err
+	}
+	// It stays in this network namespace, whoever has it.
+	if done.Diag, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG); err != nil {
+		done.Diag = -1 // a kernel without it, or a seccomp filter
 	}
 	warnings, err := o.cover()
 	for _, err := range warnings {

@@ -10,7 +10,7 @@
 //	                 │ [Start] ──────────────────┼───────▶│  mounts to slaves, lo up       │
 //	                 │      config ──────────────┼──sock─▶│  TUN, address, routes, MTU     │
 //	                 │                           │        │  ping, ports, TSO: sysctls     │
-//	                 │      TUN ◀── SCM_RIGHTS ──┼──sock──│  resolv.conf, nsswitch.conf    │
+//	                 │ TUN, diag ◀─ SCM_RIGHTS ──┼──sock──│  resolv.conf, nsswitch.conf    │
 //	                 │ link, netstack, proxy     │        │                                │
 //	                 │ [Child.Exec] ── a byte ───┼──sock─▶│  capabilities dropped          │
 //	                 │      end of file ◀────────┼──exec──│  execve(CMD): same pid         │
@@ -27,6 +27,9 @@
 // parent's sockets are the host's. When the parent ends, in whatever way, the descriptor is closed and the device
 // disappears with it. When both have ended, the namespaces are gone too: no name, file, route or rule is ever
 // created outside them.
+//
+// The same holds for a socket of sock_diag that the child makes: whoever has it can ask which TCP sockets CMD has
+// ([Child.Diag]).
 //
 // At an orderly end the device is left to its namespace, which the kernel tears down in its own time. Closing the
 // descriptor would wait for that: 17 ms of a command's 35. Processes left behind by CMD, if any, still find no

@@ -20,6 +20,7 @@ func FuzzHandOver(f *testing.F) {
 	f.Add([]byte(`{"Step":"open","Errno":13,"Kind":2}`), uint8(0))
 	f.Add([]byte(`{"Device":{"FD":7,"Name":"pin0","MTU":-1}}`), uint8(3))
 	f.Add([]byte("{"), uint8(1))
+	f.Add(good, uint8(2))
 	f.Add([]byte{}, uint8(2))
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -55,12 +56,11 @@ func FuzzHandOver(f *testing.F) {
 		r, err := c.hear()
 		if err == nil {
 			_ = r.err()
-			if (r.Device.FD >= 0) != (len(control) > 0) {
-				t.Errorf("descriptor %d of a message with %d", r.Device.FD, rights%4)
+			got := r.descriptors()
+			if want := int(rights % 4); want > 2 || len(control) > 0 && len(got) != want || len(control) == 0 && len(got) != 0 {
+				t.Errorf("%d descriptors of a message with %d", len(got), want)
 			}
-			if r.Device.FD >= 0 {
-				_ = unix.Close(r.Device.FD)
-			}
+			closeAll(got)
 		}
 		if after := descriptors(t); after != before {
 			t.Errorf("%d descriptors, %d before: %q with %d is %v", after, before, said, rights%4, err)

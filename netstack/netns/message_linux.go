@@ -15,7 +15,8 @@ import (
 //
 //	parent                          child
 //	  ── order, JSON ─────────────▶   sets up everything
-//	  ◀─ report, JSON, and the TUN    or the step that failed
+//	  ◀─ report, JSON, the TUN        or the step that failed
+//	     and a sock_diag socket
 //	  ── one byte ────────────────▶   becomes the command: the socket is closed on exec
 //	  ◀─ end of file                  or a report that it can't
 
@@ -36,8 +37,19 @@ type report struct {
 	Errno    syscall.Errno
 	Kind     kind
 	Device   link.FD
+	Diag     int  `json:"-"` // socket of NETLINK_SOCK_DIAG; -1: there is none
 	Dead     bool // routes into a device without a carrier are not used
 	Warnings []string
+}
+
+// descriptors returns those that came with the report.
+func (r report) descriptors() (fds []int) {
+	for _, fd := range []int{r.Device.FD, r.Diag} {
+		if fd >= 0 {
+			fds = append(fds, fd)
+		}
+	}
+	return fds
 }
 
 // kind is the additional information that the other side needs about an error.

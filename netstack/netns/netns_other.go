@@ -25,6 +25,9 @@ func Start(context.Context, Config) (*Child, error) {
 // Link returns nil.
 func (*Child) Link() *link.Link { return nil }
 
+// Diag returns -1.
+func (*Child) Diag() int { return -1 }
+
 // Warnings returns nothing.
 func (*Child) Warnings() []error { return nil }
 

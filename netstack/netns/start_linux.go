@@ -40,6 +40,7 @@ type Child struct {
 
 	link     *link.Link
 	device   link.FD
+	diag     int  // see Diag
 	leave    bool // leave the device to its namespace at the end
 	warnings []error
 }
@@ -65,7 +66,7 @@ func Start(ctx context.Context, c Config) (*Child, error) {
 		return nil, errors.Join(explain(fmt.Errorf("make namespaces: %w", err), p), ours.Close())
 	}
 	l.watch(pid)
-	child := &Child{pid: pid, path: c.Path, sock: ours, life: l}
+	child := &Child{pid: pid, path: c.Path, sock: ours, life: l, diag: -1}
 	_ = theirs.Close() // so that the end of the child is noticed
 	if err := child.order(ctx, o); err != nil {
 		// Without the socket the child ends by itself, unless it hangs.
@@ -128,25 +129,26 @@ func (c *Child) order(ctx context.Context, o order) error {
 	}
 	l, err := link.FromFD(r.Device)
 	if err != nil {
-		_ = unix.Close(r.Device.FD)
+		closeAll(r.descriptors())
 		return err
 	}
-	c.link, c.device, c.leave = l, r.Device, r.Dead
+	c.link, c.device, c.diag, c.leave = l, r.Device, r.Diag, r.Dead
 	return nil
 }
 
-// hear waits for a report from the child and the descriptor that comes with it.
+// hear waits for a report from the child and the descriptors that come with it.
 func (c *Child) hear() (r report, err error) {
-	b, rights := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4))
-	n, nr, _, _, err := c.sock.ReadMsgUnix(b, rights)
+	r.Device.FD, r.Diag = -1, -1
+	b, rights := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(2*4))
+	n, nr, flags, _, err := c.sock.ReadMsgUnix(b, rights)
 	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) { // reset if the child left something unread
 		return r, errEnded
 	} else if err != nil {
 		return r, fmt.Errorf("hear from the child: %w", err)
 	}
 	fds, err := descriptorsOf(rights[:nr])
-	if err == nil && len(fds) > 1 {
-		err = fmt.Errorf("%d descriptors came", len(fds))
+	if err == nil && flags&unix.MSG_CTRUNC != 0 {
+		err = fmt.Errorf("more than %d descriptors came", len(fds))
 	}
 	if err != nil {
 		closeAll(fds)
@@ -159,6 +161,9 @@ func (c *Child) hear() (r report, err error) {
 	r.Device.FD = -1
 	if len(fds) > 0 {
 		r.Device.FD = fds[0]
+	}
+	if len(fds) > 1 {
+		r.Diag = fds[1]
 	}
 	return r, nil
 }
@@ -181,6 +186,10 @@ func closeAll(fds []int) {
 
 // Link returns the device, which can be given to a netstack. The child owns it: Close closes it.
 func (c *Child) Link() *link.Link { return c.link }
+
+// Diag returns a socket of NETLINK_SOCK_DIAG in the command's network namespace, or -1 if there is none. The child owns
+// it: Close closes it.
+func (c *Child) Diag() int { return c.diag }
 
 // Warnings returns the steps that failed but are not essential.
 func (c *Child) Warnings() []error { return c.warnings }
@@ -212,6 +221,9 @@ func (c *Child) Exec() error {
 func (c *Child) Close() error {
 	err := c.sock.Close()
 	c.life.close()
+	if c.diag >= 0 {
+		err = errors.Join(err, unix.Close(c.diag))
+	}
 	if c.link == nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -44,6 +45,41 @@ var noCookie = [8]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff} // INET_D
 // Find returns the socket of a 4-tuple, if there is one.
 func Find(local, remote netip.AddrPort) (Socket, bool, error) {
 	b, err := ask(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY, 0, request(local, remote, noCookie))
+	return answer(b, err, local, remote)
+}
+
+// Namespace is a network namespace that is asked often, or is not ours. Find may be called from many goroutines.
+type Namespace struct {
+	mu sync.Mutex
+	fd int // a socket of NETLINK_SOCK_DIAG that was made in it
+}
+
+// OpenNamespace returns ours. The caller closes it, when nobody asks any more.
+func OpenNamespace() (*Namespace, error) {
+	fd, err := open(unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return nil, err
+	}
+	return &Namespace{fd: fd}, nil
+}
+
+// NewNamespace returns the namespace in which fd, a socket of NETLINK_SOCK_DIAG, was made. The caller closes fd, or the
+// Namespace, when nobody asks any more.
+func NewNamespace(fd int) *Namespace { return &Namespace{fd: fd} }
+
+// Close closes the socket.
+func (n *Namespace) Close() error { return unix.Close(n.fd) }
+
+// Find is [Find] in that namespace.
+func (n *Namespace) Find(local, remote netip.AddrPort) (Socket, bool, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	b, err := exchange(n.fd, nl.SOCK_DIAG_BY_FAMILY, 0, request(local, remote, noCookie))
+	return answer(b, err, local, remote)
+}
+
+// answer reads what the kernel said about one 4-tuple.
+func answer(b []byte, err error, local, remote netip.AddrPort) (Socket, bool, error) {
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return Socket{}, false, nil
@@ -115,11 +151,24 @@ func Destroy(s Socket) error {
 // library would take a 64 KiB buffer and five more system calls for each. The kernel answers before the send returns
 // (netlink_rcv_skb), so ask never waits.
 func ask(protocol int, kind, flags uint16, request []byte) ([]byte, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
+	fd, err := open(protocol)
 	if err != nil {
-		return nil, fmt.Errorf("make a netlink socket: %w", err)
+		return nil, err
 	}
 	defer func() { _ = unix.Close(fd) }()
+	return exchange(fd, kind, flags, request)
+}
+
+func open(protocol int) (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
+	if err != nil {
+		return 0, fmt.Errorf("make a netlink socket: %w", err)
+	}
+	return fd, nil
+}
+
+// exchange is ask on a socket that nobody else uses at the time.
+func exchange(fd int, kind, flags uint16, request []byte) ([]byte, error) {
 	b := make([]byte, 512)
 	binary.NativeEndian.PutUint32(b[0:], uint32(unix.SizeofNlMsghdr+len(request)))
 	binary.NativeEndian.PutUint16(b[4:], kind)
@@ -128,7 +177,7 @@ func ask(protocol int, kind, flags uint16, request []byte) ([]byte, error) {
 	if err := unix.Sendto(fd, b[:n], 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, fmt.Errorf("send to netlink: %w", err)
 	}
-	n, _, err = unix.Recvfrom(fd, b, unix.MSG_DONTWAIT)
+	n, _, err := unix.Recvfrom(fd, b, unix.MSG_DONTWAIT)
 	if err != nil {
 		return nil, fmt.Errorf("receive from netlink: %w", err)
 	}

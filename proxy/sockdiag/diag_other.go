@@ -10,6 +10,23 @@ import (
 // Find is only supported on Linux.
 func Find(_, _ netip.AddrPort) (Socket, bool, error) { return Socket{}, false, errors.ErrUnsupported }
 
+// Namespace is only supported on Linux.
+type Namespace struct{}
+
+// OpenNamespace is only supported on Linux.
+func OpenNamespace() (*Namespace, error) { return nil, errors.ErrUnsupported }
+
+// Close does nothing.
+func (*Namespace) Close() error { return nil }
+
+// NewNamespace is only supported on Linux.
+func NewNamespace(int) *Namespace { return nil }
+
+// Find is only supported on Linux.
+func (*Namespace) Find(local, remote netip.AddrPort) (Socket, bool, error) {
+	return Find(local, remote)
+}
+
 // OnPort is only supported on Linux.
 func OnPort(uint16) ([]Socket, error) { return nil, errors.ErrUnsupported }
 

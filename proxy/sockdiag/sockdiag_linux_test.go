@@ -138,6 +138,67 @@ func TestDestroyMeansTheVerySocket(t *testing.T) {
 	}
 }
 
+// A namespace is asked from elsewhere. A socket for IPv6 that speaks IPv4 is found as what is on the wire.
+func TestNamespace(t *testing.T) {
+	top := lab.ForTest(t).Topology()
+	dst := netip.MustParseAddrPort(lab.Server4 + ":7")
+	top.Server.Serve(dst.String(), lab.Echo)
+	diag := -1
+	t.Cleanup(func() { _ = unix.Close(diag) })
+	var fd int
+	var local netip.AddrPort
+	if err := top.Client.Do(func() (err error) {
+		if diag, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG); err != nil {
+			return err
+		}
+		if fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		if err := unix.Connect(fd, &unix.SockaddrInet6{Port: int(dst.Port()), Addr: dst.Addr().As16()}); err != nil {
+			return err
+		}
+		sa, err := unix.Getsockname(fd)
+		if err == nil {
+			mapped := sa.(*unix.SockaddrInet6)
+			local = netip.AddrPortFrom(netip.AddrFrom16(mapped.Addr).Unmap(), uint16(mapped.Port))
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	n := NewNamespace(diag)
+	if s, ok, err := n.Find(local, dst); !ok || err != nil || s.State != Established || s.Remote != dst {
+		t.Errorf("there: %+v, %v, %v", s, ok, err)
+	}
+	if s, ok, err := Find(local, dst); ok || err != nil {
+		t.Errorf("here: %+v, %v", s, err)
+	}
+	_ = unix.Close(fd)
+	for range 2 { // answers do not mix
+		if s, ok, err := n.Find(netip.AddrPortFrom(local.Addr(), local.Port()^1), dst); ok || err != nil {
+			t.Errorf("another port: %+v, %v", s, err)
+		}
+	}
+}
+
+func BenchmarkFind(b *testing.B) {
+	own, err := OpenNamespace()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer own.Close()
+	local, dst := netip.MustParseAddrPort("198.51.100.2:63999"), netip.MustParseAddrPort("203.0.113.2:443")
+	for name, find := range map[string]func(local, remote netip.AddrPort) (Socket, bool, error){"once": Find, "often": own.Find} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if _, ok, err := find(local, dst); ok || err != nil {
+					b.Fatal(ok, err)
+				}
+			}
+		})
+	}
+}
+
 // A socket that is bound and does nothing blocks the port too.
 func TestBound(t *testing.T) {
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
