@@ -36,6 +36,9 @@ func OpenFD(c Config) (FD, error) {
 		if err != nil {
 			return FD{}, openError(err)
 		}
+		if c.Index != 0 {
+			_ = unix.IoctlSetPointerInt(fd, unix.TUNSETIFINDEX, c.Index) // fails only for a descriptor that is a device already
+		}
 		name, err := setVnet(fd, c.Name)
 		if err == nil {
 			return FD{fd, name, true}, nil

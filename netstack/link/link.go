@@ -33,6 +33,7 @@ var ErrNameTaken = errors.New("the name is in use")
 type Config struct {
 	Name    string // device name; empty: Default
 	Offload bool   // try segmentation and checksum offload
+	Index   int    // OpenFD: the index that the device gets, with offloads; 0: one that is free
 }
 
 // Link is an open TUN device.

@@ -232,6 +232,32 @@ func TestOpenErrors(t *testing.T) {
 	}
 }
 
+// The device gets the index that it is asked to have, unless another has it.
+func TestIndex(t *testing.T) {
+	h := lab.ForTest(t).Host("host")
+	const index = 4711
+	openFD := func(name string) (f link.FD, err error) {
+		err = h.Do(func() (err error) {
+			f, err = link.OpenFD(link.Config{Name: name, Offload: true, Index: index})
+			return err
+		})
+		return f, err
+	}
+	f, err := openFD("pin0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(f.FD) }()
+	l, err := h.Netlink().LinkByName("pin0")
+	if err != nil || l.Attrs().Index != index || !f.Offload {
+		t.Errorf("the device is %+v, %v, offload %v", l, err, f.Offload)
+	}
+	if f, err := openFD("pin1"); err == nil {
+		_ = unix.Close(f.FD)
+		t.Errorf("two devices have the index %d", index)
+	}
+}
+
 // A flow has the addresses that the application sees as its own and its peer's.
 func TestFlowAddresses(t *testing.T) {
 	h := lab.ForTest(t).Host("host")

@@ -150,7 +150,12 @@ func (o order) device() (dev link.FD, err error) {
 		return dev, fmt.Errorf("open /dev/net/tun: %w", err)
 	}
 	_ = unix.Close(fd)
-	dev, err = link.OpenFD(link.Config{Name: o.Link, Offload: o.Offload})
+	c := link.Config{Name: o.Link, Offload: o.Offload, Index: boundTo()}
+	dev, err = link.OpenFD(c)
+	if err != nil && c.Index != 0 { // another device has the index
+		c.Index = 0
+		dev, err = link.OpenFD(c)
+	}
 	if err != nil {
 		return dev, fmt.Errorf("make the device: %w", err)
 	}
@@ -187,6 +192,22 @@ func (o order) device() (dev link.FD, err error) {
 		}
 	}
 	return dev, nil
+}
+
+// boundTo returns the index of the device to which the kernel binds each new socket of this process, usually 0. That is
+// what `ip vrf exec` does, by a BPF program of the control group, and some systems for each login. It binds the command's
+// sockets as well, in a network namespace where no device has the VRF's index, unless ours does.
+func boundTo() int {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = unix.Close(fd) }()
+	index, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
+	if err != nil { // before Linux 5.1
+		return 0
+	}
+	return index
 }
 
 // congestion is the congestion control over the device, the same as on a whole host: see package host.
