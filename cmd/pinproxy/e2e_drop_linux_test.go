@@ -177,7 +177,15 @@ func TestNamer(t *testing.T) {
 	for _, end := range []syscall.Signal{unix.SIGTERM, unix.SIGKILL} {
 		t.Run(end.String(), func(t *testing.T) {
 			w := newNetwork(t)
-			p := w.pinproxy("--rule", "203.0.113.2:7=63999")
+			cmd := w.command("--log-format=json", "--rule", "203.0.113.2:7=63999")
+			open, err := os.Create(filepath.Join(t.TempDir(), "open in the shell"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer open.Close()
+			cmd.ExtraFiles = []*os.File{open, open} // 3 and 4
+			p := w.startCommand(cmd)
+			p.expect(`"msg":"ready"`)
 			namer := w.namer(p)
 			uid := strings.Fields(credentials(t, p.Pid())[0])[1]
 			n, _ := strconv.Atoi(uid)
@@ -193,6 +201,15 @@ func TestNamer(t *testing.T) {
 			for _, s := range []syscall.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP} { // as a terminal sends them to all processes
 				if err := unix.Kill(namer, s); err != nil {
 					t.Errorf("the namer has ended: %v", err)
+				}
+			}
+			files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", namer))
+			if err != nil || len(files) < 4 {
+				t.Fatalf("the namer has %q open, %v", files, err)
+			}
+			for _, file := range files {
+				if to, _ := os.Readlink(file); to == open.Name() {
+					t.Errorf("the namer has %s", to)
 				}
 			}
 			w.occupy("listen", 63998)

@@ -62,11 +62,21 @@ func namerMain() {
 		sockdiag.Serve(namerSocket)
 		os.Exit(exitOK)
 	}
-	_ = unix.CloseRange(namerSocket+1, ^uint(0), unix.CLOSE_RANGE_CLOEXEC) // whatever the user's shell had open
+	closeOthers()
 	id := identity.Identity{Name: os.Args[2], Caps: naming}
 	id.UID, _ = strconv.Atoi(os.Args[3])
 	id.GID, _ = strconv.Atoi(os.Args[4])
 	id.Groups = []int{id.GID}
 	_ = id.Exec([]string{namerName, namerReady}, os.Environ())
 	os.Exit(exitFailed)
+}
+
+// closeOthers has exec close what the user's shell had open. Before Linux 5.11, close_range(2) could not.
+func closeOthers() {
+	entries, _ := os.ReadDir("/proc/self/fd") // exec needs /proc, too
+	for _, e := range entries {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > namerSocket {
+			unix.CloseOnExec(fd)
+		}
+	}
 }

@@ -27,8 +27,8 @@ func Share(path string, group int) error {
 }
 
 // Listen listens on path. Only the same user and root may connect, until Share lets a group do so. A socket that
-// nobody listens on any more is replaced. Anything else at path stays and is an error. The returned
-// function removes the socket, if it is still this one.
+// nobody listens on any more is replaced. Anything else at path stays and is an error. The returned function removes the
+// socket, if it is still this one.
 func Listen(ctx context.Context, path string) (net.Listener, func() error, error) {
 	if _, err := RemoveStale(path); err != nil {
 		return nil, nil, fmt.Errorf("listen on %s: %w", path, err)
