@@ -70,8 +70,8 @@ func TestRunGivingUp(t *testing.T) {
 		}
 		p := w.startCommand(cmd)
 		e := p.await("flow failed", 1)[0]
-		var within int
-		if _, err := fmt.Sscanf(e.Err, "no answer from 203.0.113.2:9 to source port 63999 within %ds", &within); err != nil || within < 7 || within > 11 {
+		var within float64
+		if _, err := fmt.Sscanf(e.Err, "no answer from 203.0.113.2:9 to source port 63999 within %fs", &within); err != nil || within < 7 || within > 11 {
 			w.t.Errorf("%+v", e)
 		}
 		_ = stdin.Close()
