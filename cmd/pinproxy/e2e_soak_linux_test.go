@@ -61,9 +61,6 @@ type soak struct {
 	offset  float64 // seconds of them
 
 	connections, refusals, questions, commands, kills, wrongs atomic.Int64
-
-	mu   sync.Mutex
-	said []string // the first things that went wrong
 }
 
 func TestSoak(t *testing.T) {
@@ -109,9 +106,6 @@ func TestSoak(t *testing.T) {
 	v, ok := judgeSoak(samples)
 	if !ok {
 		t.Fatalf("%d samples are too few", len(samples))
-	}
-	for _, text := range s.said {
-		t.Error(text)
 	}
 	t.Logf("%v: %v", v, v.load)
 	if *soakPage != "" {
@@ -179,13 +173,10 @@ func soakZone(q lab.Query) lab.Answer {
 	return lab.Zone(zone)(q)
 }
 
-// wrong records something that should not have happened.
+// wrong records something that should not have happened. The first are told at once, as a soak may be interrupted.
 func (s *soak) wrong(format string, args ...any) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.wrongs.Add(1)
-	if len(s.said) < 10 {
-		s.said = append(s.said, fmt.Sprintf("after %v: ", time.Since(s.began).Round(time.Millisecond))+fmt.Sprintf(format, args...))
+	if s.wrongs.Add(1) <= 10 {
+		s.t.Errorf("after %v: "+format, append([]any{time.Since(s.began).Round(time.Millisecond)}, args...)...)
 	}
 }
 
