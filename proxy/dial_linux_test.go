@@ -20,6 +20,7 @@ func TestMain(m *testing.M) { lab.Main(m) }
 // The server uses no timestamps, as behind an old firewall, and we close first. Without help the second connection on
 // a 4-tuple could be made only after 60 s.
 func TestTimeWaitIsNoObstacle(t *testing.T) {
+	lab.NeedKernel(t, 6, 0, "a TIME_WAIT can't be ended")
 	top := lab.ForTest(t).Topology()
 	top.Server.Sysctl("net.ipv4.tcp_timestamps", "0")
 	for _, addr := range []string{lab.Server4, lab.Server6} {
@@ -88,6 +89,7 @@ func TestLivingConnectionIsLeftAlone(t *testing.T) {
 // A port that the kernel gave another program's connection is shared with it, towards another destination. A port
 // that the kernel may not choose is not shared: bind's refusal stands.
 func TestPortOfAnOrdinaryConnectionIsShared(t *testing.T) {
+	lab.NeedKernel(t, 6, 3, "bind refuses such a port")
 	top := lab.ForTest(t).Topology()
 	top.Client.Sysctl("net.ipv4.ip_local_port_range", "40000 40000")
 	for _, addr := range []string{lab.Server4, lab.Server6} {
@@ -257,6 +259,7 @@ func TestOwns(t *testing.T) {
 
 // The host's policy rules may give TCP, or the port, another source address than a socket of another kind would have.
 func TestSourceByPolicyRule(t *testing.T) {
+	lab.NeedKernel(t, 6, 0, "a TIME_WAIT can't be ended")
 	top := lab.ForTest(t).Topology()
 	top.Server.Sysctl("net.ipv4.tcp_timestamps", "0")
 	top.Client.Addr("eth0", "198.51.100.3/32")

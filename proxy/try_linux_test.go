@@ -13,6 +13,7 @@ import (
 
 // A trial leaves from the pin and leaves nothing behind, so that the next one can follow at once.
 func TestTry(t *testing.T) {
+	lab.NeedKernel(t, 6, 0, "a TIME_WAIT can't be ended")
 	top := lab.ForTest(t).Topology()
 	top.Client.Sysctl("net.ipv4.tcp_timestamps", "0") // a TIME_WAIT would be in the way
 	server := top.Server.Serve(":7", lab.Echo)
