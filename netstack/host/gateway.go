@@ -5,8 +5,9 @@ import "fmt"
 // Gateway is the current state of a device in Config.Gateways.
 type Gateway struct {
 	Name               string
-	Index              int  // 0: there is no such device
-	Forward4, Forward6 bool // this host forwards what arrives on it
+	Index              int    // 0: there is no such device
+	Forward4, Forward6 bool   // this host forwards what arrives on it
+	VRF                string // that it belongs to; "": none
 }
 
 // DemandError reports a required host setting that is missing. Hint is the command that sets it.
@@ -65,8 +66,14 @@ func gatewayWarnings(f Facts) (list []error) {
 	return list
 }
 
-// demands returns the settings that an existing gateway lacks.
+// demands returns what keeps an existing gateway from working.
 func (g Gateway) demands(ipv6 bool) (list []error) {
+	if g.VRF != "" { // the rule of l3mdev, 1000, comes before ours
+		list = append(list, &DemandError{
+			fmt.Sprintf("gateway %s: it belongs to the VRF %s, whose rule the kernel asks first: hosts behind it are not pinned", g.Name, g.VRF),
+			fmt.Sprintf("sudo ip link set %s nomaster", g.Name),
+		})
+	}
 	if !g.Forward4 {
 		list = append(list, g.demand("IPv4", "net.ipv4.ip_forward=1"))
 	}

@@ -93,12 +93,25 @@ func lookGateways(h *netlink.Handle, r *rtnl, names []string) ([]Gateway, error)
 			g.Index = link.Attrs().Index
 			g.Forward4 = conf4[g.Index].forwarding > 0
 			g.Forward6 = conf6[everyDevice].forwarding > 0 // ip6_forward is not per device
+			g.VRF = vrfOf(h, link)
 		case !isNotFound(err):
 			return nil, fmt.Errorf("look at gateway %s: %w", name, err)
 		}
 		list = append(list, g)
 	}
 	return list, nil
+}
+
+// vrfOf returns the name of the VRF that a device belongs to, or "". If it can't be told there is one warning less.
+func vrfOf(h *netlink.Handle, link netlink.Link) string {
+	if link.Attrs().MasterIndex == 0 {
+		return ""
+	}
+	master, err := h.LinkByIndex(link.Attrs().MasterIndex)
+	if err != nil || master.Type() != "vrf" {
+		return ""
+	}
+	return master.Attrs().Name
 }
 
 func isNotFound(err error) bool {
