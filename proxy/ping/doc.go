@@ -29,6 +29,9 @@
 //
 // # Limits
 //
+// Before Linux 6.1 the kernel writes a wrong checksum into an ICMPv6 request of more than a page (ping_getfrag), which then
+// gets no reply.
+//
 // Only echo is carried: no timestamp requests, no address masks, no pings to multicast or broadcast. The TTL of a
 // reply is netstack's, not the one it arrived with. Linux only.
 package ping

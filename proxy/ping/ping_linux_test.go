@@ -106,7 +106,11 @@ func TestPing(t *testing.T) {
 			mayPing(h)
 			r := ping.NewRelay(dial, nil)
 			serve(t, r)
-			for seq, size := range []int{0, 56, 65507} {
+			sizes := []int{0, 56, 65507}
+			if name == "ipv6" && !lab.KernelIs(6, 1) {
+				sizes = sizes[:2] // that of more than a page has a wrong checksum
+			}
+			for seq, size := range sizes {
 				e := newEcho(lo.request, uint16(seq), strings.Repeat("x", size))
 				r.Handle(e)
 				got := e.reply(t)
