@@ -178,6 +178,9 @@ func TestRunOtherResolverFiles(t *testing.T) {
 		{"linked resolv.conf", "# By pinproxy, for this command: each name server stands for one of the host's.\nnameserver 192.0.0.53\nsearch bank.example\n" +
 			"hosts: files myhostname dns\n"},
 	} {
+		if test.guard == "no resolv.conf" && !lab.KernelIs(5, 11) {
+			continue // an ordinary user may not mount an overlay
+		}
 		got := w.guarded(test.guard, unix.CLONE_NEWNS, "--rule", "*:443=63999", "--", "sh", "-c", "cat /etc/resolv.conf /etc/nsswitch.conf 2>/dev/null; true")
 		if want := (result{test.out, "", 0}); got != want {
 			t.Errorf("%s: %+v, want %+v", test.guard, got, want)
