@@ -146,6 +146,17 @@ func Destroy(s Socket) error {
 	return nil
 }
 
+// EndsTimeWait reports whether this kernel's Destroy ends a TIME_WAIT: Linux 6.0 or later.
+func EndsTimeWait() bool {
+	var u unix.Utsname
+	var major int
+	if err := unix.Uname(&u); err != nil {
+		return false
+	}
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.", &major)
+	return err == nil && major >= 6
+}
+
 // ask sends a request about one socket, or one route, and returns the payload of the answer, nil for an
 // acknowledgement. If peers do not use timestamps, every connection calls it for a lookup and for a Destroy, and the
 // library would take a 64 KiB buffer and five more system calls for each. The kernel answers before the send returns

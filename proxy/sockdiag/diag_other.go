@@ -36,6 +36,9 @@ func OnPorts(func(port uint16) bool) ([]Socket, error) { return nil, errors.ErrU
 // From is only supported on Linux.
 func From(netip.Addr) ([]Socket, error) { return nil, errors.ErrUnsupported }
 
+// EndsTimeWait is only supported on Linux.
+func EndsTimeWait() bool { return false }
+
 // Destroy is only supported on Linux.
 func Destroy(Socket) error { return errors.ErrUnsupported }
 

@@ -337,8 +337,9 @@ func (c *checker) lookAt(s situation, port uint16, table *monitor.Pin) (portStat
 	for i, socket := range list {
 		p.sockets = append(p.sockets, socketState{
 			Socket: socket, owner: owners[i],
-			ours: s.running && (s.pid != 0 && owners[i].PID == s.pid || socket.Mark == host.Mark),
-			same: socket.Remote == s.dst && (from.IsUnspecified() || socket.Local.Addr() == from),
+			ours:  s.running && (s.pid != 0 && owners[i].PID == s.pid || socket.Mark == host.Mark),
+			lasts: socket.Left > 0 && !sockdiag.EndsTimeWait(),
+			same:  socket.Remote == s.dst && (from.IsUnspecified() || socket.Local.Addr() == from),
 		})
 	}
 	if table == nil {

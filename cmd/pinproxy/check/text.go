@@ -172,7 +172,7 @@ func (s socketState) text() string {
 // why says whether a socket is in the way, and why.
 func (s socketState) why(p portState) string {
 	switch {
-	case s.same && s.over() && p.mayEnd:
+	case s.same && s.ends(p):
 		return "harmless: it is ended when the port is wanted"
 	case s.same && s.over():
 		return "in the way, unless the destination speaks TCP timestamps"
@@ -182,7 +182,7 @@ func (s socketState) why(p portState) string {
 		return "harmless: it is of the other family"
 	case s.over() && p.bindErr == nil:
 		return "harmless: it is to another destination"
-	case s.over() && p.mayEnd:
+	case s.ends(p):
 		return "harmless: it is ended when the port is wanted"
 	case s.State == sockdiag.Listen && p.bindErr == nil, s.Beside(p.local.Addr()):
 		return "harmless: it is on another address"

@@ -68,6 +68,7 @@ type socketState struct {
 	owner sockdiag.Process // PID 0: none, or not visible
 	ours  bool             // the running pinproxy's
 	same  bool             // its other end is the destination, so no second connection can be made
+	lasts bool             // it is a TIME_WAIT, and this kernel ends none before its time
 }
 
 // obstacle is what keeps us from having a port. Empty: nothing.
@@ -116,8 +117,11 @@ func (s situation) obstacle(p portState) obstacle {
 
 // endable says whether something that has the port is over and can be ended.
 func (p portState) endable() bool {
-	return slices.ContainsFunc(p.sockets, func(s socketState) bool { return s.over() && p.mayEnd && !s.Beside(p.local.Addr()) })
+	return slices.ContainsFunc(p.sockets, func(s socketState) bool { return s.ends(p) && !s.Beside(p.local.Addr()) })
 }
+
+// ends says whether the socket is over, and is ended when somebody wants the port.
+func (s socketState) ends(p portState) bool { return s.over() && p.mayEnd && !s.lasts }
 
 // over says whether no program has the socket any more.
 func (s socketState) over() bool { return s.State.Over() && s.Orphan() }
@@ -160,7 +164,7 @@ func (p portState) inTheWay() (worst socketState, found bool) {
 // can share a port if bind says so, and a socket that is over can be ended.
 func (s socketState) harmless(p portState) bool {
 	switch {
-	case s.over() && p.mayEnd:
+	case s.ends(p):
 		return true
 	case s.same:
 		return false
@@ -174,16 +178,20 @@ func (s socketState) harmless(p portState) bool {
 
 func (p portState) takenBy(s socketState) obstacle {
 	port := p.local.Port()
+	with, without := "CAP_NET_ADMIN is there", "without CAP_NET_ADMIN"
+	if s.lasts {
+		with, without = "the kernel is Linux 6.0 or later", "before Linux 6.0"
+	}
 	switch {
 	case s.over() && s.same && s.Left > 0:
 		return obstacle{
-			fmt.Sprintf("the last connection from %s to %s is in %s for %v more; connect gets past it if the destination speaks TCP timestamps, or CAP_NET_ADMIN is there", s.Local, s.Remote, s.State, seconds(s.Left)),
+			fmt.Sprintf("the last connection from %s to %s is in %s for %v more; connect gets past it if the destination speaks TCP timestamps, or %s", s.Local, s.Remote, s.State, seconds(s.Left), with),
 			"a range of source ports in the rule goes on with the next one",
 		}
 	case s.over():
 		o := obstacle{fmt.Sprintf("the last connection from %s to %s is in %s", s.Local, s.Remote, s.State), "a range of source ports in the rule goes on with the next one"}
 		if s.Left > 0 {
-			o.cause += fmt.Sprintf(" for %v more, which can't be cut short without CAP_NET_ADMIN", seconds(s.Left))
+			o.cause += fmt.Sprintf(" for %v more, which can't be cut short %s", seconds(s.Left), without)
 		}
 		return o
 	case s.owner.PID == 0:
