@@ -7,14 +7,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"pinproxy/cmd/pinproxy/monitor"
 	"pinproxy/netstack/lab"
 )
 
@@ -36,11 +34,14 @@ func TestGivingUp(t *testing.T) {
 			}
 		})
 		p.await("flow waits for its source port", 1)
-		w.Client.DropOutput("pin0") // so that its SYNs stop coming: by them it would be given up within seven seconds
-		w.poll("it to wait for longer", func() bool {
-			s, ok := w.statusNow()
-			return ok && slices.ContainsFunc(s.Flows, func(f monitor.Flow) bool { return f.Stage == "waiting" && s.Now.Sub(f.Since) > 9*time.Second })
+		w.Client.DropOutput("pin0") // its SYNs stop coming: by them it would be given up within seven seconds
+		dropped := time.Now()
+		w.poll("its SYNs to be missed", func() bool {
+			return time.Since(dropped) > 9*time.Second || len(p.entries("flow failed")) > 0
 		})
+		if early := p.entries("flow failed"); len(early) > 0 {
+			w.t.Errorf("given up while it waits: %+v", early)
+		}
 		giveUp()
 		if e := p.await("flow failed", 1)[0]; e.Err != "the application gave up, or pinproxy stopped" {
 			w.t.Errorf("%+v", e)
