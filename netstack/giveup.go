@@ -6,8 +6,8 @@ import "time"
 // kernel can be asked (Config.Waits), the answer decides. It is believed only after it has once been that the
 // application waits, since a socket that is bound to a device, or is on another host, is not found at all.
 //
-// Otherwise its SYNs decide, which then stop. They are only a hint: a kernel whose processors are all busy sends them
-// seconds late. An application that still waits sends its SYN again: 1 s after the first (RFC 6298), or 3 s on older
+// Otherwise its SYNs decide, which then stop. They are only a hint: where all processors are busy, they come seconds
+// late. An application that still waits sends its SYN again: 1 s after the first (RFC 6298), or 3 s on older
 // systems (RFC 1122), then after pauses that stay the same or double. Linux's timers are late by up to an eighth
 // (kernel/time/timer.c).
 const (
