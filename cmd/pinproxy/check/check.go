@@ -1,4 +1,5 @@
-// Package check finds out what would happen to a connection to a target, changes nothing, and says it in words.
+// Package check finds out what would happen to a connection to a target, and says it in words. With Config.Connect it
+// makes connections; otherwise it changes nothing.
 //
 //	find      the running pinproxy, by its control socket; the rules; the host's settings
 //	resolve   the target, as any program would

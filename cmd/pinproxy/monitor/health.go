@@ -5,15 +5,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"sync/atomic"
 )
 
-// health says whether connections are captured. At first they are not.
-type health struct {
-	link  string
-	state atomic.Int32
-}
-
+// Whether connections are captured.
 const (
 	healthStarting = iota
 	healthCapturing
@@ -21,27 +15,25 @@ const (
 )
 
 // Capturing says that connections are captured from now on.
-func (m *Monitor) Capturing() { m.health.state.Store(healthCapturing) }
+func (m *Monitor) Capturing() { m.health.Store(healthCapturing) }
 
 // Ending says that connections are not captured any more.
-func (m *Monitor) Ending() { m.health.state.Store(healthEnding) }
+func (m *Monitor) Ending() { m.health.Store(healthEnding) }
 
-func (h *health) ending() bool { return h.state.Load() == healthEnding }
-
-// err returns nil while connections are captured and the device is up. Otherwise it says what is wrong.
-func (h *health) err() error {
-	switch h.state.Load() {
+// ill returns nil while connections are captured and the device is up. Otherwise it says what is wrong.
+func (m *Monitor) ill() error {
+	switch m.health.Load() {
 	case healthStarting:
 		return errors.New("starting: connections are not captured yet")
 	case healthEnding:
 		return errors.New("ending: connections are not captured any more")
 	}
-	i, err := net.InterfaceByName(h.link)
+	i, err := net.InterfaceByName(m.Link)
 	switch {
 	case err != nil:
-		return fmt.Errorf("the device %s is gone", h.link)
+		return fmt.Errorf("the device %s is gone", m.Link)
 	case i.Flags&net.FlagUp == 0:
-		return fmt.Errorf("the device %s is down: it is set up again within seconds", h.link)
+		return fmt.Errorf("the device %s is down: it is set up again within seconds", m.Link)
 	}
 	return nil
 }
@@ -49,10 +41,10 @@ func (h *health) err() error {
 // serveHealth answers a health check: 200 or 503, with the reason in words.
 func (m *Monitor) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	if err := m.health.err(); err != nil {
+	if err := m.ill(); err != nil {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = fmt.Fprintln(w, err)
 		return
 	}
-	_, _ = fmt.Fprintf(w, "ok: capturing into %s, rules: %d\n", m.health.link, len(m.Names.Set().Rules()))
+	_, _ = fmt.Fprintf(w, "ok: capturing into %s, rules: %d\n", m.Link, len(m.Names.Set().Rules()))
 }

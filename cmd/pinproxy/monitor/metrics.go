@@ -81,7 +81,7 @@ func (e *exporter) Collect(c chan<- prometheus.Metric) {
 	}
 	gauge(metricBuild, 1, e.m.Version, runtime.Version())
 	capturing := 0.0
-	if e.m.health.err() == nil {
+	if e.m.ill() == nil {
 		capturing = 1
 	}
 	gauge(metricCapturing, capturing)
@@ -119,7 +119,7 @@ func (e *exporter) collectRules(gauge func(*prometheus.Desc, float64, ...string)
 	set := e.m.Names.Set()
 	list := set.Rules()
 	gauge(metricRules, float64(len(list)))
-	if facts, err := host.Look(e.m.health.link); err == nil {
+	if facts, err := host.Look(e.m.Link); err == nil {
 		gauge(metricReserved, float64(set.PinPorts().LenIn(facts.Reserved...)))
 	}
 	told := 0

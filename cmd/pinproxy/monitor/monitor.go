@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"pinproxy/netstack"
@@ -44,14 +45,14 @@ type Config struct {
 // Monitor tells what is going on. Its methods may be called from many goroutines.
 type Monitor struct {
 	Config
-	health health
+	health atomic.Int32 // healthStarting, healthCapturing or healthEnding
 
 	looking sync.Mutex
 	before  moved // as of an earlier look
 }
 
 // New returns a Monitor that reports itself as starting.
-func New(c Config) *Monitor { return &Monitor{Config: c, health: health{link: c.Link}} }
+func New(c Config) *Monitor { return &Monitor{Config: c} }
 
 // Serve answers on the control socket until ctx ends, and closes l.
 func (m *Monitor) Serve(ctx context.Context, l net.Listener) error {

@@ -114,7 +114,7 @@ func (p *page) state(s *Status) *pageState {
 		Rules: []pageRule{}, Ports: []Port{}, Flows: []pageFlow{}, Moved: []pageMoved{}, Failures: s.Failures[:min(pageFailures, len(s.Failures))],
 		Names: s.Names[:min(pageNames, len(s.Names))], Strips: []*stripJSON{},
 	}
-	if err := p.m.health.err(); err != nil {
+	if err := p.m.ill(); err != nil {
 		st.Total.Health = err.Error()
 	}
 	shown := make(map[string]bool)

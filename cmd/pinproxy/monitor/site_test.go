@@ -170,13 +170,13 @@ func TestHealth(t *testing.T) {
 	}{
 		{healthStarting, 503, "starting"}, {healthCapturing, 200, "ok: capturing into lo, rules: 1"}, {healthEnding, 503, "ending"},
 	} {
-		s.m.health.state.Store(c.state)
+		s.m.health.Store(c.state)
 		if status, body, _ := s.get(t, "GET", "/healthz", ""); status != c.status || !strings.HasPrefix(body, c.want) {
 			t.Errorf("%d %q, want %+v", status, body, c)
 		}
 	}
 	s.m.Capturing()
-	s.m.health.link = "no-such-device"
+	s.m.Link = "no-such-device"
 	if status, body, _ := s.get(t, "GET", "/healthz", ""); status != 503 || body != "the device no-such-device is gone\n" {
 		t.Errorf("%d %q", status, body)
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 func (m *Monitor) about() About {
-	a := About{Version: m.Version, PID: os.Getpid(), Started: m.Began, Link: m.health.link, Strict: m.Strict, Rules: []RuleRef{}, Namespace: Namespace(), LowPorts: m.LowPorts, Ending: m.health.ending()}
+	a := About{Version: m.Version, PID: os.Getpid(), Started: m.Began, Link: m.Link, Strict: m.Strict, Rules: []RuleRef{}, Namespace: Namespace(), LowPorts: m.LowPorts, Ending: m.health.Load() == healthEnding}
 	for _, r := range m.Names.Set().Rules() {
 		a.Rules = append(a.Rules, ReferTo(r))
 	}
