@@ -20,7 +20,7 @@
 //	   │                │  ▼    waiter                          │ is over
 //	   │               [ready] ◀────────────────────────────────┘
 //	   │   forgotten      │
-//	   └──────────────────┘  4 minutes after its last use
+//	   └──────────────────┘  4 minutes after its last use, or 65,536 uses of others
 //
 // Fresh 4-tuples cost nothing: a pool keeps them as a queue of port ranges. Initially these are the pin's own
 // ranges, taken in ascending order. Only the states in brackets have a record. Ready ports are taken after the fresh
@@ -78,7 +78,7 @@
 // looks once at each port used there. While a request with Reclaim waits, a holder is asked how long it has been
 // idle about once per Reclaim interval.
 //
-// Records exist for 4-tuples that are held or resting, and for those released within the last 4½ minutes. A pool is
-// dropped with its last record and its last waiter, a pair with its last pool. 100,000 destinations of a 1,000-port
-// pin cost as many records as there are flows, not 100,000,000.
+// Records exist for 4-tuples that are held or resting, and for those released within the last 4½ minutes, 65,536 of
+// these at most. A pool is dropped with its last record and its last waiter, a pair with its last pool. 100,000
+// destinations of a 1,000-port pin cost as many records as there are flows, not 100,000,000.
 package lease

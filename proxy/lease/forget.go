@@ -8,6 +8,11 @@ const (
 	// of a closed flow.
 	memory = 4 * time.Minute
 
+	// mostRemembered is how many 4-tuples are remembered at most, the rests that are not over aside. Each takes about
+	// 900 bytes where it is the only one towards its destination. Whoever scans a network that a rule is for would
+	// otherwise leave a gigabyte behind.
+	mostRemembered = 65536
+
 	// slack is the minimum time between two sweeps.
 	slack = memory / 8
 
@@ -18,13 +23,25 @@ const (
 // recency lists the tuples that are not held, in the order of their release.
 type recency struct {
 	oldest, newest *tuple
+	len, most      int         // most is mostRemembered
 	timer          *time.Timer // nil until the first release
 	armed          bool
 }
 
-// remember notes that a tuple is no longer held, and when to forget it.
+// remember notes that a tuple is no longer held, and when to forget it. If there are too many, the oldest are forgotten
+// now. Two for each that comes are enough to look at: one whose rest is over first becomes ready.
 func (t *Table) remember(tu *tuple, now stamp) {
+	for n := 0; n < 2 && t.recency.len >= t.recency.most; n++ {
+		t.age(t.recency.oldest, now)
+	}
+	t.append(tu, now)
+	t.armSweep(now)
+}
+
+// append puts a tuple at the end of the list.
+func (t *Table) append(tu *tuple, now stamp) {
 	r := &t.recency
+	r.len++
 	tu.remembered = true
 	tu.due = now.add(memory)
 	if tu.older = r.newest; tu.older != nil {
@@ -33,7 +50,6 @@ func (t *Table) remember(tu *tuple, now stamp) {
 		r.oldest = tu
 	}
 	r.newest = tu
-	t.armSweep(now)
 }
 
 // recall undoes remember, if it was done.
@@ -53,6 +69,7 @@ func (t *Table) recall(tu *tuple) {
 		r.newest = tu.older
 	}
 	tu.older, tu.newer, tu.remembered = nil, nil, false
+	r.len--
 }
 
 // armSweep sets the timer for the oldest tuple, unless it is already set. The timer is not reset when that tuple is
@@ -88,18 +105,23 @@ func (t *Table) sweepSome() bool {
 			t.armSweep(now)
 			return false
 		}
-		switch {
-		case tu.state == ready:
-			t.forget(tu)
-		case tu.rested > now: // a rest longer than memory
-			t.recall(tu)
-			t.remember(tu, now)
-		default: // nobody has looked since the rest ended
-			tu.leave()
-			t.deliver(tu, now)
-		}
+		t.age(tu, now)
 	}
 	return true
+}
+
+// age forgets the oldest tuple, or brings it closer to that.
+func (t *Table) age(tu *tuple, now stamp) {
+	switch {
+	case tu.state == ready:
+		t.forget(tu)
+	case tu.rested > now: // a rest longer than memory, or there are too many
+		t.recall(tu)
+		t.append(tu, now)
+	default: // nobody has looked since the rest ended
+		tu.leave()
+		t.deliver(tu, now)
+	}
 }
 
 // forget drops the record of a ready tuple. The port becomes fresh again, at the back of the queue.

@@ -109,6 +109,33 @@ func TestForgetMany(t *testing.T) {
 	})
 }
 
+// TestForgetCrowd: a scan of a whole network leaves a bounded number of records behind. What is held, and what has to rest,
+// is none that can be forgotten.
+func TestForgetCrowd(t *testing.T) {
+	table := NewTable()
+	const most = mostRemembered / 64
+	table.recency.most /= 64 // to be done sooner
+	r := Request{Pin: pinOf(t, "10-19"), Dst: dst, Cooldown: time.Hour}
+	acquire(t, table, r)
+	acquire(t, table, r).Release(0)
+	for i := range most + 100 {
+		acquire(t, table, Request{Pin: r.Pin, Dst: dstOf(i)}).Release(0)
+	}
+	check(t, table)
+	if _, tuples := size(table); tuples != most+1 {
+		t.Errorf("%d records", tuples)
+	}
+	if v := table.Look(dst, r.Pin); v.Holding != 1 || v.Resting != 1 || len(v.Next) != 8 {
+		t.Errorf("%+v", v)
+	}
+	if v := table.Look(dstOf(0), r.Pin); v.Next[0] != 10 {
+		t.Errorf("the oldest is remembered: %+v", v)
+	}
+	if v := table.Look(dstOf(most), r.Pin); v.Next[0] != 11 {
+		t.Errorf("a late one is forgotten: %+v", v)
+	}
+}
+
 // TestMemory measures what a destination of a wide pin costs while one flow uses it.
 func TestMemory(t *testing.T) {
 	const n = 20_000

@@ -169,6 +169,9 @@ func (m *model) choose(q *modelRequest, free []*modelPort) *modelPort {
 		m.t.Fatalf("%v is not free", q.got.get().lease.Local())
 	}
 	c := free[i]
+	if m.table.recency.most < mostRemembered {
+		return c // it may have forgotten any
+	}
 	remembered := func(p *modelPort) bool { return p.order > 0 && time.Since(p.last) < memory }
 	for _, p := range free {
 		var better bool

@@ -28,7 +28,7 @@ type Table struct {
 
 // NewTable returns an empty table. It starts nothing and needs no closing.
 func NewTable() *Table {
-	return &Table{epoch: time.Now(), pairs: make(map[pairKey]*pair)}
+	return &Table{epoch: time.Now(), pairs: make(map[pairKey]*pair), recency: recency{most: mostRemembered}}
 }
 
 // lock locks the table and returns the time, which therefore never goes backwards from one caller to the next.

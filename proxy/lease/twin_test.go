@@ -7,9 +7,10 @@ import (
 	"time"
 )
 
-// runModel interprets ops in the synctest bubble.
-func runModel(t *testing.T, ops []byte) {
+// runModel interprets ops in the synctest bubble. The table remembers most tuples that are not held.
+func runModel(t *testing.T, ops []byte, most int) {
 	m, pins := newModel(t)
+	m.table.recency.most = most
 	pick := func(list []*modelRequest, b byte) *modelRequest {
 		if len(list) == 0 {
 			return nil
@@ -97,7 +98,7 @@ func TestTwin(t *testing.T) {
 					t.Logf("seed %d", seed)
 				}
 			}()
-			runModel(t, ops)
+			runModel(t, ops, []int{mostRemembered, 1, 3}[seed%3])
 		})
 	}
 }
@@ -117,6 +118,6 @@ func FuzzTable(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, ops []byte) {
 		ops = ops[:min(len(ops), mostFuzzed)]
-		synctest.Test(t, func(t *testing.T) { runModel(t, ops) })
+		synctest.Test(t, func(t *testing.T) { runModel(t, ops, mostRemembered) })
 	})
 }
