@@ -7,6 +7,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 )
 
 // Acquire gives what Look lists as next.
@@ -133,4 +134,25 @@ func TestBusyNow(t *testing.T) {
 			t.Errorf("with all free: %v", busy)
 		}
 	})
+}
+
+// The moments that a View tells are right on another process's clock too, though a host was suspended since the table
+// was made, or its clock was set: JSON has no monotonic reading.
+func TestLookAfterSuspend(t *testing.T) {
+	table := NewTable()
+	wall := (*uint64)(unsafe.Pointer(&table.epoch)) // its first field, seconds from bit 30 on
+	*wall -= 3600 << 30
+	if slept := time.Since(table.epoch.Round(0)) - time.Since(table.epoch); slept.Round(time.Minute) != time.Hour {
+		t.Fatalf("the clock of this test is %v ahead", slept)
+	}
+	r := Request{Pin: pinOf(t, "10-11"), Dst: dst}
+	acquire(t, table, r)
+	acquire(t, table, r).Release(time.Minute)
+	v := table.Look(dst, r.Pin)
+	if ago := time.Since(v.Held[0].Since.Round(0)); ago.Round(time.Minute) != 0 {
+		t.Errorf("held for %v", ago)
+	}
+	if left := time.Until(v.Rests[0].Until.Round(0)); left.Round(time.Minute) != time.Minute {
+		t.Errorf("rests for %v more", left)
+	}
 }

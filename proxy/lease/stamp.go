@@ -23,5 +23,9 @@ func (s stamp) add(d time.Duration) stamp {
 // stamp converts a time to a stamp.
 func (t *Table) stamp(at time.Time) stamp { return stamp(at.Sub(t.epoch)) }
 
-// time is stamp's inverse.
-func (t *Table) time(s stamp) time.Time { return t.epoch.Add(time.Duration(s)) }
+// time is stamp's inverse. It goes by the wall clock of now, and not of the epoch: the host may have been suspended since,
+// or its clock set.
+func (t *Table) time(s stamp) time.Time {
+	now := time.Now()
+	return now.Add(time.Duration(s - t.stamp(now)))
+}
