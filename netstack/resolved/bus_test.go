@@ -206,3 +206,47 @@ func TestWithdrawWhileResolvedHangs(t *testing.T) {
 		t.Errorf("domains: %v", domains)
 	}
 }
+
+// resolved is slow while queries come: the servers that it named before are asked, not those alone of which it has told
+// in time.
+func TestServersOfASlowResolved(t *testing.T) {
+	done := make(chan struct{})
+	defer close(done)
+	r := New(Config{Index: 7, Server: netip.MustParseAddr("192.0.0.53")})
+	r.bus = fakeBus(t, func(path dbus.ObjectPath, method string, args []any) []any {
+		if method == "GetLink" {
+			<-done
+		}
+		return old(path, method, args)
+	})
+	r.all = []scope{{link: 2, servers: srv("198.51.100.1"), defaultRoute: true}} // read a while ago
+	if got, err := r.Upstreams(t.Context(), "www.bank.example"); len(got) != 1 || err != nil {
+		t.Errorf("asks %v, %v", got, err)
+	}
+}
+
+// resolved waits for polkit, which the first question starts, longer than we wait for resolved. It is told again soon.
+func TestRegistrationWaitsForPolkit(t *testing.T) {
+	late := make(chan struct{})
+	var asked atomic.Int32
+	r := New(Config{Index: 7, Server: netip.MustParseAddr("192.0.0.53"), Domains: []string{"bank.example"}})
+	r.bus = fakeBus(t, func(path dbus.ObjectPath, method string, args []any) []any {
+		switch {
+		case method == "GetConnectionUnixProcessID":
+			return []any{uint32(os.Getpid())}
+		case strings.HasPrefix(method, "Set"):
+			if asked.Add(1) == 1 {
+				<-late
+			}
+			return nil
+		}
+		return old(path, method, args)
+	})
+	if again := r.look(t.Context()); again == 0 || again >= lookEvery {
+		t.Errorf("looks again after %v", again)
+	}
+	close(late)
+	if again := r.look(t.Context()); again != 0 || len(r.known) != 1 {
+		t.Errorf("looks again after %v, registered for %v", again, r.known)
+	}
+}

@@ -15,6 +15,7 @@ import (
 
 const (
 	lookEvery   = 10 * time.Second // between checks of the link's settings, since D-Bus may not report changes
+	lateAgain   = time.Second      // until resolved is told again, if it did not answer in time
 	firstDial   = time.Second      // until D-Bus is looked for again; doubled each time
 	lastDial    = time.Minute
 	activeWait  = 2 * time.Second // until resolved uses the link it was told about
@@ -189,6 +190,10 @@ func (r *Registration) look(ctx context.Context) (again time.Duration) {
 	defer context.AfterFunc(r.life, cancel)() // the end must not wait for a resolved that hangs
 	again, err := r.settle(ctx, b, domains)
 	r.tell(ctx, err)
+	if errors.Is(err, context.DeadlineExceeded) {
+		// At boot it may have to wait for polkit, which is started for the question whether our user may tell it.
+		again = lateAgain
+	}
 	return again
 }
 

@@ -2,9 +2,12 @@ package resolved
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/godbus/dbus/v5"
 )
 
 // stubs are resolved's own addresses, which lead back to us.
@@ -49,6 +52,9 @@ func (b bus) read(ctx context.Context, link int, ours netip.Addr) (all []scope, 
 	for index, sc := range scopes {
 		if index != 0 {
 			v, err := b.link(ctx, index)
+			if _, answered := errors.AsType[dbus.Error](err); err != nil && !answered {
+				return nil, false, err // resolved is slow: without this interface's servers we would answer that there are none
+			}
 			if err != nil || v.mask("ScopesMask")&scopeDNS == 0 { // it is disappearing, or down
 				continue
 			}
