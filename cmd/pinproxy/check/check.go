@@ -106,11 +106,14 @@ func Run(ctx context.Context, config Config) (*Report, error) {
 		if err != nil {
 			return nil, err
 		}
-		a := s.report(c.facts)
+		var made *Connection
 		if c.Connect {
-			a.Connect = c.try(ctx, s)
-			a.afterNAT()
+			made = c.try(ctx, s)
+			s.learn(made)
 		}
+		a := s.report(c.facts)
+		a.Connect = made
+		a.afterNAT()
 		r.Addresses = append(r.Addresses, a)
 		looked = append(looked, s)
 	}

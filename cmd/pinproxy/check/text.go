@@ -174,6 +174,8 @@ func (s socketState) why(p portState) string {
 	switch {
 	case s.same && s.ends(p):
 		return "harmless: it is ended when the port is wanted"
+	case s.same && s.over() && p.passed:
+		return "harmless: a connection was just made past it"
 	case s.same && s.over():
 		return "in the way, unless the destination speaks TCP timestamps"
 	case s.same:

@@ -60,6 +60,7 @@ type portState struct {
 	held       *monitor.Held // by a flow of the running pinproxy to this destination
 	resting    time.Duration // how much longer the running pinproxy lets it rest
 	sockets    []socketState
+	passed     bool // a connection to the destination was just made from it
 }
 
 // socketState is a socket on a port.
@@ -126,6 +127,18 @@ func (s socketState) ends(p portState) bool { return s.over() && p.mayEnd && !s.
 // over says whether no program has the socket any more.
 func (s socketState) over() bool { return s.State.Over() && s.Orphan() }
 
+// learn takes note of what a connection from the next port shows. If it was made, the TIME_WAIT of the last one to the
+// destination is in nobody's way: connect gets past it where the destination speaks TCP timestamps.
+func (s *situation) learn(made *Connection) {
+	if made == nil || !made.OK {
+		return
+	}
+	next := s.next()
+	for i := range s.ports {
+		s.ports[i].passed = s.ports[i].local.Port() == next.local.Port()
+	}
+}
+
 // explained returns the cause that a flow's log line would have.
 func explained(err error, pin, dst netip.AddrPort) obstacle {
 	var errno syscall.Errno
@@ -164,7 +177,7 @@ func (p portState) inTheWay() (worst socketState, found bool) {
 // can share a port if bind says so, and a socket that is over can be ended.
 func (s socketState) harmless(p portState) bool {
 	switch {
-	case s.ends(p):
+	case s.ends(p), s.same && s.over() && p.passed:
 		return true
 	case s.same:
 		return false

@@ -173,6 +173,18 @@ func TestVerdict(t *testing.T) {
 			s.ports[0].sockets = []socketState{socket(sockdiag.TimeWait, local, dst, 0)}
 			s.ports[0].sockets[0].Left, s.ports[0].sockets[0].lasts = 41500*time.Millisecond, true
 		}, cause: "for 42s more; connect gets past it if the destination speaks TCP timestamps, or the kernel is Linux 6.0 or later", chosen: "it waits"},
+		{name: "TIME_WAIT that a connection got past", is: func(s *situation) {
+			s.ports = s.ports[:1]
+			s.ports[0].sockets = []socketState{socket(sockdiag.TimeWait, local, dst, 0)}
+			s.ports[0].sockets[0].Left, s.ports[0].sockets[0].lasts = 41500*time.Millisecond, true
+			s.learn(&Connection{OK: true})
+		}, pinned: true, port: 63998, chosen: "port 63998"},
+		{name: "TIME_WAIT that a connection did not get past", is: func(s *situation) {
+			s.ports = s.ports[:1]
+			s.ports[0].sockets = []socketState{socket(sockdiag.TimeWait, local, dst, 0)}
+			s.ports[0].sockets[0].Left, s.ports[0].sockets[0].lasts = 41500*time.Millisecond, true
+			s.learn(&Connection{Cause: "for 42s more"})
+		}, cause: "for 42s more; connect gets past it", chosen: "it waits"},
 		{name: "TIME_WAIT that lasts, in the way of all", is: func(s *situation) {
 			s.ports = s.ports[:1]
 			s.ports[0].bindErr = errno("bind", syscall.EADDRINUSE)
