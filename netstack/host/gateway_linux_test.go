@@ -4,10 +4,13 @@ import (
 	"errors"
 	"strings"
 	"testing"
+
+	"pinproxy/netstack/lab"
 )
 
 // The kernel takes a device's alternative name in a policy rule, but does not find the device by it later.
 func TestGatewayByAnotherName(t *testing.T) {
+	lab.NeedKernel(t, 5, 5, "a device has one name")
 	b := newBench(t)
 	alternative := func(name string) {
 		t.Helper()

@@ -95,13 +95,17 @@ func sourceNAT() nftables.Chain {
 	}
 }
 
-// addRule adds a rule to a chain of its own, in a table for IPv4 and IPv6.
+// addRule adds a rule to a chain of its own, for IPv4 and IPv6. One table for both can't translate addresses before
+// Linux 5.2.
 func (h *Host) addRule(table string, chain nftables.Chain, exprs []expr.Any) {
 	h.net.helper()
 	conn, err := nftables.New(nftables.WithNetNSFd(int(h.ns)))
 	h.check("open nftables", err)
-	chain.Table = conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: table})
-	conn.AddRule(&nftables.Rule{Table: chain.Table, Chain: conn.AddChain(&chain), Exprs: exprs})
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+		own := chain
+		own.Table = conn.AddTable(&nftables.Table{Family: family, Name: table})
+		conn.AddRule(&nftables.Rule{Table: own.Table, Chain: conn.AddChain(&own), Exprs: exprs})
+	}
 	h.check("add a rule to table "+table, conn.Flush())
 }
 
