@@ -72,6 +72,8 @@ func (m *Monitor) status() Status {
 		if len(s.Names) == maxNamesListed {
 			break
 		}
+		// By the wall clock of now: since the name was learned the host may have been suspended, or its clock set.
+		e.Expires = s.Now.Add(e.Expires.Sub(s.Now))
 		s.Names = append(s.Names, Name(e))
 	}
 	return s
