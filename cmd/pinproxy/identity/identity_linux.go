@@ -102,7 +102,7 @@ func (id Identity) Exec(argv, env []string) error {
 	}
 	if id.Writes != nil {
 		if err := Confine(id.Writes); err != nil {
-			return fmt.Errorf("Confine file access: %w", err)
+			return fmt.Errorf("confine file access: %w", err)
 		}
 	}
 	if mother != 0 {
