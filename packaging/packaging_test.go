@@ -167,6 +167,15 @@ func TestUnit(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "systemd-analyze", "verify", path).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
+	// systemd 254 and later logs at each start which variables are not set.
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags := regexp.MustCompile(`(?s)ExecStart=[^\n]* \$(\w+)\n`).FindSubmatch(b)
+	if flags == nil || !strings.Contains(string(b), fmt.Sprintf("\nEnvironment=%s=\n", flags[1])) {
+		t.Errorf("the flags %q of ExecStart= may not be set", flags)
+	}
 	out := run(t, "systemd-analyze", "security", "--offline=true", "--no-pager", path)
 	m := regexp.MustCompile(`Overall exposure level for pinproxy.service: (\d+\.\d) `).FindStringSubmatch(out)
 	if m == nil {
