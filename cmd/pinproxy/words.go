@@ -7,8 +7,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -208,8 +210,7 @@ func hintFor(err error) string {
 func forbiddenHint(by netns.Ban) string {
 	switch by {
 	case netns.ByAppArmor:
-		return "install the profile packaging/apparmor/pinproxy (`make install` does) for " + ownPath() +
-			", or sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+		return appArmorHint(ownPath(), func(path string) bool { _, err := os.Stat(path); return err == nil })
 	case netns.ByClone:
 		return "sudo sysctl -w kernel.unprivileged_userns_clone=1"
 	case netns.ByLimit:
@@ -224,6 +225,31 @@ func forbiddenHint(by netns.Ban) string {
 		return "let the profile allow namespaces, and mounts in them, or take it away: sudo aa-disable " + ownPath()
 	}
 	return "run it as root, or without -- for the whole host"
+}
+
+// appArmorHint returns how to have Ubuntu's AppArmor let the program at path make user namespaces. The profile that comes
+// with pinproxy is for the two places where it is installed.
+func appArmorHint(path string, exists func(path string) bool) string {
+	const all = "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+	profile, attach := strings.ReplaceAll(strings.TrimPrefix(path, "/"), "/", "."), path
+	if slices.Contains([]string{"/usr/bin/pinproxy", "/usr/local/bin/pinproxy"}, path) {
+		profile, attach = "pinproxy", "/usr/{,local/}bin/pinproxy"
+	}
+	file := "/etc/apparmor.d/" + profile
+	load := "sudo apparmor_parser -r " + file
+	switch {
+	case !filepath.IsAbs(path) || strings.ContainsFunc(path, needsQuotes):
+		return "install it, by `sudo make install` or a package, with its AppArmor profile, or let every program make them: " + all
+	case exists(file):
+		return load + "; or let every program make them: " + all
+	}
+	return fmt.Sprintf("give %s a profile: echo 'abi <abi/4.0>, profile %s %s flags=(unconfined) { userns, }' | sudo tee %s && %s; or let every program make them: %s",
+		path, profile, attach, file, load, all)
+}
+
+// needsQuotes reports whether a character of a path means something to the shell or to AppArmor.
+func needsQuotes(r rune) bool {
+	return !strings.ContainsRune("/.-_+", r) && !('0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z')
 }
 
 // ownPath returns the path of this program's file, for hints.

@@ -87,6 +87,7 @@ func explain(err error, p privilege) error {
 // explainBy is explain with a function that reads files in /proc.
 func explainBy(err error, p privilege, read func(path string) string) error {
 	value := func(path string) string { return strings.TrimSpace(read(path)) }
+	restricted := p.user && value("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1"
 	denied := errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)
 	by := ByUnknown
 	switch {
@@ -99,28 +100,31 @@ func explainBy(err error, p privilege, read func(path string) string) error {
 		return err
 	case p.user && value("/proc/sys/kernel/unprivileged_userns_clone") == "0":
 		by = ByClone
-	case p.user && value("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+	case restricted && !under(read, "unconfined"): // a profile in this mode is there to lift the restriction
 		by = ByAppArmor
-	case confined(read) && errors.Is(err, unix.EACCES): // a filter's errno is EPERM, as a rule
+	case under(read, "enforce") && errors.Is(err, unix.EACCES): // a filter's errno is EPERM, as a rule
 		by = ByProfile
 	case filtered(read("/proc/self/status")):
 		by = BySeccomp
 	case p.user && p.root && !p.mapRoot:
 		by = ByRoot
-	case confined(read):
+	case under(read, "enforce"):
 		by = ByProfile
+	case restricted:
+		by = ByAppArmor
 	}
 	return &ForbiddenError{By: by, Err: err}
 }
 
-// confined reports whether AppArmor enforces a profile. Its file gives the profile and the mode, as in
-// "firefox (enforce)", or "unconfined"; the older file may be another security module's, which names no mode.
-func confined(read func(path string) string) bool {
+// under reports whether an AppArmor profile in this mode is in force. Its file gives the profile and the mode, as in
+// "firefox (enforce)", or "unconfined" where there is none; the older file may be another security module's, which names
+// no mode.
+func under(read func(path string) string, mode string) bool {
 	label := read("/proc/self/attr/apparmor/current")
 	if label == "" { // before Linux 5.8
 		label = read("/proc/self/attr/current")
 	}
-	return strings.HasSuffix(strings.TrimRight(label, "\n\x00"), " (enforce)")
+	return strings.HasSuffix(strings.TrimRight(label, "\n\x00"), " ("+mode+")")
 }
 
 // filtered reports, from /proc/self/status, whether a seccomp filter is in place.
