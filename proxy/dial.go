@@ -17,13 +17,15 @@ import (
 // believes it keeps alive. On Linux the probing begins when the flow is first idle: see keeper.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 8}
 
-// Sockets is the Dialer that uses this system's kernel. It has no state.
+// Sockets is the Dialer that uses this system's kernel. Its only state is Endings.
 type Sockets struct {
 	// Mark is set on every socket (SO_MARK), so that the capture rules let it pass; 0 means none. It needs
 	// CAP_NET_ADMIN.
 	Mark uint32
 	// Owners names the programs that own sockets. Nil means sockdiag.Owners, which names those we may see.
 	Owners func([]sockdiag.Socket) []sockdiag.Process
+	// Endings is for kernels whose sock_diag can't end a TIME_WAIT. Nil means that it is left there. See [NewEndings].
+	Endings *Endings
 	// Link is the index of the interface through which packets leave, whatever the routes say (IP_UNICAST_IF); 0
 	// means none. Kernels before 6.0 honor it for IPv6 only. It is for DialPlain.
 	Link int

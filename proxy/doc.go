@@ -62,6 +62,7 @@
 //	another program has the port    waits, up to the rule's     program, pid, socket
 //	                                wait; EHOSTUNREACH
 //	TIME_WAIT that can't be ended   waits until it ends         seconds left, and why
+//	(see Endings)
 //	cannot be bound                 EHOSTUNREACH                bind: cause
 //	differs from the socket's       EHOSTUNREACH                both addresses
 //	leads back to itself            EHOSTUNREACH                source equals destination

@@ -15,7 +15,7 @@ import (
 // A 4-tuple that we closed first stays in TIME_WAIT for 60 s. connect takes it over at once if the peer used TCP
 // timestamps (tcp_twsk_unique). If it did not, as through old firewalls, connect fails with EADDRNOTAVAIL. sock_diag
 // can remove exactly that state: SOCK_DESTROY (tcp_abort), with CAP_NET_ADMIN and CONFIG_INET_DIAG_DESTROY, since
-// Linux 6.0.
+// Linux 6.0. For other kernels there are Endings.
 //
 // TIME_WAIT keeps late duplicates of the old connection away from a new one (RFC 9293, section 3.6.1). Linux's
 // initial sequence numbers grow with time (secure_tcp_seq). So an old segment falls outside the new window unless the
@@ -35,7 +35,15 @@ func (s Sockets) makeRoom(pin, dst netip.AddrPort) (bool, error) {
 	if err != nil || !found || socket.State != sockdiag.TimeWait {
 		return false, err
 	}
-	return true, sockdiag.Destroy(socket)
+	return true, s.destroy(socket)
+}
+
+// destroy ends a connection that is over.
+func (s Sockets) destroy(socket sockdiag.Socket) error {
+	if s.Endings.end(socket, s.Mark) {
+		return nil
+	}
+	return sockdiag.Destroy(socket)
 }
 
 // Marked reports whether the socket of a 4-tuple has our mark, and whether there is such a socket.
@@ -69,7 +77,7 @@ func (s Sockets) Obstacle(pin, dst netip.AddrPort) Obstacle {
 		case !socket.State.Over() || !socket.Orphan():
 			living = append(living, socket)
 		case on(socket, pin, dst):
-			return ended([]sockdiag.Socket{socket}) // this is the one that made connect fail
+			return s.ended([]sockdiag.Socket{socket}) // this is the one that made connect fail
 		default:
 			over = append(over, socket)
 		}
@@ -77,7 +85,7 @@ func (s Sockets) Obstacle(pin, dst netip.AddrPort) Obstacle {
 	if o := s.foreign(living, pin, dst); o.Cause != "" {
 		return o
 	}
-	return ended(over)
+	return s.ended(over)
 }
 
 // on reports whether the socket has the 4-tuple.
@@ -130,7 +138,7 @@ func (s Sockets) foreign(list []sockdiag.Socket, pin, dst netip.AddrPort) Obstac
 }
 
 // ended ends the connections that are over and in the way, or says why it can't and how long they last.
-func ended(list []sockdiag.Socket) Obstacle {
+func (s Sockets) ended(list []sockdiag.Socket) Obstacle {
 	worst := Obstacle{}
 	for _, socket := range list {
 		if socket.State != sockdiag.TimeWait && socket.Left == 0 {
@@ -138,7 +146,7 @@ func ended(list []sockdiag.Socket) Obstacle {
 			worst = longer(worst, Obstacle{Cause: fmt.Sprintf("the last connection from %s to %s is not over yet (%s)", socket.Local, socket.Remote, socket.State)})
 			continue
 		}
-		err := sockdiag.Destroy(socket)
+		err := s.destroy(socket)
 		if err == nil {
 			continue
 		}
@@ -148,7 +156,7 @@ func ended(list []sockdiag.Socket) Obstacle {
 		}
 		switch {
 		case errors.Is(err, unix.EOPNOTSUPP):
-			o.Cause += ", which this kernel can't cut short (that takes Linux 6.0, with CONFIG_INET_DIAG_DESTROY)"
+			o.Cause += ", which this kernel can't cut short: that takes Linux 6.0 with CONFIG_INET_DIAG_DESTROY, or a connection of this pinproxy's own and net.ipv4.tcp_rfc1337=0"
 			o.Hint = "a range of source ports in the rule goes on with the next one"
 		case errors.Is(err, unix.EPERM):
 			o.Cause += ", which can't be cut short without CAP_NET_ADMIN"

@@ -11,6 +11,12 @@ import (
 // makeRoom does nothing: sock_diag is specific to Linux.
 func (s Sockets) makeRoom(_, _ netip.AddrPort) (bool, error) { return false, nil }
 
+// Endings is empty: only Linux has a use for it.
+type Endings struct{}
+
+// NewEndings returns nil.
+func NewEndings() *Endings { return nil }
+
 // Marked knows nothing: marks are specific to Linux.
 func (s Sockets) Marked(_, _ netip.AddrPort) (ours, known bool) { return false, false }
 

@@ -22,6 +22,7 @@ type socket struct {
 	file          *os.File // known to Go's poller
 	raw           rawSocket
 	local, remote netip.AddrPort // local is as reported by the kernel
+	endings       *Endings       // nil unless it leaves from a pin
 }
 
 var _ kernelConn = (*socket)(nil)
@@ -80,6 +81,9 @@ func (s Sockets) connectSocket(ctx context.Context, pin, dst netip.AddrPort, pre
 	if err != nil {
 		_ = c.Close()
 		return nil, err
+	}
+	if pin.IsValid() {
+		c.endings = s.Endings
 	}
 	return c, nil
 }
@@ -224,7 +228,12 @@ func (s *socket) control(op string, f func(fd uintptr) error) error {
 }
 
 // Close implements net.Conn.
-func (s *socket) Close() error { return s.failed("close", s.file.Close()) }
+func (s *socket) Close() error {
+	if s.endings != nil {
+		_ = s.raw.Control(func(fd uintptr) { s.endings.note(fd, s.local, s.remote) })
+	}
+	return s.failed("close", s.file.Close())
+}
 
 // LocalAddr implements net.Conn.
 func (s *socket) LocalAddr() net.Addr { return net.TCPAddrFromAddrPort(s.local) }

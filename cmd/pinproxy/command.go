@@ -127,7 +127,7 @@ func newCommand(child *netns.Child, o options, out *outward, log *slog.Logger) (
 	for _, w := range child.Warnings() {
 		log.Info("not done for the command: " + w.Error())
 	}
-	dialer := proxy.Sockets{Owners: new(sockdiag.Memory).Owners}
+	dialer := proxy.Sockets{Owners: new(sockdiag.Memory).Owners, Endings: proxy.NewEndings()}
 	c := &command{engine: newEngine(o, child.Link(), dialer, allRouted{}, log), child: child, out: out, tried: make(chan struct{})}
 	c.relay = dns.NewRelay(out.dial, c.learn, log)
 	c.resolver = dns.NewResolver(dialer.DialPlain, c.learn.refresh, quiet(log))

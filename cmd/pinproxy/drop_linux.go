@@ -77,7 +77,7 @@ func (h *handover) owners() (func([]sockdiag.Socket) []sockdiag.Process, error) 
 
 // needed returns the capabilities that a whole-host pinproxy needs.
 func needed(o options, h *handover) []int {
-	if o.lowPorts(h) {
+	if o.lowPorts(h) || !sockdiag.EndsTimeWait() { // the other way to end one takes the peer's port
 		return []int{unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE}
 	}
 	return []int{unix.CAP_NET_ADMIN}

@@ -123,7 +123,9 @@ func TestRunNameFromHostsFile(t *testing.T) {
 // names it.
 func TestRunWaitsForTimeWait(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
-		w.keepTimeWait()
+		if u.attr != nil {
+			w.keepTimeWait() // for pinproxy it would be a way, before Linux 6.0
+		}
 		w.Server.Sysctl("net.ipv4.tcp_timestamps", "0")
 		server := w.Server.Serve(":7", lab.Echo)
 		got := w.result(w.by(u, "--rule", "*:7=63999 busy=wait:1s", "--", "sh", "-c", "reach 203.0.113.2:7,one; reach 203.0.113.2:7,two"))

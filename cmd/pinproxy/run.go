@@ -168,7 +168,7 @@ func newService(o options, handed *handover, dev *link.Link, guard *guard, log *
 		return nil, err
 	}
 	memory := sockdiag.Memory{Find: owners}
-	dialer := proxy.Sockets{Mark: host.Mark, Owners: memory.Owners}
+	dialer := proxy.Sockets{Mark: host.Mark, Owners: memory.Owners, Endings: proxy.NewEndings()}
 	s := &service{engine: newEngine(o, dev, dialer, h, log), host: h, guard: guard}
 	s.relay = dns.NewRelay(dialer.DialPlain, s.learn, log)
 	s.resolver = dns.NewResolver(dialer.DialPlain, s.learn.refresh, log)

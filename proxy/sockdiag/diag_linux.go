@@ -146,8 +146,13 @@ func Destroy(s Socket) error {
 	return nil
 }
 
-// EndsTimeWait reports whether this kernel's Destroy ends a TIME_WAIT: Linux 6.0 or later.
+// EndsTimeWait reports whether this kernel's Destroy ends a TIME_WAIT: Linux 6.0 or later, if it was built with
+// CONFIG_INET_DIAG_DESTROY.
 func EndsTimeWait() bool {
+	nobody := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
+	if errors.Is(Destroy(Socket{Local: nobody, Remote: nobody}), unix.EOPNOTSUPP) {
+		return false
+	}
 	var u unix.Utsname
 	var major int
 	if err := unix.Uname(&u); err != nil {

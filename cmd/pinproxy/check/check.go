@@ -387,7 +387,7 @@ func (c *checker) try(ctx context.Context, s situation) *Connection {
 	v := judge(s)
 	next := s.next()
 	pin := netip.AddrPortFrom(s.bindAddr(), next.local.Port())
-	sockets := proxy.Sockets{}
+	sockets := proxy.Sockets{Endings: proxy.NewEndings()}
 	if c.mayMark {
 		sockets.Mark = host.Mark
 	} else {

@@ -69,7 +69,7 @@ type socketState struct {
 	owner sockdiag.Process // PID 0: none, or not visible
 	ours  bool             // the running pinproxy's
 	same  bool             // its other end is the destination, so no second connection can be made
-	lasts bool             // it is a TIME_WAIT, and this kernel ends none before its time
+	lasts bool             // it is a TIME_WAIT, and this kernel ends none before its time; the proxy may, if it made the connection
 }
 
 // obstacle is what keeps us from having a port. Empty: nothing.
@@ -193,7 +193,7 @@ func (p portState) takenBy(s socketState) obstacle {
 	port := p.local.Port()
 	with, without := "CAP_NET_ADMIN is there", "without CAP_NET_ADMIN"
 	if s.lasts {
-		with, without = "the kernel is Linux 6.0 or later", "before Linux 6.0"
+		with, without = "pinproxy made that connection", "on this kernel, unless pinproxy made that connection"
 	}
 	switch {
 	case s.over() && s.same && s.Left > 0:

@@ -172,7 +172,7 @@ func TestVerdict(t *testing.T) {
 			s.ports = s.ports[:1]
 			s.ports[0].sockets = []socketState{socket(sockdiag.TimeWait, local, dst, 0)}
 			s.ports[0].sockets[0].Left, s.ports[0].sockets[0].lasts = 41500*time.Millisecond, true
-		}, cause: "for 42s more; connect gets past it if the destination speaks TCP timestamps, or the kernel is Linux 6.0 or later", chosen: "it waits"},
+		}, cause: "for 42s more; connect gets past it if the destination speaks TCP timestamps, or pinproxy made that connection", chosen: "it waits"},
 		{name: "TIME_WAIT that a connection got past", is: func(s *situation) {
 			s.ports = s.ports[:1]
 			s.ports[0].sockets = []socketState{socket(sockdiag.TimeWait, local, dst, 0)}
@@ -190,7 +190,7 @@ func TestVerdict(t *testing.T) {
 			s.ports[0].bindErr = errno("bind", syscall.EADDRINUSE)
 			s.ports[0].sockets = []socketState{socket(sockdiag.TimeWait, local, other, 0)}
 			s.ports[0].sockets[0].Left, s.ports[0].sockets[0].lasts = 41500*time.Millisecond, true
-		}, cause: "is in TIME_WAIT for 42s more, which can't be cut short before Linux 6.0", chosen: "it waits"},
+		}, cause: "is in TIME_WAIT for 42s more, which can't be cut short on this kernel, unless pinproxy made that connection", chosen: "it waits"},
 		{name: "bind fails for nothing that can be seen", is: func(s *situation) {
 			s.ports = s.ports[:1]
 			s.ports[0].bindErr = errno("bind", syscall.EADDRINUSE)
