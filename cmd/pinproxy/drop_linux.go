@@ -235,10 +235,8 @@ func connectToBus() resolved.Handed {
 
 // prepare gives the state directory and its contents to id, if nobody but pinproxy could have put them there.
 func prepare(dir string, id identity.Identity) error {
-	if dir == runDir {
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil // the code that needs it reports it
-		}
+	if dir == runDir && makeRunDir(dir) != nil {
+		return nil // the code that needs it reports it
 	}
 	if id.UID < 0 {
 		return nil
@@ -286,6 +284,19 @@ func prepare(dir string, id identity.Identity) error {
 		return fmt.Errorf("give %s to user %s: %w", dir, id.Name, err)
 	}
 	return nil
+}
+
+// makeRunDir makes the directory, unless there is one. Everybody may enter it, whatever the umask: the control socket has a
+// mode of its own, and may be a group's.
+func makeRunDir(dir string) error {
+	err := os.Mkdir(dir, 0o755)
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	return os.Chmod(dir, 0o755)
 }
 
 // openOwn returns a descriptor of a file that is pinproxy's by its name and by its owner, who also owns the

@@ -173,6 +173,27 @@ func TestControlSocketGroup(t *testing.T) {
 	}
 }
 
+// The group can reach the socket, whatever umask pinproxy was started with. A directory that is there stays as it is.
+func TestRunDirWithUmask(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "pinproxy")
+	defer syscall.Umask(syscall.Umask(0o077))
+	for _, want := range []fs.FileMode{0o755, 0o700} {
+		if err := makeRunDir(dir); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode().Perm() != want {
+			t.Errorf("mode %v, want %v", info.Mode().Perm(), want)
+		}
+		if err := os.Chmod(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // The group is looked up before anything is done.
 func TestGroupOf(t *testing.T) {
 	for name, want := range map[string]int{"": -1, "4242": 4242, "root": 0} {
