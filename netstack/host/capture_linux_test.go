@@ -11,9 +11,11 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -208,6 +210,12 @@ func TestStrict(t *testing.T) {
 	c.Strict = true
 	c.Reserve = []PortRange{{63998, 63999}}
 	b.apply(c)
+	if w := fmt.Sprint(b.host.Warnings()); strings.Contains(w, "rp_filter") == swapsPorts() {
+		t.Error("warnings:", w)
+	}
+	if !swapsPorts() { // as the warning's hint says
+		b.Client.Sysctl("net.ipv4.conf.all.rp_filter", "2")
+	}
 	for _, a := range servers {
 		b.capturedFromTUN(dialer{}, a, 443)
 		if p := b.captured(dialer{local: b.own(a)}, a, 443); p != nil && p.src().Addr() == Addr4 {
@@ -219,6 +227,21 @@ func TestStrict(t *testing.T) {
 	}
 	// A limit of policy routing: a socket bound to another device does not use the route.
 	b.direct(dialer{dev: "eth0", local: ":63998"}, server4, 443)
+}
+
+func TestStrictPath(t *testing.T) {
+	for _, test := range []struct {
+		all, eth0, lo string
+		want          bool
+	}{{"0", "0", "0", false}, {"0", "1", "0", true}, {"1", "0", "0", true}, {"2", "1", "1", false}, {"0", "2", "1", false}} {
+		conf := fstest.MapFS{}
+		for dev, value := range map[string]string{"all": test.all, "default": "0", "eth0": test.eth0, "lo": test.lo} {
+			conf[dev+"/rp_filter"] = &fstest.MapFile{Data: []byte(value + "\n")}
+		}
+		if got := strictPath(conf); got != test.want {
+			t.Errorf("%+v: %v", test, got)
+		}
+	}
 }
 
 func TestDNS(t *testing.T) {

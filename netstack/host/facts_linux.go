@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -52,7 +53,35 @@ func look(r *rtnl, link string, index int) (f Facts, err error) {
 	defer file.Close()
 	p, err := readReserved(file)
 	f.Reserved = p.ranges()
+	f.Misjudges = !swapsPorts() && strictPath(os.DirFS("/proc/sys/net/ipv4/conf"))
 	return f, err
+}
+
+// swapsPorts reports whether the kernel looks up the path of an answer by the ports that what it answers has. 4.18 does
+// not, 5.4 does.
+func swapsPorts() bool {
+	var u unix.Utsname
+	var major, minor int
+	if unix.Uname(&u) != nil {
+		return true
+	}
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		return true
+	}
+	return major > 5 || major == 5 && minor >= 4
+}
+
+// strictPath reports whether rp_filter is strict (1) for a device. The higher of its own value and conf.all's counts.
+func strictPath(conf fs.FS) bool {
+	value := func(dev string) string {
+		b, _ := fs.ReadFile(conf, dev+"/rp_filter")
+		return strings.TrimSpace(string(b))
+	}
+	all := value("all")
+	list, _ := fs.ReadDir(conf, ".")
+	return slices.ContainsFunc(list, func(d fs.DirEntry) bool {
+		return d.Name() != "all" && d.Name() != "lo" && max(all, value(d.Name())) == "1"
+	})
 }
 
 // hasIPv6 reports whether the host has IPv6 of its own. If it has not, an address of ours would make

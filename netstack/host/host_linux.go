@@ -87,6 +87,7 @@ func (h *Host) Apply(ctx context.Context) (undo func(context.Context) error, err
 		h.reserve(facts)
 		h.gateways = facts.Gateways
 		h.warnings = append(h.warnings, gatewayWarnings(facts)...)
+		h.warnings = append(h.warnings, strictWarnings(h.cfg, facts)...)
 		err = h.installAll(facts)
 	}
 	if err != nil {

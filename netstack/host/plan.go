@@ -89,6 +89,7 @@ func Plan(c Config, f Facts) (Steps, error) {
 		s.List = append(s.List, sysctl{sysctlReserved, newPorts(f.Reserved).or(add).String()})
 	}
 	s.Warnings = append(s.Warnings, gatewayWarnings(f)...)
+	s.Warnings = append(s.Warnings, strictWarnings(c, f)...)
 	s.List = append(s.List, planLink(c, f)...)
 	s.List = append(s.List, planFamily(c, v4, f)...)
 	if f.IPv6 {
@@ -276,6 +277,20 @@ func planGuards(c Config, fam family) []rule {
 			{fam: fam, from: netip.MustParsePrefix("8000::/1"), lo: true, action: skip},
 		}
 	}
+}
+
+// strictWarnings tells what Config.Strict does not capture on an old kernel. There rp_filter=1 looks up the path of an
+// answer as if its source port were ours (fib_validate_source did not swap the ports). So the answers to a bound socket
+// seem to belong on the uplink. Those to our own dials seem to belong on the device, if a rule captures all ports or the
+// pin's: no guard knows them.
+func strictWarnings(c Config, f Facts) []error {
+	if !c.Strict || !f.Misjudges {
+		return nil
+	}
+	return []error{&DemandError{
+		"--strict: this kernel's strict rp_filter may drop the answers to sockets that are bound to an address, and those to rules for all ports",
+		"sudo sysctl -w net.ipv4.conf.all.rp_filter=2",
+	}}
 }
 
 // planCaptures returns the capture rules, without priorities, with the other conditions taken from of. Their

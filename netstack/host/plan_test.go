@@ -226,6 +226,16 @@ func TestGatewayWarnings(t *testing.T) {
 	}
 }
 
+// An old kernel's strict rp_filter is in the way of strict capturing alone.
+func TestStrictWarnings(t *testing.T) {
+	for _, test := range []struct{ strict, misjudges, warns bool }{{true, true, true}, {true, false, false}, {false, true, false}} {
+		s, err := Plan(Config{Strict: test.strict}, Facts{Misjudges: test.misjudges})
+		if err != nil || (len(s.Warnings) > 0) != test.warns {
+			t.Errorf("%+v: %v, warnings %v", test, err, s.Warnings)
+		}
+	}
+}
+
 func TestPortsToReserve(t *testing.T) {
 	local := PortRange{32768, 60999} // 28232 ports
 	for _, test := range []struct {
