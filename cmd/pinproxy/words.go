@@ -218,7 +218,7 @@ func forbiddenHint(by netns.Ban) string {
 	case netns.ByNumber:
 		return "end what holds namespaces (lsns -t user, lsns -t net), or raise the limit"
 	case netns.BySeccomp:
-		return "start the container with --security-opt seccomp=unconfined, or run pinproxy on its host"
+		return "start the container with --security-opt seccomp=unconfined, or run pinproxy on its host; in a unit of systemd, with RestrictNamespaces=no"
 	case netns.ByRoot:
 		return "run it as another user than root; in a container, add the capability: --cap-add SETFCAP"
 	case netns.ByProfile:

@@ -73,7 +73,7 @@ const (
 	ByClone        // kernel.unprivileged_userns_clone = 0, of Debian's kernels
 	ByLimit        // user.max_user_namespaces = 0
 	ByNumber       // the maximum number exists already, or 32 are nested
-	BySeccomp      // a system call filter, as set by container runtimes
+	BySeccomp      // a system call filter, as set by container runtimes and systemd
 	ByRoot         // root in a user namespace is only for who has CAP_SETFCAP, since Linux 5.12
 	ByProfile      // an AppArmor profile that pinproxy runs under
 )
@@ -91,7 +91,7 @@ func (e *ForbiddenError) Error() string {
 		ByClone:    "unprivileged user namespaces are off (kernel.unprivileged_userns_clone = 0)",
 		ByLimit:    "user namespaces are off (user.max_user_namespaces = 0)",
 		ByNumber:   "there are too many namespaces already (see the sysctls user.max_*_namespaces)",
-		BySeccomp:  "a seccomp filter forbids namespaces, as container runtimes do",
+		BySeccomp:  "a seccomp filter forbids namespaces, as those of container runtimes and of units (RestrictNamespaces=)",
 		ByRoot:     "root without CAP_SETFCAP may not have a user namespace",
 		ByProfile:  "the AppArmor profile that pinproxy runs under forbids namespaces (cat /proc/self/attr/current)",
 	}[e.By] + ": " + e.Err.Error()
