@@ -44,14 +44,21 @@ func Find(name string) (Identity, error) {
 	if err != nil {
 		return id, err
 	}
-	for _, g := range append([]string{u.Gid}, groups...) {
-		if n, err := strconv.Atoi(g); err == nil && !slices.Contains(id.Groups, n) {
-			id.Groups = append(id.Groups, n)
-		}
-	}
+	id.Groups = groupsIn("/proc/self/gid_map", append([]string{u.Gid}, groups...))
 	id.UID, _ = strconv.Atoi(u.Uid)
 	id.GID, _ = strconv.Atoi(u.Gid)
 	return id, nil
+}
+
+// groupsIn returns those groups that the user namespace knows. Nobody can be in another one there, and to ask for it would
+// keep us from becoming the user at all.
+func groupsIn(gidMap string, groups []string) (list []int) {
+	for _, g := range groups {
+		if n, err := strconv.Atoi(g); err == nil && !slices.Contains(list, n) && inMap(gidMap, n) {
+			list = append(list, n)
+		}
+	}
+	return list
 }
 
 // Mapped says whether the user namespace knows uid and gid. A namespace made by root of a container, or by anybody,

@@ -3,6 +3,7 @@ package identity
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -27,5 +28,16 @@ func TestInMap(t *testing.T) {
 	}
 	if !inMap(filepath.Join(t.TempDir(), "uid_map"), 1) {
 		t.Error("without a map the system calls are to tell")
+	}
+}
+
+// A user may be in groups that the user namespace does not know.
+func TestGroupsIn(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "gid_map")
+	if err := os.WriteFile(file, []byte("         0          0       1000\n     65534      65534          1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := groupsIn(file, []string{"65534", "1", "5000", "1", "none"}), []int{65534, 1}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
