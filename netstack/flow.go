@@ -16,6 +16,9 @@ import (
 // ErrGone means that the application has given the connection up, or that the flow has already been answered.
 var ErrGone = errors.New("the application has given up")
 
+// errReset means that the application's connection was made, and reset at once.
+var errReset = fmt.Errorf("the application has reset: %w", syscall.ECONNRESET)
+
 // errUnconfirmed means that nothing came back to our answer. The kernel of an application that has given up would reset
 // it, so the packets are lost on the way: in a firewall of this host, or with the network of a host behind a gateway.
 var errUnconfirmed = fmt.Errorf("not confirmed within %v: %w", handshakeTimeout, syscall.ETIMEDOUT)

@@ -237,6 +237,12 @@ func TestGivenUpInTheHandshake(t *testing.T) {
 	if err := <-k.accepted; !errors.Is(err, ErrGone) {
 		t.Errorf("reset: Accept = %v, want %v", err, ErrGone)
 	}
+	k.send(4711, header.TCPFlagSyn, 1500, 0)
+	taken := k.heard(t, synAck)
+	k.send(4711, header.TCPFlagRst|header.TCPFlagAck, 1501, taken.SequenceNumber()+1)
+	if err := <-k.accepted; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("connected and reset: Accept = %v, want %v", err, syscall.ECONNRESET)
+	}
 	k.send(4711, header.TCPFlagSyn, 2000, 0)
 	first := k.heard(t, synAck)
 	k.send(4711, header.TCPFlagSyn, 3000, 0)

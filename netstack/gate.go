@@ -220,7 +220,13 @@ func (s *Stack) admit(seg segment) verdict {
 		f.ended = f.ended || f.phase == open || f.phase == answering && int32(seg.seq-f.isn) > 0
 		refused := f.phase == answering && seg.flags&header.TCPFlagRst != 0 && seg.seq == f.isn+1
 		s.mu.Unlock()
-		if refused && s.relinquish(f) {
+		// A kernel that has no such socket any more resets without an ACK (RFC 9293, section 3.10.7.1). With one, the socket
+		// was connected by our SYN-ACK and then reset, as by a health check.
+		gone := ErrGone
+		if seg.flags&header.TCPFlagAck != 0 {
+			gone = errReset
+		}
+		if refused && s.relinquish(f, gone) {
 			return drop
 		}
 		if seg.flags&header.TCPFlagRst != 0 {
@@ -253,7 +259,7 @@ func (s *Stack) admit(seg segment) verdict {
 		return pass
 	case f.phase == answering && seg.seq != f.isn:
 		s.mu.Unlock()
-		if s.relinquish(f) { // likewise
+		if s.relinquish(f, ErrGone) { // likewise
 			return anew
 		}
 		return pass

@@ -148,8 +148,9 @@ func (s *Stack) leave(f *Flow, to phase) bool {
 
 // AcceptFunc answers the handshake. Once the application has confirmed it, which takes as long as its kernel needs,
 // then is called with the connection and owns it. If the application gives up, or is silent for ten seconds, then is
-// called with an error. The call comes on another goroutine, possibly before AcceptFunc returns; only errors of our
-// own are reported on the caller's goroutine. The flow is not done before then has returned.
+// called with an error, which is ECONNRESET if its connection was made and it has reset it at once. The call comes on
+// another goroutine, possibly before AcceptFunc returns; only errors of our own are reported on the caller's goroutine.
+// The flow is not done before then has returned.
 func (f *Flow) AcceptFunc(then func(Conn, error)) {
 	f.Turn()
 	f.Detach()
@@ -274,13 +275,13 @@ func (s *Stack) lapse(limit time.Duration, err error) {
 	}
 }
 
-// relinquish ends a handshake that the application has given up and reports whether one was under way. It is called
-// on the goroutine that reads the device.
-func (s *Stack) relinquish(f *Flow) bool {
+// relinquish ends a handshake that the application has given up, for err, and reports whether one was under way. It is
+// called on the goroutine that reads the device.
+func (s *Stack) relinquish(f *Flow, err error) bool {
 	if !s.leave(f, answered) {
 		return false
 	}
-	s.workers.do(task{flow: f, ep: f.shaking, err: ErrGone}) // an endpoint that is just being made: see takeSYNACK
+	s.workers.do(task{flow: f, ep: f.shaking, err: err}) // an endpoint that is just being made: see takeSYNACK
 	return true
 }
 

@@ -83,15 +83,32 @@ func (l *live) begin(ctx context.Context) {
 		if err != nil {
 			closeByReset(up)
 			held.Release(0)
-			l.lose(notAccepted(err, l.behind))
+			l.unopened(err)
 			return
 		}
-		if rule := l.decision.Rule; rule != nil && rule.Pin().Ports().Contains(l.local.Port()) {
-			l.tally.serve(l.local.Port())
-		}
+		l.served()
 		l.open(app, up, held)
 		l.splice()
 	})
+}
+
+// unopened ends a flow whose application was answered and did not take up the connection.
+func (l *live) unopened(err error) {
+	if !errors.Is(err, syscall.ECONNRESET) {
+		l.lose(notAccepted(err, l.behind))
+		return
+	}
+	l.served() // to the application it was a connection: that is how some health checks end theirs
+	l.log(resetByApplication)
+	l.release()
+	l.proxy.remove(l)
+}
+
+// served notes that the pin has served a connection.
+func (l *live) served() {
+	if rule := l.decision.Rule; rule != nil && rule.Pin().Ports().Contains(l.local.Port()) {
+		l.tally.serve(l.local.Port())
+	}
 }
 
 func (l *live) leaveCrowd() { l.proxy.crowd.leave(l.decision.Rule, l.flow.Src().Addr()) }

@@ -50,6 +50,29 @@ func TestLogEnded(t *testing.T) {
 	})
 }
 
+// An application that has connected and reset before it could be spliced, as health checks do, has had its connection.
+func TestLogResetAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		upstreams := make(memDialer, 1)
+		h := newHarness(t, Config{Dialer: upstreams}, "*:*=1000")
+		f := h.openWith(t, dst4, func() (Conn, Conn, error) {
+			return nil, nil, fmt.Errorf("answer: %w", syscall.ECONNRESET)
+		})
+		f.answered(t, "accept")
+		<-f.done
+		if _, err := (<-upstreams).Read(make([]byte, 1)); err == nil {
+			t.Error("the upstream connection is still open")
+		}
+		list := h.log.list
+		if len(list) != 1 || list[0].Msg != "flow" || list[0].Attrs["end"] != "reset by application" || list[0].Attrs["local"] != "0.0.0.0:1000" {
+			t.Errorf("%+v", list)
+		}
+		if s := h.Stats(); s.Live != 0 || s.Ended != 1 || s.Failed != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 // The one log line of a flow that was not spliced.
 func TestLogFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

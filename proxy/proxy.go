@@ -30,7 +30,8 @@ type Flow interface {
 	Number() uint64      // identifies the flow; waiting flows are served in this order
 	Src() netip.AddrPort // the application
 	Dst() netip.AddrPort // where it connects to
-	// AcceptFunc completes the application's handshake, then calls then, on any goroutine. then owns the Conn.
+	// AcceptFunc completes the application's handshake, then calls then, on any goroutine. then owns the Conn. The error is
+	// ECONNRESET if the application has reset a connection that, for its kernel, was made.
 	AcceptFunc(then func(Conn, error))
 	// Reject makes the application's connect() fail: with ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, or EACCES for what
 	// is administratively prohibited.

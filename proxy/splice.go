@@ -195,6 +195,8 @@ func (d *direction) discard() bool {
 	return n == 0 && err == nil
 }
 
+const resetByApplication = "reset by application"
+
 // ending says how the flow ended, in the log's words.
 func (l *live) ending() string {
 	up, down := &l.up, &l.down
@@ -203,13 +205,13 @@ func (l *live) ending() string {
 	}
 	switch {
 	case broken(up.readErr):
-		return "reset by application" + timedOut(up.readErr)
+		return resetByApplication + timedOut(up.readErr)
 	case broken(down.readErr):
 		return "reset by upstream" + timedOut(down.readErr)
 	case up.writeErr != nil:
 		return "reset by upstream" + timedOut(up.writeErr)
 	case down.writeErr != nil:
-		return "reset by application" + timedOut(down.writeErr)
+		return resetByApplication + timedOut(down.writeErr)
 	}
 	return "closed"
 }

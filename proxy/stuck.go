@@ -14,7 +14,7 @@ func (d *direction) unstick() {
 		return
 	}
 	if d == &l.up {
-		go l.abort("reset by application") // abort may wait for bytes under way
+		go l.abort(resetByApplication) // abort may wait for bytes under way
 	} else {
 		l.held.Release(0) // the 4-tuple is free, but what the upstream sent still belongs to the application
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -123,6 +124,35 @@ func TestApplicationResets(t *testing.T) {
 		}
 		if e := p.await("flow", 1)[0]; e.End != "reset by application" {
 			w.t.Errorf("logged %+v", e)
+		}
+	})
+}
+
+// haproxy's health check resets instead of acknowledging the SYN-ACK. That is no failure.
+func TestHealthCheckResets(t *testing.T) {
+	each(t, func(w *network, f family) {
+		w.Server.Serve(at(f.server, 7), lab.Echo)
+		p := w.pinproxy("--rule", inRule(f.server)+":7=63999")
+		dialer := net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) (err error) {
+			if cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0) }); cerr != nil {
+				return cerr
+			}
+			return err
+		}}
+		if err := w.Client.Do(func() error {
+			c, err := dialer.DialContext(t.Context(), "tcp", at(f.server, 7))
+			if err != nil {
+				return err
+			}
+			return errors.Join(c.(*net.TCPConn).SetLinger(0), c.Close())
+		}); err != nil {
+			w.t.Fatal(err)
+		}
+		if e := p.await("flow", 1)[0]; e.End != "reset by application" || e.Local == "" {
+			w.t.Errorf("logged %+v", e)
+		}
+		if list := p.entries("flow failed"); len(list) != 0 {
+			w.t.Errorf("logged %+v", list)
 		}
 	})
 }
