@@ -9,13 +9,15 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
-// Printable removes what the terminal would act on: users choose the names of programs.
+// Printable removes what the terminal would act on, and what would reorder or hide the rest of a line: users choose the
+// names of programs.
 func Printable(text string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
+		if !unicode.IsPrint(r) {
 			return '?'
 		}
 		return r
