@@ -45,8 +45,15 @@ func Find(name string) (Identity, error) {
 		return id, err
 	}
 	id.Groups = groupsIn("/proc/self/gid_map", append([]string{u.Gid}, groups...))
-	id.UID, _ = strconv.Atoi(u.Uid)
-	id.GID, _ = strconv.Atoi(u.Gid)
+	uid, err := strconv.Atoi(u.Uid)
+	if err != nil {
+		return id, err
+	}
+	gid, err := strconv.Atoi(u.Gid)
+	if err != nil {
+		return id, err
+	}
+	id.UID, id.GID = uid, gid
 	return id, nil
 }
 
