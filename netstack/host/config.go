@@ -71,7 +71,7 @@ type Facts struct {
 	Gateways   []Gateway   // the devices in Config.Gateways
 	LocalPorts PortRange   // net.ipv4.ip_local_port_range
 	Reserved   []PortRange // net.ipv4.ip_local_reserved_ports
-	Misjudges  bool        // a strict reverse path filter mistakes answers for forged: see strictWarnings
+	StrictPath bool        // IPv4's rp_filter is strict for a device
 }
 
 // withDefaults returns c with the defaults filled in.

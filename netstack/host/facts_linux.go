@@ -53,22 +53,8 @@ func look(r *rtnl, link string, index int) (f Facts, err error) {
 	defer file.Close()
 	p, err := readReserved(file)
 	f.Reserved = p.ranges()
-	f.Misjudges = !swapsPorts() && strictPath(os.DirFS("/proc/sys/net/ipv4/conf"))
+	f.StrictPath = strictPath(os.DirFS("/proc/sys/net/ipv4/conf"))
 	return f, err
-}
-
-// swapsPorts reports whether the kernel looks up the path of an answer by the ports that what it answers has. 4.18 does
-// not, 5.4 does.
-func swapsPorts() bool {
-	var u unix.Utsname
-	var major, minor int
-	if unix.Uname(&u) != nil {
-		return true
-	}
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
-		return true
-	}
-	return major > 5 || major == 5 && minor >= 4
 }
 
 // strictPath reports whether rp_filter is strict (1) for a device. The higher of its own value and conf.all's counts.

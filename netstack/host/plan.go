@@ -279,16 +279,16 @@ func planGuards(c Config, fam family) []rule {
 	}
 }
 
-// strictWarnings tells what Config.Strict does not capture on an old kernel. There rp_filter=1 looks up the path of an
-// answer as if its source port were ours (fib_validate_source did not swap the ports). So the answers to a bound socket
-// seem to belong on the uplink. Those to our own dials seem to belong on the device, if a rule captures all ports or the
-// pin's: no guard knows them.
+// strictWarnings tells what strict rp_filter keeps Config.Strict from. It looks up the path of an answer to a bound socket
+// without ports, unless a rule of the host's looks at the ports of forwarded packets. No capture rule matches then, so
+// the answer seems to belong on the uplink. Before Linux 5.4 it looks with the ports the wrong way round: then the answers to
+// our own dials seem to belong on the device, if a rule captures all ports or the pin's, as no guard knows them.
 func strictWarnings(c Config, f Facts) []error {
-	if !c.Strict || !f.Misjudges {
+	if !c.Strict || !f.StrictPath {
 		return nil
 	}
 	return []error{&DemandError{
-		"--strict: this kernel's strict rp_filter may drop the answers to sockets that are bound to an address, and those to rules for all ports",
+		"--strict: this host's strict rp_filter may drop the answers to sockets that are bound to an address, and before Linux 5.4 those to rules for all ports",
 		"sudo sysctl -w net.ipv4.conf.all.rp_filter=2",
 	}}
 }

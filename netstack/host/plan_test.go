@@ -226,10 +226,10 @@ func TestGatewayWarnings(t *testing.T) {
 	}
 }
 
-// An old kernel's strict rp_filter is in the way of strict capturing alone.
+// A strict rp_filter is in the way of strict capturing alone.
 func TestStrictWarnings(t *testing.T) {
-	for _, test := range []struct{ strict, misjudges, warns bool }{{true, true, true}, {true, false, false}, {false, true, false}} {
-		s, err := Plan(Config{Strict: test.strict}, Facts{Misjudges: test.misjudges})
+	for _, test := range []struct{ strict, path, warns bool }{{true, true, true}, {true, false, false}, {false, true, false}} {
+		s, err := Plan(Config{Strict: test.strict}, Facts{StrictPath: test.path})
 		if err != nil || (len(s.Warnings) > 0) != test.warns {
 			t.Errorf("%+v: %v, warnings %v", test, err, s.Warnings)
 		}

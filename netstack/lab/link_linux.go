@@ -93,9 +93,9 @@ func (h *Host) solicitable(link string, addr net.IP) error {
 	})
 }
 
-// poll calls f until it returns nil, for at most half a minute: an emulated machine may take that long.
+// poll calls f until it returns nil, for at most five seconds.
 func poll(f func() error) error {
-	end := time.Now().Add(30 * time.Second)
+	end := time.Now().Add(5 * time.Second)
 	for {
 		err := f()
 		if err == nil || time.Now().After(end) {
