@@ -15,7 +15,7 @@ import (
 // A 4-tuple that we closed first stays in TIME_WAIT for 60 s. connect takes it over at once if the peer used TCP
 // timestamps (tcp_twsk_unique). If it did not, as through old firewalls, connect fails with EADDRNOTAVAIL. sock_diag
 // can remove exactly that state: SOCK_DESTROY (tcp_abort), with CAP_NET_ADMIN and CONFIG_INET_DIAG_DESTROY, since
-// Linux 6.0. For other kernels there are Endings.
+// Linux 6.1. For other kernels there are Endings.
 //
 // TIME_WAIT keeps late duplicates of the old connection away from a new one (RFC 9293, section 3.6.1). Linux's
 // initial sequence numbers grow with time (secure_tcp_seq). So an old segment falls outside the new window unless the
@@ -156,7 +156,7 @@ func (s Sockets) ended(list []sockdiag.Socket) Obstacle {
 		}
 		switch {
 		case errors.Is(err, unix.EOPNOTSUPP):
-			o.Cause += ", which this kernel can't cut short: that takes Linux 6.0 with CONFIG_INET_DIAG_DESTROY, or a connection of this pinproxy's own and net.ipv4.tcp_rfc1337=0"
+			o.Cause += ", which this kernel can't cut short: that takes Linux 6.1 with CONFIG_INET_DIAG_DESTROY, or a connection of this pinproxy's own and net.ipv4.tcp_rfc1337=0"
 			o.Hint = "a range of source ports in the rule goes on with the next one"
 		case errors.Is(err, unix.EPERM):
 			o.Cause += ", which can't be cut short without CAP_NET_ADMIN"

@@ -124,7 +124,7 @@ func TestRunNameFromHostsFile(t *testing.T) {
 func TestRunWaitsForTimeWait(t *testing.T) {
 	eachUser(t, func(w *network, u user) {
 		if u.attr != nil {
-			w.keepTimeWait() // for pinproxy it would be a way, before Linux 6.0
+			w.keepTimeWait() // for pinproxy it would be a way, before Linux 6.1
 		}
 		w.Server.Sysctl("net.ipv4.tcp_timestamps", "0")
 		server := w.Server.Serve(":7", lab.Echo)

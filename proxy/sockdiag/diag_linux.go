@@ -146,20 +146,20 @@ func Destroy(s Socket) error {
 	return nil
 }
 
-// EndsTimeWait reports whether this kernel's Destroy ends a TIME_WAIT: Linux 6.0 or later, if it was built with
-// CONFIG_INET_DIAG_DESTROY.
+// EndsTimeWait reports whether this kernel's Destroy ends a TIME_WAIT: Linux 6.1 or later, if it was built with
+// CONFIG_INET_DIAG_DESTROY. 5.10 does not, and those between were not tried.
 func EndsTimeWait() bool {
 	nobody := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
 	if errors.Is(Destroy(Socket{Local: nobody, Remote: nobody}), unix.EOPNOTSUPP) {
 		return false
 	}
 	var u unix.Utsname
-	var major int
+	var major, minor int
 	if err := unix.Uname(&u); err != nil {
 		return false
 	}
-	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.", &major)
-	return err == nil && major >= 6
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	return err == nil && (major > 6 || major == 6 && minor >= 1)
 }
 
 // ask sends a request about one socket, or one route, and returns the payload of the answer, nil for an

@@ -20,7 +20,7 @@
 //
 // Destroy ends a socket that was looked at before. The request carries the socket's cookie, so it can't hit another
 // socket that has taken its place. It needs CAP_NET_ADMIN and a kernel with CONFIG_INET_DIAG_DESTROY; for a
-// TIME_WAIT, Linux 6.0 (EndsTimeWait).
+// TIME_WAIT, Linux 6.1 (EndsTimeWait).
 //
 // # Failures
 //

@@ -91,7 +91,7 @@ func TestStates(t *testing.T) {
 		if !ok || s.State != TimeWait || !s.State.Over() || !s.Orphan() || s.Left < 50*time.Second || s.Left > time.Minute {
 			t.Fatalf("after the close: %+v, %v", s, ok)
 		}
-		lab.NeedKernel(t, 6, 0, "a TIME_WAIT can't be ended")
+		lab.NeedKernel(t, 6, 1, "a TIME_WAIT can't be ended")
 		destroy := func() error { return top.Client.Do(func() error { return Destroy(s) }) }
 		if err := destroy(); err != nil {
 			t.Fatal(err)
