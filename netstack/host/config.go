@@ -71,7 +71,10 @@ type Facts struct {
 	Gateways   []Gateway   // the devices in Config.Gateways
 	LocalPorts PortRange   // net.ipv4.ip_local_port_range
 	Reserved   []PortRange // net.ipv4.ip_local_reserved_ports
+	ReadOnly   bool        // sysctls can't be written
 	StrictPath bool        // IPv4's rp_filter is strict for a device
+	// PortsUnswapped says that rp_filter, where it looks at ports, takes those of an answer for those of what it answers.
+	PortsUnswapped bool
 }
 
 // withDefaults returns c with the defaults filled in.

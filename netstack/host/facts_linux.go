@@ -54,7 +54,27 @@ func look(r *rtnl, link string, index int) (f Facts, err error) {
 	p, err := readReserved(file)
 	f.Reserved = p.ranges()
 	f.StrictPath = strictPath(os.DirFS("/proc/sys/net/ipv4/conf"))
+	f.ReadOnly, f.PortsUnswapped = sysctlsReadOnly(), portsUnswapped()
 	return f, err
+}
+
+// sysctlsReadOnly reports whether nobody can write sysctls here: many containers have a read-only /proc/sys.
+func sysctlsReadOnly() bool {
+	var fs unix.Statfs_t
+	return unix.Statfs("/proc/sys/net", &fs) == nil && fs.Flags&unix.ST_RDONLY != 0
+}
+
+// portsUnswapped is as in [Facts]: 4.18 is so, 5.4 is not.
+func portsUnswapped() bool {
+	var u unix.Utsname
+	var major, minor int
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	return major < 5 || major == 5 && minor < 4
 }
 
 // strictPath reports whether rp_filter is strict (1) for a device. The higher of its own value and conf.all's counts.

@@ -34,18 +34,25 @@ func (c Config) checkGateways() error {
 	return nil
 }
 
-// planForwarding makes the kernel accept answers to hosts behind a gateway from the device, and forward them.
+// planPaths makes the kernel accept answers from the device to hosts behind a gateway, and forward them, and answers to
+// sockets that are bound to an address of this host.
 //
 // The kernel looks up the path back to the server with the client's address as source (fib_validate_source).
 // The rules look for the gateway as incoming interface, which this lookup does not have. So the path leads out
-// of the host, not into pin0, and strict rp_filter treats the answers as forged. Loose mode accepts any path at
-// all. The higher of a device's value and conf.all's counts, so this one is 2 in effect whatever conf.all says.
-// IPv6 has no rp_filter, and forwards according to the setting for all devices (ip6_forward).
-func planForwarding(c Config) []Step {
-	if len(c.Gateways) == 0 {
-		return nil
+// of the host, not into pin0, and strict rp_filter treats the answers as forged. So it does with those to bound
+// sockets: unless a rule of the host's looks at the ports of forwarded packets, the lookup has no ports. Loose mode
+// accepts any path at all. The higher of a device's value and conf.all's counts, so this one is 2 in effect whatever
+// conf.all says. IPv6 has no rp_filter, and forwards according to the setting for all devices (ip6_forward).
+//
+// Where sysctls are read-only, as in some containers, gateways are out of the question, but strict capturing is not.
+func planPaths(c Config, readOnly bool) []Step {
+	switch {
+	case len(c.Gateways) > 0:
+		return []Step{sysctl{rpFilter(c.Link), "2"}, sysctl{forwarding(c.Link), "1"}}
+	case c.Strict && !readOnly:
+		return []Step{sysctl{rpFilter(c.Link), "2"}}
 	}
-	return []Step{sysctl{rpFilter(c.Link), "2"}, sysctl{forwarding(c.Link), "1"}}
+	return nil
 }
 
 func rpFilter(link string) string   { return "net/ipv4/conf/" + link + "/rp_filter" }

@@ -152,10 +152,11 @@ func LookGateways(names []string) ([]Gateway, error) {
 	return lookGateways(h, r, names)
 }
 
-// lookForwarding restores the device's settings to those of the plan. It logs gateways that have come or gone,
+// lookPaths restores the device's settings to those of the plan. It logs gateways that have come or gone,
 // and forwarding that was switched on or off. h.mu is held.
-func (h *Host) lookForwarding() (repaired []Step, err error) {
-	if len(h.cfg.Gateways) == 0 {
+func (h *Host) lookPaths() (repaired []Step, err error) {
+	plan := planPaths(h.cfg, h.kernel.readOnly)
+	if len(plan) == 0 {
 		return nil, nil
 	}
 	conf, err := h.dump.dumpNetconf(v4)
@@ -163,7 +164,7 @@ func (h *Host) lookForwarding() (repaired []Step, err error) {
 		return nil, err
 	}
 	own := conf[h.kernel.link]
-	for _, s := range planForwarding(h.cfg) {
+	for _, s := range plan {
 		s := s.(sysctl)
 		if s.key == rpFilter(h.cfg.Link) && own.rpFilter == 2 || s.key == forwarding(h.cfg.Link) && own.forwarding == 1 {
 			continue

@@ -119,14 +119,17 @@ func withoutNetAdmin(f func() error) error {
 }
 
 // Where /proc/sys is read-only, as in many containers, IPv6 is captured if the device has it, and not any more once it
-// is switched off. If the device would have to be given it, the error says why that fails.
+// is switched off. If the device would have to be given it, the error says why that fails. Strict capturing goes without
+// the setting that it wants, and says so.
 func TestSysctlsAreReadOnly(t *testing.T) {
 	for _, off := range []string{"0", "1"} {
 		t.Run("off="+off, func(t *testing.T) {
 			b := newBench(t)
 			b.Client.Sysctl("net.ipv6.conf.default.disable_ipv6", off)
+			b.Client.Sysctl("net.ipv4.conf.all.rp_filter", "1")
 			b.tun = openTUN(t, b.Client)
 			c := web()
+			c.Strict = true
 			c.Log = slog.New(slog.NewTextHandler(b.logs, nil))
 			var err error
 			if b.host, err = New(c); err != nil {
@@ -152,6 +155,9 @@ func TestSysctlsAreReadOnly(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer b.undo(t.Context())
+			if w := fmt.Sprint(b.host.Warnings()); !strings.Contains(w, "--strict: sysctls are read-only here") {
+				t.Error("warnings:", w)
+			}
 			if rules, _ := ourRules(b.host.kernel.nl, v6); len(rules) == 0 {
 				t.Error("IPv6 is not captured")
 			}

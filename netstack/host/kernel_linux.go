@@ -25,7 +25,9 @@ type kernel struct {
 	link   int                 // index of the device, fixed: a new device of the same name is a different one
 	ipv6   *os.File            // the device's disable_ipv6; nil where the kernel has no IPv6
 	ipv6RO error               // why that can't be written, as where /proc/sys is read-only
-	conf   map[string]*os.File // its settings that gateways need, by key
+	conf   map[string]*os.File // its settings in planPaths, by key
+
+	readOnly bool // no sysctl can be written
 }
 
 // openKernel opens what it needs for the device c.Link, which must exist.
@@ -52,7 +54,8 @@ func openKernel(c Config) (*kernel, error) {
 		}
 	}
 	k.conf = map[string]*os.File{}
-	for _, s := range planForwarding(c) {
+	k.readOnly = sysctlsReadOnly()
+	for _, s := range planPaths(c, k.readOnly) {
 		key := s.(sysctl).key
 		f, err := os.OpenFile("/proc/sys/"+key, os.O_RDWR, 0)
 		if err != nil {

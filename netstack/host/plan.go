@@ -102,7 +102,7 @@ func Plan(c Config, f Facts) (Steps, error) {
 // the kernel evaluates it too late: the device gets a link-local address and solicits routers.
 func planLink(c Config, f Facts) []Step {
 	list := []Step{device{c.Link}, linkSet{c.Link, c.MTU, c.QueueLen}}
-	list = append(list, planForwarding(c)...)
+	list = append(list, planPaths(c, f.ReadOnly)...)
 	list = append(list, linkUp{c.Link})
 	if !f.IPv6Off {
 		list = append(list, noMulticast{c.Link})
@@ -279,18 +279,22 @@ func planGuards(c Config, fam family) []rule {
 	}
 }
 
-// strictWarnings tells what strict rp_filter keeps Config.Strict from. It looks up the path of an answer to a bound socket
-// without ports, unless a rule of the host's looks at the ports of forwarded packets. No capture rule matches then, so
-// the answer seems to belong on the uplink. Before Linux 5.4 it looks with the ports the wrong way round: then the answers to
-// our own dials seem to belong on the device, if a rule captures all ports or the pin's, as no guard knows them.
-func strictWarnings(c Config, f Facts) []error {
+// strictWarnings tells what strict rp_filter keeps Config.Strict from. That of the device is in the way where planPaths
+// can't set it. That of the uplink is where the kernel looks up the path of an answer with the ports the wrong way round:
+// then the answers to our own dials seem to belong on the device, if a rule captures all ports or the pin's, as no
+// guard knows them.
+func strictWarnings(c Config, f Facts) (list []error) {
+	const hint = "sudo sysctl -w net.ipv4.conf.all.rp_filter=2"
 	if !c.Strict || !f.StrictPath {
 		return nil
 	}
-	return []error{&DemandError{
-		"--strict: this host's strict rp_filter may drop the answers to sockets that are bound to an address, and before Linux 5.4 those to rules for all ports",
-		"sudo sysctl -w net.ipv4.conf.all.rp_filter=2",
-	}}
+	if f.ReadOnly && len(c.Gateways) == 0 {
+		list = append(list, &DemandError{"--strict: sysctls are read-only here, and a strict rp_filter may drop the answers to sockets that are bound to an address", hint})
+	}
+	if f.PortsUnswapped {
+		list = append(list, &DemandError{"--strict: before Linux 5.4 a strict rp_filter may drop the answers to connections that a rule for all ports is for", hint})
+	}
+	return list
 }
 
 // planCaptures returns the capture rules, without priorities, with the other conditions taken from of. Their

@@ -228,10 +228,24 @@ func TestGatewayWarnings(t *testing.T) {
 
 // A strict rp_filter is in the way of strict capturing alone.
 func TestStrictWarnings(t *testing.T) {
-	for _, test := range []struct{ strict, path, warns bool }{{true, true, true}, {true, false, false}, {false, true, false}} {
-		s, err := Plan(Config{Strict: test.strict}, Facts{StrictPath: test.path})
-		if err != nil || (len(s.Warnings) > 0) != test.warns {
+	for _, test := range []struct {
+		strict bool
+		facts  Facts
+		warns  int
+	}{
+		{true, Facts{StrictPath: true}, 0},
+		{true, Facts{ReadOnly: true, PortsUnswapped: true}, 0},
+		{true, Facts{StrictPath: true, ReadOnly: true}, 1},
+		{true, Facts{StrictPath: true, PortsUnswapped: true}, 1},
+		{true, Facts{StrictPath: true, ReadOnly: true, PortsUnswapped: true}, 2},
+		{false, Facts{StrictPath: true, ReadOnly: true, PortsUnswapped: true}, 0},
+	} {
+		s, err := Plan(Config{Strict: test.strict}, test.facts)
+		if err != nil || len(s.Warnings) != test.warns {
 			t.Errorf("%+v: %v, warnings %v", test, err, s.Warnings)
+		}
+		if sets := strings.Contains(s.String(), "rp_filter=2"); sets != (test.strict && !test.facts.ReadOnly) {
+			t.Errorf("%+v:\n%s", test, s)
 		}
 	}
 }

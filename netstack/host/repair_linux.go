@@ -149,7 +149,7 @@ func (h *Host) look(d dirt) (repaired []Step, err error) {
 		try(h.lookReserved())
 	}
 	if d&dirtGateways != 0 {
-		try(h.lookForwarding())
+		try(h.lookPaths())
 	}
 	return repaired, errors.Join(errs...)
 }
