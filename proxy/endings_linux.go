@@ -18,7 +18,7 @@ import (
 // they are closed.
 
 // Endings remembers how connections from pins ended, as far as it takes to end their TIME_WAIT by a reset. It keeps
-// 160 bytes at most for each, of the last minute or two, of 32,768 at most. Its methods may be called from any goroutine,
+// 170 bytes at most for each, of the last minute or two, of 32,768 at most. Its methods may be called from any goroutine,
 // and on a nil Endings, which remembers nothing.
 type Endings struct {
 	mu            sync.Mutex
