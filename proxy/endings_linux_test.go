@@ -10,9 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
 	"pinproxy/netstack/lab"
 	"pinproxy/proxy/sockdiag"
 )
@@ -139,14 +136,7 @@ func TestTimeWaitIsReset(t *testing.T) {
 // Both closed at the same time, and the server's FIN was faster than its acknowledgement of ours.
 func TestTimeWaitOfBothIsReset(t *testing.T) {
 	eachEnding(t, func(e *ending) {
-		drop := netlink.NewRule() // nothing comes through from the client
-		drop.Priority, drop.IifName, drop.Type, drop.Family = 1, "eth0", unix.FR_ACT_BLACKHOLE, unix.AF_INET
-		if e.dst.Addr().Is6() {
-			drop.Family = unix.AF_INET6
-		}
-		if err := e.top.Router.Netlink().RuleAdd(drop); err != nil {
-			e.t.Fatal(err)
-		}
+		release := e.top.Router.Swallow("eth0") // from the client
 		_ = e.conn.CloseWrite()
 		e.readToTheEnd()
 		if s, _ := e.socket(); s.State != sockdiag.Closing {
@@ -156,9 +146,7 @@ func TestTimeWaitOfBothIsReset(t *testing.T) {
 		if err := e.top.Client.Do(func() error { return sockdiag.Bind(addrPort(e.conn.LocalAddr())) }); err != nil {
 			e.t.Errorf("the port is barred to others: %v", err)
 		}
-		if err := e.top.Router.Netlink().RuleDel(drop); err != nil {
-			e.t.Fatal(err)
-		}
+		release()
 		e.end(true)
 	})
 }

@@ -163,6 +163,24 @@ func (h *Host) RouteFrom(port uint16, src, via string) {
 	h.check("add route via "+via, h.nl.RouteAdd(&netlink.Route{Table: rule.Table, Src: net.ParseIP(src), Gw: net.ParseIP(via)}))
 }
 
+// Swallow drops what comes in from a device to be forwarded, until release is called.
+func (h *Host) Swallow(dev string) (release func()) {
+	h.net.helper()
+	var rules []*netlink.Rule
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rule := netlink.NewRule()
+		rule.Family, rule.Priority, rule.IifName, rule.Type = family, 1, dev, unix.FR_ACT_BLACKHOLE
+		h.check("drop what comes from "+dev, h.nl.RuleAdd(rule))
+		rules = append(rules, rule)
+	}
+	return func() {
+		h.net.helper()
+		for _, rule := range rules {
+			h.check("forward what comes from "+dev, h.nl.RuleDel(rule))
+		}
+	}
+}
+
 // Own makes every address of the prefixes an address of the host itself (`ip route add local PREFIX dev lo`).
 // Neighbours on a link learn this for IPv4 only. For IPv6, give them routes via an ordinary address of the host.
 func (h *Host) Own(prefixes ...string) {
