@@ -72,8 +72,9 @@ func (m *Monitor) status() Status {
 		if len(s.Names) == maxNamesListed {
 			break
 		}
-		// By the wall clock of now: since the name was learned the host may have been suspended, or its clock set.
-		e.Expires = s.Now.Add(e.Expires.Sub(s.Now))
+		// By the wall clock of now: since the name was learned the host may have been suspended, or its clock set. Rounded,
+		// because the two clocks are not read at the same moment, and the page is told of what has changed.
+		e.Expires = s.Now.Add(e.Expires.Sub(s.Now)).Round(time.Second)
 		s.Names = append(s.Names, Name(e))
 	}
 	return s
