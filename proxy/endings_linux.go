@@ -56,7 +56,7 @@ func (e *Endings) note(fd uintptr, local, remote netip.AddrPort) {
 		return
 	}
 	switch info.State {
-	case unix.BPF_TCP_CLOSE: // the kernel has put a TIME_WAIT in the socket's place
+	case unix.BPF_TCP_CLOSE: // if we were first, the kernel has put a TIME_WAIT in the socket's place
 	case unix.BPF_TCP_CLOSING: // it will do so when the peer acknowledges our FIN
 	default:
 		return
@@ -110,7 +110,7 @@ func expected(fd uintptr) (uint32, error) {
 	return uint32(next), err
 }
 
-// The queues of TCP_REPAIR_QUEUE (enum in include/net/tcp.h).
+// The queues of TCP_REPAIR_QUEUE (include/uapi/linux/tcp.h).
 const (
 	recvQueue = 1 // TCP_RECV_QUEUE
 	sendQueue = 2 // TCP_SEND_QUEUE

@@ -72,15 +72,13 @@ func (e *ending) socket() (s sockdiag.Socket, found bool) {
 }
 
 // timeWait waits for the TIME_WAIT of the connection.
-func (e *ending) timeWait() sockdiag.Socket {
+func (e *ending) timeWait() (s sockdiag.Socket) {
 	e.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		if s, found := e.socket(); found && s.State == sockdiag.TimeWait {
-			return s
-		}
-	}
-	e.t.Fatal("there is no TIME_WAIT")
-	return sockdiag.Socket{}
+	eventually(e.t, "a TIME_WAIT", func() (found bool) {
+		s, found = e.socket()
+		return found && s.State == sockdiag.TimeWait
+	})
+	return s
 }
 
 // reached returns how many TCP segments have reached the server's host.

@@ -237,7 +237,7 @@ func TestStrictAnswers(t *testing.T) {
 	}
 	b.captured(dialer{local: b.own(server4)}, server4, 443)
 	b.Client.Sysctl(rpFilter(Link), "1")
-	if _, err := b.host.look(dirtGateways); err != nil {
+	if _, err := b.host.look(b.host.aboutGateways(message{typ: unix.RTM_NEWNETCONF})); err != nil {
 		t.Error(err)
 	}
 	b.captured(dialer{local: b.own(server4)}, server4, 443)

@@ -88,7 +88,8 @@
 // host to clients whose address is captured. In place of 4003 there are rules that let the pins' own source
 // ports through. Without them, if any rule of the host looks at the ports of forwarded packets, rp_filter=1
 // drops the answers to our own dials. It still drops the answers to dials from ports other than the pins',
-// which `busy=any` makes.
+// which `busy=any` makes. If no rule of the host does, rp_filter=1 would drop the answers to bound sockets, so the
+// device's own is set to 2.
 //
 // Sockets bound to a device (SO_BINDTODEVICE, or IP_UNICAST_IF) are never captured: no route into another
 // device is used for them.

@@ -161,12 +161,12 @@ func about(m message, link int, ipv6 bool) dirt {
 	return 0
 }
 
-// aboutGateways returns dirtGateways if the gateways must be checked after a notification.
+// aboutGateways returns dirtGateways if the gateways, or the settings of planPaths, must be checked after a notification.
 func (h *Host) aboutGateways(m message) dirt {
 	switch {
-	case len(h.cfg.Gateways) == 0:
-	case m.typ == unix.RTM_NEWNETCONF:
+	case m.typ == unix.RTM_NEWNETCONF && (len(h.cfg.Gateways) > 0 || h.cfg.Strict):
 		return dirtGateways
+	case len(h.cfg.Gateways) == 0:
 	case (m.typ == unix.RTM_NEWLINK || m.typ == unix.RTM_DELLINK) && len(m.data) >= unix.SizeofIfInfomsg && m.data[0] == unix.AF_UNSPEC:
 		name := ""
 		for typ, value := range attributes(m.data[unix.SizeofIfInfomsg:]) {

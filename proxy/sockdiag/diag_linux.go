@@ -147,8 +147,10 @@ func Destroy(s Socket) error {
 }
 
 // EndsTimeWait reports whether this kernel's Destroy ends a TIME_WAIT: Linux 6.1 or later, if it was built with
-// CONFIG_INET_DIAG_DESTROY. 5.10 does not, and those between were not tried.
-func EndsTimeWait() bool {
+// CONFIG_INET_DIAG_DESTROY. 5.10 does not, and those between were not tried. The kernel is asked once.
+func EndsTimeWait() bool { return endsTimeWait() }
+
+var endsTimeWait = sync.OnceValue(func() bool {
 	nobody := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
 	if errors.Is(Destroy(Socket{Local: nobody, Remote: nobody}), unix.EOPNOTSUPP) {
 		return false
@@ -160,7 +162,7 @@ func EndsTimeWait() bool {
 	}
 	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
 	return err == nil && (major > 6 || major == 6 && minor >= 1)
-}
+})
 
 // ask sends a request about one socket, or one route, and returns the payload of the answer, nil for an
 // acknowledgement. If peers do not use timestamps, every connection calls it for a lookup and for a Destroy, and the
