@@ -14,7 +14,11 @@ const (
 	// logPatience is how long a line of the log waits for somebody to read it.
 	logPatience = time.Second
 	// laterPatience is the same once a line has waited in vain, or nearly.
-	laterPatience = 10 * time.Millisecond
+	laterPatience = 20 * time.Millisecond
+	// logTick is the part of either that is waited for at a time. One long wait would be over as soon as the process
+	// goes on after a stop (SIGSTOP, a suspend), before the goroutine that writes has had its turn: with ticks a stop
+	// takes no more than one of them.
+	logTick = 10 * time.Millisecond
 )
 
 // patient writes the log to a file, as long as somebody reads it. If nobody does, as with a terminal after Ctrl-S, over
@@ -43,7 +47,7 @@ func withPatience(w io.Writer, handler func(io.Writer) slog.Handler) io.Writer {
 	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
 		return w // always has room
 	}
-	p := &patient{lines: make(chan []byte), written: make(chan time.Duration, 1), timer: time.NewTimer(logPatience)}
+	p := &patient{lines: make(chan []byte), written: make(chan time.Duration, 1), timer: time.NewTimer(logTick)}
 	p.notice = func(lost int) []byte {
 		var text bytes.Buffer
 		notice := slog.NewRecord(time.Now(), slog.LevelWarn, "lines of this log are lost: nobody read it", 0)
@@ -84,13 +88,16 @@ func (p *patient) Write(line []byte) (int, error) {
 	if p.late {
 		wait = laterPatience
 	}
-	p.timer.Reset(wait)
-	select {
-	case took := <-p.written:
-		p.timer.Stop()
-		p.late = took > laterPatience
-	case <-p.timer.C:
-		p.waiting, p.late = true, true
+	for ; wait > 0; wait -= logTick {
+		p.timer.Reset(logTick)
+		select {
+		case took := <-p.written:
+			p.timer.Stop()
+			p.late = took > laterPatience
+			return len(line), nil
+		case <-p.timer.C:
+		}
 	}
+	p.waiting, p.late = true, true
 	return len(line), nil
 }
