@@ -13,6 +13,7 @@ type PinInfo struct {
 	Held    []PinHeld    // ports that flows have, by port; the first few of them
 	Resting []PinResting // ports that are not given out before a certain time; the first few of them
 	Next    []uint16     // free ports, in the order in which flows get them; the first few of them
+	Used    []uint16     // those of Next that a flow has had within the last minutes
 	Waiting int          // how many flows wait for one
 }
 
@@ -33,7 +34,7 @@ type PinResting struct {
 // flows: ask the kernel what else holds a port.
 func (p *Proxy) Pin(pin rules.Pin, dst netip.AddrPort) PinInfo {
 	v := p.leases.Look(dst, pin)
-	info := PinInfo{Next: v.Next, Waiting: v.Waiting}
+	info := PinInfo{Next: v.Next, Used: v.Used, Waiting: v.Waiting}
 	for _, h := range v.Held {
 		info.Held = append(info.Held, PinHeld{Port: h.Local.Port(), Flow: flowOf(h.Holder), Since: h.Since})
 	}

@@ -18,6 +18,7 @@ type View struct {
 	Held             []Held    // who holds the pin's ports, by port; the first few
 	Rests            []Resting // ports that rest, earliest end first; the first few
 	Next             []uint16  // free ports in the order in which they will be taken; the first few
+	Used             []uint16  // those of Next that a request has had within the last minutes, in the same order
 	Holding, Resting int       // number of ports held and number resting
 	Waiting          int       // number of requests waiting for the pin
 }
@@ -65,8 +66,9 @@ func (t *Table) Look(dst netip.AddrPort, pin rules.Pin) View {
 	}
 	v.Next = first(unused, pr.tuples)
 	for _, tu := range free[:min(viewed-len(v.Next), len(free))] {
-		v.Next = append(v.Next, tu.port)
+		v.Used = append(v.Used, tu.port)
 	}
+	v.Next = append(v.Next, v.Used...)
 	return v
 }
 

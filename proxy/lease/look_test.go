@@ -15,29 +15,29 @@ func TestLook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := NewTable()
 		pin := pinOf(t, "63990-63993")
-		next := func(want ...uint16) {
+		next := func(fresh []uint16, used ...uint16) {
 			t.Helper()
-			if got := table.Look(dst, pin).Next; !slices.Equal(got, want) {
-				t.Errorf("next are %v, want %v", got, want)
+			if v := table.Look(dst, pin); !slices.Equal(v.Next, append(fresh, used...)) || !slices.Equal(v.Used, used) {
+				t.Errorf("next are %v, of them used %v; want %v and %v", v.Next, v.Used, fresh, used)
 			}
 		}
-		next(63990, 63991, 63992, 63993)
+		next([]uint16{63990, 63991, 63992, 63993})
 		if len(table.pairs) > 0 {
 			t.Error("a look leaves something behind")
 		}
 		holder := &flow{name: "flow 1"}
 		a := acquire(t, table, Request{Pin: pin, Holder: holder})
 		b := acquire(t, table, Request{Pin: pin})
-		next(63992, 63993)
+		next([]uint16{63992, 63993})
 		a.Release(time.Minute)
 		b.Release(0)
-		next(63992, 63993, 63991)
+		next([]uint16{63992, 63993}, 63991)
 		v := table.Look(dst, pin)
 		if v.Resting != 1 || len(v.Rests) != 1 || v.Rests[0].Local.Port() != 63990 || time.Until(v.Rests[0].Until) != time.Minute || v.Holding != 0 {
 			t.Errorf("while one rests: %+v", v)
 		}
 		time.Sleep(time.Minute)
-		next(63992, 63993, 63990, 63991) // in the order of their release, although nobody has looked since
+		next([]uint16{63992, 63993}, 63990, 63991) // in the order of their release, although nobody has looked since
 		for _, want := range []uint16{63992, 63993, 63990, 63991} {
 			if got := acquire(t, table, Request{Pin: pin, Holder: holder}).Local().Port(); got != want {
 				t.Errorf("got %d, want %d", got, want)

@@ -349,6 +349,7 @@ func (c *checker) lookAt(s situation, port uint16, table *monitor.Pin) (portStat
 	if table == nil {
 		return p, nil
 	}
+	p.used = slices.Contains(table.Used, port)
 	for _, h := range table.Held {
 		if h.Port == port {
 			p.held = &h

@@ -59,6 +59,7 @@ type portState struct {
 	bindErr    error         // what bind said
 	held       *monitor.Held // by a flow of the running pinproxy to this destination
 	resting    time.Duration // how much longer the running pinproxy lets it rest
+	used       bool          // the last connection from it to this destination was the running pinproxy's
 	sockets    []socketState
 	passed     bool // a connection to the destination was just made from it
 }
@@ -121,8 +122,11 @@ func (p portState) endable() bool {
 	return slices.ContainsFunc(p.sockets, func(s socketState) bool { return s.ends(p) && !s.Beside(p.local.Addr()) })
 }
 
-// ends says whether the socket is over, and is ended when somebody wants the port.
-func (s socketState) ends(p portState) bool { return s.over() && p.mayEnd && !s.lasts }
+// ends says whether the socket is over, and is ended when somebody wants the port, or connect gets past it. A running
+// pinproxy sees to that for connections of its own whatever the kernel (proxy.Endings).
+func (s socketState) ends(p portState) bool {
+	return s.over() && p.mayEnd && (!s.lasts || s.same && p.used)
+}
 
 // over says whether no program has the socket any more.
 func (s socketState) over() bool { return s.State.Over() && s.Orphan() }

@@ -173,6 +173,14 @@ func TestVerdict(t *testing.T) {
 			s.ports[0].sockets = []socketState{socket(sockdiag.TimeWait, local, dst, 0)}
 			s.ports[0].sockets[0].Left, s.ports[0].sockets[0].lasts = 41500*time.Millisecond, true
 		}, cause: "for 42s more; connect gets past it if the destination speaks TCP timestamps, or pinproxy made that connection", chosen: "it waits"},
+		{name: "TIME_WAIT that lasts, of a connection of the running pinproxy's", is: func(s *situation) {
+			s.ports = s.ports[:1]
+			s.ports[0].used = true
+			s.ports[0].sockets = []socketState{socket(sockdiag.TimeWait, local, dst, 0), socket(sockdiag.TimeWait, local, other, 0)}
+			for i := range s.ports[0].sockets {
+				s.ports[0].sockets[i].Left, s.ports[0].sockets[i].lasts = 41500*time.Millisecond, true
+			}
+		}, pinned: true, port: 63998, chosen: "port 63998"},
 		{name: "TIME_WAIT that a connection got past", is: func(s *situation) {
 			s.ports = s.ports[:1]
 			s.ports[0].sockets = []socketState{socket(sockdiag.TimeWait, local, dst, 0)}

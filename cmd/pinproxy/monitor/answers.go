@@ -137,6 +137,7 @@ type Pin struct {
 	Held    []Held    `json:"held"`
 	Resting []Resting `json:"resting"`
 	Next    []uint16  `json:"next"`
+	Used    []uint16  `json:"used,omitempty"`
 	Waiting int       `json:"waiting"`
 }
 

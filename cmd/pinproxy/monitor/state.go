@@ -144,7 +144,7 @@ func flowInJSON(f proxy.FlowInfo) Flow {
 
 func (m *Monitor) pin(pin rules.Pin, dst netip.AddrPort) *Pin {
 	info := m.Pins.Pin(pin, dst)
-	j := &Pin{Held: []Held{}, Resting: []Resting{}, Next: info.Next, Waiting: info.Waiting}
+	j := &Pin{Held: []Held{}, Resting: []Resting{}, Next: info.Next, Used: info.Used, Waiting: info.Waiting}
 	if j.Next == nil {
 		j.Next = []uint16{}
 	}
