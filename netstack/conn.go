@@ -47,6 +47,8 @@ type conn struct {
 
 	readDeadline, writeDeadline deadline
 
+	received, sent uint32 // bytes, modulo 2^32; the reader's, and the writer's
+
 	probed    atomic.Bool
 	finished  atomic.Bool // we have ended our direction
 	reset     atomic.Bool
@@ -190,6 +192,7 @@ func (c *conn) receive(w io.Writer, how tcpip.ReadOptions) (int, error) {
 	switch terr.(type) {
 	case nil:
 		if !how.Peek {
+			c.received += uint32(res.Count)
 			c.ep.ModerateRecvBuf(res.Count)
 		}
 		return res.Count, nil
@@ -226,6 +229,7 @@ func (c *conn) Write(b []byte) (int, error) {
 		payload.Reset(b[done:])
 		n, terr := c.ep.Write(&payload, tcpip.WriteOptions{})
 		done += int(n)
+		c.sent += uint32(n)
 		switch terr.(type) {
 		case nil:
 		case *tcpip.ErrWouldBlock:

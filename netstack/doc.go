@@ -35,6 +35,9 @@
 // The gate also holds some acknowledgements back for a moment, because a reply sent within that time carries the same
 // information: see replies.go.
 //
+// Urgent data passes both ways, though gVisor does not know of it: the gate reads and sets TCP's urgent pointer; see
+// urgent.go.
+//
 // A handler may return while its connection lives on if it detaches the flow. A Conn can be watched instead of read:
 // gVisor's wait queue calls back when there is something to read, so no goroutine has to wait for it.
 //

@@ -52,7 +52,9 @@ type Flow struct {
 	synAck chan *stack.PacketBuffer // our first SYN-ACK, from gVisor to whoever writes it; nil if there is none
 	then   func(Conn, error)        // AcceptFunc's argument
 
-	reply reply
+	reply  reply
+	urgent urgent
+	iss    uint32 // our initial sequence number, from the first SYN-ACK on
 
 	// Guarded by stack.mu.
 	phase   phase

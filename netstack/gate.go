@@ -73,6 +73,7 @@ func (s *Stack) keep(pkt *stack.PacketBuffer) bool {
 	if f == nil {
 		return false
 	}
+	f.point(h, pkt)
 	if h.Flags()&header.TCPFlagRst != 0 {
 		s.resets(f)
 	}
@@ -110,6 +111,9 @@ func (in *inbound) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *
 		}
 		if in.stack.cfg.Path != nil && seg.flags&header.TCPFlagAck != 0 {
 			in.stack.heed(seg, pkt)
+		}
+		if seg.flags&header.TCPFlagUrg != 0 {
+			in.stack.urge(seg, pkt)
 		}
 		if seg.flags&(header.TCPFlagPsh|header.TCPFlagFin) != 0 {
 			if f := in.stack.known(seg.id); f != nil {

@@ -236,7 +236,8 @@ func (s *Stack) takeSYNACK(id stack.TransportEndpointID, pkt *stack.PacketBuffer
 		return true
 	}
 	f.shaking = ep
-	f.window.sent = header.TCP(pkt.TransportHeader().Slice()).SequenceNumber() + 1
+	f.iss = header.TCP(pkt.TransportHeader().Slice()).SequenceNumber()
+	f.window.sent = f.iss + 1
 	s.shaking[ep] = f
 	f.synAck <- pkt.IncRef()
 	return true

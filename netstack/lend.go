@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"io"
+	"math"
 	"sync"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -19,16 +20,22 @@ const (
 // bytes as take says it has used. It does not wait: when nothing can be read, it returns no bytes and no error. It
 // returns the same errors as Read. It ignores the read deadline; WaitRead observes it.
 //
+// An urgent byte is lent alone, and take is told so.
+//
 // The pieces must not be kept or written to. The endpoint is locked meanwhile, so that neither a reset nor Close
 // frees them; take must therefore not block and not use the Conn.
-func (c *conn) Lend(take func(pieces [][]byte) int) (int, error) {
+func (c *conn) Lend(take func(pieces [][]byte, urgent bool) int) (int, error) {
 	there, terr := c.ep.GetSockOptInt(tcpip.ReceiveQueueSizeOption)
 	if terr != nil {
 		return 0, c.fail("read", errnoOf(terr))
 	}
 	l := loans.Get().(*loan)
 	defer l.end()
-	l.take, l.want = take, min(there, lentBytes)
+	l.take, l.want, l.most = take, min(there, lentBytes), math.MaxInt
+	if n, ok := c.urgentAhead(); ok {
+		l.most, l.urgent = max(n, 1), n == 0
+		l.want = min(l.want, l.most)
+	}
 	if _, err := c.receive(l, tcpip.ReadOptions{Peek: true}); err != nil || l.taken == 0 {
 		return 0, err
 	}
@@ -41,10 +48,12 @@ func (c *conn) Lend(take func(pieces [][]byte) int) (int, error) {
 
 // loan collects pieces while gVisor shows them one by one.
 type loan struct {
-	take   func(pieces [][]byte) int
+	take   func(pieces [][]byte, urgent bool) int
 	pieces [][]byte
 	size   int // of pieces
 	want   int // how many bytes to wait for
+	most   int // how many may be lent
+	urgent bool
 	taken  int
 }
 
@@ -52,12 +61,13 @@ var loans = sync.Pool{New: func() any { return &loan{pieces: make([][]byte, 0, l
 
 // Write receives the next piece, with the endpoint locked. At the last piece that is wanted, all of them are lent.
 func (l *loan) Write(b []byte) (int, error) {
+	b = b[:min(len(b), l.most-l.size)]
 	l.pieces = append(l.pieces, b)
 	l.size += len(b)
 	if l.size < l.want && len(l.pieces) < lentPieces {
 		return len(b), nil
 	}
-	l.taken = l.take(l.pieces)
+	l.taken = l.take(l.pieces, l.urgent)
 	return len(b), io.EOF // enough
 }
 

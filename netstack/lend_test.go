@@ -21,7 +21,7 @@ import (
 type lending interface {
 	netstack.Conn
 	WaitRead() error
-	Lend(take func(pieces [][]byte) int) (int, error)
+	Lend(take func(pieces [][]byte, urgent bool) int) (int, error)
 }
 
 // lenders starts a stack and returns a function that makes a connection: the application's end and ours.
@@ -49,7 +49,7 @@ func lenders(t *testing.T) func() (*netstacktest.Conn, lending) {
 }
 
 // all takes everything that is lent.
-func all(pieces [][]byte) (n int) {
+func all(pieces [][]byte, _ bool) (n int) {
 	for _, p := range pieces {
 		n += len(p)
 	}
@@ -80,7 +80,7 @@ func TestLend(t *testing.T) {
 		for err == nil {
 			var n, took int
 			if err = c.WaitRead(); err == nil {
-				n, err = c.Lend(func(pieces [][]byte) int {
+				n, err = c.Lend(func(pieces [][]byte, _ bool) int {
 					there := bytes.Join(pieces, nil)
 					took = part(len(there))
 					got = append(got, there[:took]...)
@@ -100,7 +100,7 @@ func TestLend(t *testing.T) {
 // Without bytes nothing is lent, and the caller learns the reason as a reader does.
 func TestLendWithoutBytes(t *testing.T) {
 	connect := lenders(t)
-	none := func([][]byte) int { t.Error("something was lent"); return 0 }
+	none := func([][]byte, bool) int { t.Error("something was lent"); return 0 }
 	for name, c := range map[string]struct {
 		end  func(app *netstacktest.Conn, c netstack.Conn)
 		want error
@@ -159,7 +159,7 @@ func TestLentBytesStay(t *testing.T) {
 			t.Fatal(err)
 		}
 		ended := make(chan struct{})
-		n, err := c.Lend(func(pieces [][]byte) int {
+		n, err := c.Lend(func(pieces [][]byte, _ bool) int {
 			go func() { end(app, c); close(ended) }()
 			for range 20 {
 				_, _ = other.Write(make([]byte, 64<<10))

@@ -34,7 +34,7 @@ type borrowing struct {
 	writeErr error // a syscall.Errno
 	iov      []unix.Iovec
 	step     func(fd uintptr) bool
-	take     func(pieces [][]byte) int
+	take     func(pieces [][]byte, urgent bool) int
 }
 
 var borrowings = sync.Pool{New: func() any {
@@ -56,7 +56,10 @@ func (b *borrowing) try(fd uintptr) bool {
 }
 
 // write is lent pieces, and returns how many bytes the kernel has accepted.
-func (b *borrowing) write(pieces [][]byte) int {
+func (b *borrowing) write(pieces [][]byte, urgent bool) int {
+	if urgent {
+		return b.writeUrgent(pieces[0])
+	}
 	for _, p := range pieces[:min(len(pieces), maxPieces)] {
 		iov := unix.Iovec{Base: unsafe.SliceData(p)}
 		iov.SetLen(len(p))
@@ -69,5 +72,15 @@ func (b *borrowing) write(pieces [][]byte) int {
 	b.writeErr = err
 	clear(b.iov)
 	b.iov = b.iov[:0]
+	return n
+}
+
+// writeUrgent is lent the urgent byte.
+func (b *borrowing) writeUrgent(one []byte) int {
+	n, err := sendUrgentNow(b.fd, one)
+	for err == syscall.EINTR {
+		n, err = sendUrgentNow(b.fd, one)
+	}
+	b.writeErr = err
 	return n
 }

@@ -21,6 +21,31 @@ func writevNow(fd uintptr, iov []unix.Iovec) (int, error) {
 	return now(syscall.RawSyscall(syscall.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov))))
 }
 
+// sendUrgentNow makes the last byte of b urgent data.
+func sendUrgentNow(fd uintptr, b []byte) (int, error) {
+	return now(syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), syscall.MSG_OOB|syscall.MSG_NOSIGNAL, 0, 0))
+}
+
+// siocatmark is SIOCATMARK (asm-generic/sockios.h), which package unix lacks. Where it is another number, on MIPS, the
+// call fails and urgent data is ordinary.
+const siocatmark = 0x8905
+
+// nextNow reports whether there is something to read, and whether the next byte is urgent data.
+func nextNow(fd uintptr) (there, urgent bool) {
+	p := unix.PollFd{Fd: int32(fd), Events: unix.POLLIN | unix.POLLPRI | unix.POLLRDHUP}
+	var atOnce unix.Timespec
+	_, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&atOnce)), 0, 0, 0)
+	if errno != 0 {
+		return true, false // reading tells why
+	}
+	if p.Revents&unix.POLLPRI != 0 { // it is among what is to be read
+		var atMark int32
+		_, _, errno := unix.RawSyscall(unix.SYS_IOCTL, fd, siocatmark, uintptr(unsafe.Pointer(&atMark)))
+		urgent = errno == 0 && atMark != 0
+	}
+	return p.Revents != 0, urgent
+}
+
 func now(n, _ uintptr, errno syscall.Errno) (int, error) {
 	if errno != 0 {
 		return 0, errno

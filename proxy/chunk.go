@@ -11,11 +11,14 @@ const chunkSize = 4 * pieceSize
 const pieceSize = 65535 - 161
 
 // A chunk is a buffer. A direction has one only while bytes move.
-type chunk struct{ b []byte }
+type chunk struct {
+	b      []byte
+	urgent bool // it holds one byte, of urgent data
+}
 
 var (
-	chunks = sync.Pool{New: func() any { return &chunk{make([]byte, chunkSize)} }}
-	pieces = sync.Pool{New: func() any { return &chunk{make([]byte, pieceSize)} }}
+	chunks = sync.Pool{New: func() any { return &chunk{b: make([]byte, chunkSize)} }}
+	pieces = sync.Pool{New: func() any { return &chunk{b: make([]byte, pieceSize)} }}
 )
 
 // newChunk returns a buffer of size, which must be chunkSize or pieceSize.
@@ -28,6 +31,7 @@ func newChunk(size int) *chunk {
 
 // free gives the chunk back.
 func (c *chunk) free() {
+	c.urgent = false
 	if len(c.b) == chunkSize {
 		chunks.Put(c)
 	} else {

@@ -31,8 +31,8 @@ var _ kernelConn = (*socket)(nil)
 // already done it.
 var noDelay = option{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}
 
-// urgentInline leaves urgent data (MSG_OOB) in its place among the other bytes, as netstack does on the way up. Without
-// it nobody would read that byte, and the application would not get it at all.
+// urgentInline leaves urgent data (MSG_OOB) in its place among the other bytes, from where readChunk passes it on.
+// Without it nobody would read that byte, and the application would not get it at all.
 var urgentInline = option{unix.SOL_SOCKET, unix.SO_OOBINLINE, 1}
 
 // v6Only keeps a socket bound to [::] off the ports of IPv4. Without it, as net.ipv6.bindv6only has it by default, a

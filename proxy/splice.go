@@ -22,18 +22,23 @@ type (
 )
 
 // A lender calls take with the bytes that can be read now, removes from its stream those that take says were used,
-// and returns how many. No bytes and no error mean that there is nothing yet. take must not block. A borrower waits
-// until it can write, writes what a lender has, and returns how many bytes it has written, and the errors of reading
+// and returns how many. No bytes and no error mean that there is nothing yet. take must not block. An urgent byte comes
+// alone. A borrower waits until it can write, writes what a lender has, and returns how many bytes it has written, and the errors of reading
 // and writing. Together they need no buffer.
 type (
 	lender interface {
 		readWaiter
-		Lend(take func(pieces [][]byte) int) (int, error)
+		Lend(take func(pieces [][]byte, urgent bool) int) (int, error)
 	}
 	borrower interface {
 		borrow(from lender) (n int, readErr, writeErr error)
 	}
 )
+
+// An urgentWriter can write bytes of which the last is urgent data (MSG_OOB).
+type urgentWriter interface {
+	WriteUrgent(b []byte) (int, error)
+}
 
 // direction is one way through a spliced flow. It has a goroutine while bytes move,
 // and none while it is asleep: see sleep.go.
@@ -156,7 +161,11 @@ func (d *direction) copy() (int, error) {
 	defer buf.free()
 	if n > 0 {
 		d.flow.writing.Add(1)
-		_, d.writeErr = d.dst.Write(buf.b[:n])
+		if dst, ok := d.dst.(urgentWriter); ok && buf.urgent {
+			_, d.writeErr = dst.WriteUrgent(buf.b[:n])
+		} else {
+			_, d.writeErr = d.dst.Write(buf.b[:n])
+		}
 		d.wrote(n)
 	}
 	return n, err

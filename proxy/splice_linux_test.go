@@ -91,7 +91,7 @@ type lent struct {
 
 func (l lent) WaitRead() error { return waiter{l.upstream, l.raw}.WaitRead() }
 
-func (l lent) Lend(take func([][]byte) int) (n int, err error) {
+func (l lent) Lend(take func([][]byte, bool) int) (n int, err error) {
 	buf := make([]byte, l.most)
 	if rerr := l.raw.Read(func(fd uintptr) bool {
 		n, _, err = syscall.Recvfrom(int(fd), buf, syscall.MSG_PEEK)
@@ -107,7 +107,7 @@ func (l lent) Lend(take func([][]byte) int) (n int, err error) {
 	case n == 0:
 		return 0, io.EOF
 	}
-	n = take(slices.Collect(slices.Chunk(buf[:n], 1000)))
+	n = take(slices.Collect(slices.Chunk(buf[:n], 1000)), false)
 	_, err = io.ReadFull(l.upstream, buf[:n])
 	return n, err
 }

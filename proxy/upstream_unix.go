@@ -102,9 +102,18 @@ func (u *upstream) readChunk(size int) (*chunk, int, error) {
 		err error
 	)
 	werr := u.raw.Read(func(fd uintptr) bool {
+		// Reading stops before an urgent byte, unless it is the first: so that one is read alone.
+		there, urgent := nextNow(fd)
+		if !there {
+			return false
+		}
 		buf = newChunk(size)
+		room := buf.b
+		if buf.urgent = urgent; urgent {
+			room = room[:1]
+		}
 		for {
-			n, err = readNow(fd, buf.b)
+			n, err = readNow(fd, room)
 			if err != syscall.EINTR {
 				break
 			}

@@ -157,48 +157,6 @@ func TestHealthCheckResets(t *testing.T) {
 	})
 }
 
-// Urgent data arrives both ways, as ordinary bytes in their place. The server reads it like that anyway.
-func TestUrgentDataArrivesInItsPlace(t *testing.T) {
-	each(t, func(w *network, f family) {
-		received := make(chan string, 1)
-		w.Server.Serve(at(f.server, 7), func(c net.Conn) {
-			urgently(w.t, c)
-			b, err := io.ReadAll(c)
-			received <- string(b) + errorText(err)
-		})
-		w.pinproxy("--rule", inRule(f.server)+":7=63999")
-		c := w.mustConnect(at(f.server, 7))
-		urgently(w.t, c)
-		if got := <-received; got != "before! after" {
-			w.t.Errorf("the server received %q", got)
-		}
-		if b, err := io.ReadAll(c); string(b) != "before! after" || err != nil {
-			w.t.Errorf("the application received %q, %v", b, err)
-		}
-	})
-}
-
-// urgently writes an urgent byte between others, and ends its direction.
-func urgently(t *testing.T, c net.Conn) {
-	t.Helper()
-	raw, err := c.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		t.Error(err)
-		return
-	}
-	_ = raw.Control(func(fd uintptr) {
-		for _, part := range []struct {
-			text  string
-			flags int
-		}{{"before", 0}, {"!", unix.MSG_OOB}, {" after", 0}} {
-			err = errors.Join(err, unix.Send(int(fd), []byte(part.text), part.flags))
-		}
-	})
-	if err = errors.Join(err, c.(*net.TCPConn).CloseWrite()); err != nil {
-		t.Error(err)
-	}
-}
-
 // An application binds its own source port and connects repeatedly. If a SYN is lost, because somebody still knows
 // the old connection, it is sent again after a second.
 func TestApplicationReusesItsSourcePort(t *testing.T) {
