@@ -7,6 +7,7 @@ type Gateway struct {
 	Name               string
 	Index              int    // 0: there is no such device
 	Forward4, Forward6 bool   // this host forwards what arrives on it
+	IPv6               bool   // it has an address of IPv6 that is not for its link alone
 	VRF                string // that it belongs to; "": none
 }
 
@@ -84,7 +85,9 @@ func (g Gateway) demands(ipv6 bool) (list []error) {
 	if !g.Forward4 {
 		list = append(list, g.demand("IPv4", "net.ipv4.ip_forward=1"))
 	}
-	if !g.Forward6 && ipv6 {
+	// Most of Docker's and libvirt's bridges have no IPv6, and forwarding it costs a host the routes that it has from
+	// router advertisements (accept_ra).
+	if !g.Forward6 && g.IPv6 && ipv6 {
 		list = append(list, g.demand("IPv6", "net.ipv6.conf.all.forwarding=1"))
 	}
 	return list

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -93,6 +94,7 @@ func lookGateways(h *netlink.Handle, r *rtnl, names []string) ([]Gateway, error)
 			g.Index = link.Attrs().Index
 			g.Forward4 = conf4[g.Index].forwarding > 0
 			g.Forward6 = conf6[everyDevice].forwarding > 0 // ip6_forward is not per device
+			g.IPv6 = speaksIPv6(h, link)
 			g.VRF = vrfOf(h, link)
 		case !isNotFound(err):
 			return nil, fmt.Errorf("look at gateway %s: %w", name, err)
@@ -100,6 +102,12 @@ func lookGateways(h *netlink.Handle, r *rtnl, names []string) ([]Gateway, error)
 		list = append(list, g)
 	}
 	return list, nil
+}
+
+// speaksIPv6 reports whether a device has an address of IPv6 beyond its link. If it can't be told there is one warning less.
+func speaksIPv6(h *netlink.Handle, link netlink.Link) bool {
+	list, _ := h.AddrList(link, netlink.FAMILY_V6)
+	return slices.ContainsFunc(list, func(a netlink.Addr) bool { return a.IP.IsGlobalUnicast() })
 }
 
 // vrfOf returns the name of the VRF that a device belongs to, or "". If it can't be told there is one warning less.

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"pinproxy/netstack/lab"
 )
 
@@ -48,4 +50,26 @@ func TestGatewayByAnotherName(t *testing.T) {
 		}
 	}
 	b.same("after the error", before)
+}
+
+// A bridge without IPv6 has an address all the same, for its link.
+func TestGatewayIPv6(t *testing.T) {
+	b := newBench(t)
+	nl := b.Client.Netlink()
+	err := nl.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}})
+	br0, lerr := nl.LinkByName("br0")
+	local, aerr := netlink.ParseAddr("fe80::1/64")
+	if err := errors.Join(err, lerr, aerr); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(nl.LinkSetUp(br0), nl.AddrAdd(br0, local)); err != nil {
+		t.Fatal(err)
+	}
+	var list []Gateway
+	if err := b.Client.Do(func() (err error) { list, err = LookGateways([]string{"eth0", "br0"}); return err }); err != nil {
+		t.Fatal(err)
+	}
+	if !list[0].IPv6 || list[1].IPv6 {
+		t.Errorf("%+v; only eth0 has an address of IPv6", list)
+	}
 }

@@ -69,7 +69,7 @@ var plans = map[string]struct {
 			DNS:      true,
 			Gateways: []string{"lan0", "wg.0"},
 		},
-		Facts{IPv6: true, Gateways: []Gateway{{"lan0", 3, true, true, ""}, {"wg.0", 4, true, true, ""}}},
+		Facts{IPv6: true, Gateways: []Gateway{{"lan0", 3, true, true, true, ""}, {"wg.0", 4, true, true, true, ""}}},
 	},
 	"tails": {
 		Config{
@@ -192,21 +192,22 @@ func TestGatewayWarnings(t *testing.T) {
 		{"missing", Facts{Gateways: []Gateway{{Name: "wg0"}}}, "gateway wg0: there is no such device: what comes in through it is captured when it appears", "ip -br link"},
 		{
 			"no IPv4",
-			Facts{IPv6: true, Gateways: []Gateway{{"lan0", 3, false, true, ""}}},
+			Facts{IPv6: true, Gateways: []Gateway{{"lan0", 3, false, true, true, ""}}},
 			"gateway lan0: this host does not forward IPv4: the kernel drops what the hosts behind it send", "sudo sysctl -w net.ipv4.ip_forward=1",
 		},
 		{
 			"no IPv6",
-			Facts{IPv6: true, Gateways: []Gateway{{"lan0", 3, true, false, ""}}},
+			Facts{IPv6: true, Gateways: []Gateway{{"lan0", 3, true, false, true, ""}}},
 			"gateway lan0: this host does not forward IPv6: the kernel drops what the hosts behind it send", "sudo sysctl -w net.ipv6.conf.all.forwarding=1",
 		},
-		{"no IPv6 anywhere", Facts{Gateways: []Gateway{{"lan0", 3, true, false, ""}}}, "", ""},
+		{"no IPv6 anywhere", Facts{Gateways: []Gateway{{"lan0", 3, true, false, true, ""}}}, "", ""},
+		{"no IPv6 behind it", Facts{IPv6: true, Gateways: []Gateway{{"lan0", 3, true, false, false, ""}}}, "", ""},
 		{
 			"in a VRF",
-			Facts{Gateways: []Gateway{{"lan0", 3, true, true, "red"}}},
+			Facts{Gateways: []Gateway{{"lan0", 3, true, true, true, "red"}}},
 			"gateway lan0: it belongs to the VRF red, whose rule the kernel asks first: hosts behind it are not pinned", "sudo ip link set lan0 nomaster",
 		},
-		{"all is well", Facts{IPv6: true, Gateways: []Gateway{{"lan0", 3, true, true, ""}}}, "", ""},
+		{"all is well", Facts{IPv6: true, Gateways: []Gateway{{"lan0", 3, true, true, true, ""}}}, "", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s, err := Plan(Config{Gateways: []string{"lan0"}}, test.f)
