@@ -23,6 +23,7 @@ import (
 	"pinproxy/netstack/dns"
 	"pinproxy/netstack/host"
 	"pinproxy/netstack/link"
+	"pinproxy/netstack/netns"
 	"pinproxy/proxy"
 	"pinproxy/proxy/sockdiag"
 	"pinproxy/rules"
@@ -334,6 +335,10 @@ func warn(log *slog.Logger, h *host.Host, set *rules.Set, files []string) {
 	for _, w := range pointless(set, files) {
 		log.Warn(w)
 	}
+	if conf, err := os.ReadFile(netns.ResolvConf); err == nil && askedOutside(set, string(conf)) {
+		log.Warn("wildcards' names leave unpinned: Docker's name server asks for them outside of this container",
+			"hint", "docker run --dns ADDRESS: then it asks that name server from within")
+	}
 }
 
 // pointless returns a warning for each rule that no connection of a whole host follows: loopback is captured by nobody.
@@ -354,4 +359,12 @@ func pointless(set *rules.Set, files []string) (warnings []string) {
 		}
 	}
 	return warnings
+}
+
+// askedOutside reports whether names that only a wildcard means are looked up where we don't see it. Docker's own name
+// server (127.0.0.11, on all networks but the default one) asks the servers that it has from its host's resolv.conf in its
+// host's network namespace, and notes so in the container's: https://github.com/moby/moby/blob/master/libnetwork/resolver.go.
+func askedOutside(set *rules.Set, resolvConf string) bool {
+	return strings.Contains(resolvConf, "\n# ExtServers: [") && strings.Contains(resolvConf, "host(") &&
+		slices.ContainsFunc(set.Rules(), func(r *rules.Rule) bool { return r.Host().Wildcard() })
 }

@@ -201,9 +201,17 @@ func hintFor(err error) string {
 		return "raise the limit of open files: ulimit -n, or LimitNOFILE= in a unit"
 	case errors.As(err, &path): // a file of ours: the error says enough
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EPERM):
-		return "pinproxy needs root, or CAP_NET_ADMIN: sudo pinproxy …"
+		return privilegeHint(os.Geteuid())
 	}
 	return ""
+}
+
+// privilegeHint returns how to get CAP_NET_ADMIN. In containers root does not have it, and what is added reaches root alone.
+func privilegeHint(uid int) string {
+	if uid == 0 {
+		return "root lacks CAP_NET_ADMIN here; in a container, add it: --cap-add NET_ADMIN"
+	}
+	return "pinproxy needs root, or CAP_NET_ADMIN: sudo pinproxy …; in a container, start it as root (--user 0), with --cap-add NET_ADMIN"
 }
 
 // forbiddenHint returns how to be allowed namespaces.

@@ -44,3 +44,13 @@ func TestAppArmorHint(t *testing.T) {
 		}
 	}
 }
+
+// In a container sudo is no help to root.
+func TestPrivilegeHint(t *testing.T) {
+	if got := privilegeHint(0); strings.Contains(got, "sudo") || !strings.Contains(got, "--cap-add NET_ADMIN") {
+		t.Error("root:", got)
+	}
+	if got := privilegeHint(1000); !strings.Contains(got, "sudo") || !strings.Contains(got, "as root") {
+		t.Error("another user:", got)
+	}
+}

@@ -25,3 +25,11 @@ func TestLookupForbidden(t *testing.T) {
 		}
 	}
 }
+
+// The kernel gives no number for a process of another PID namespace.
+func TestWhoIsInAnotherPIDNamespace(t *testing.T) {
+	r := Report{Pinproxy: &Pinproxy{Error: "ask /run/x: no such file or directory"}}
+	if got := r.who(); got != "in another PID namespace, but can't ask /run/x: no such file or directory" {
+		t.Error(got)
+	}
+}

@@ -40,6 +40,8 @@ func (r Report) who() string {
 	switch {
 	case p == nil:
 		return "none is running"
+	case p.Error != "" && p.PID == 0:
+		return "in another PID namespace, but can't " + p.Error
 	case p.Error != "":
 		return fmt.Sprintf("pid %d, but can't %s", p.PID, p.Error)
 	}

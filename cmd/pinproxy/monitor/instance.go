@@ -124,7 +124,7 @@ func (e *AskError) Hint() string {
 	case e.PID != 0 && (errors.Is(e.Err, fs.ErrNotExist) || errors.Is(e.Err, syscall.ECONNREFUSED)):
 		return fmt.Sprintf("if the socket was deleted, a restart of pid %d makes it again; if that is in a container, sudo nsenter -t %[1]d -m pinproxy %s", e.PID, e.Again)
 	case errors.Is(e.Err, fs.ErrNotExist), errors.Is(e.Err, syscall.ECONNREFUSED):
-		return "say by --socket where the running pinproxy listens"
+		return "say by --socket where the running pinproxy listens; if that is in another container, or outside of this one, ask there"
 	}
 	return ""
 }
