@@ -85,6 +85,9 @@ func hintOf(err error) string {
 	return ""
 }
 
+// notHere reports whether the host has not got the pin's address.
+func notHere(err error) bool { return fromCall(err, "bind") && errors.Is(err, syscall.EADDRNOTAVAIL) }
+
 // explain names the cause of a failed dial from pin, where the errno alone does not. It leaves what the upstream said
 // as it is.
 func explain(err error, pin, dst netip.AddrPort) error {
@@ -94,7 +97,7 @@ func explain(err error, pin, dst netip.AddrPort) error {
 			err:  fmt.Errorf("source port %d is privileged: %w", pin.Port(), err),
 			hint: fmt.Sprintf("needs CAP_NET_BIND_SERVICE: run as root, or: sysctl -w net.ipv4.ip_unprivileged_port_start=%d", pin.Port()),
 		}
-	case fromCall(err, "bind") && errors.Is(err, syscall.EADDRNOTAVAIL):
+	case notHere(err):
 		return &pinError{
 			err:  fmt.Errorf("source address %s is not on this host: %w", pin.Addr(), err),
 			hint: fmt.Sprintf("give it to the host (ip address add %s dev …), or take one that `ip address` shows", pin.Addr()),

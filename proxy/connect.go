@@ -125,8 +125,18 @@ func waitOf(ways []rules.Busy) lease.Request {
 // holds but the table does not know counts as busy: it rests, and the next one is tried. The error is ErrBusy if
 // waiting, or another address, may help.
 func (l *live) pinned(ctx context.Context, dst netip.AddrPort, how lease.Request) (Conn, leased, error) {
-	rule := l.decision.Rule
-	how.Pin, how.Dst, how.Cooldown, how.Holder = rule.Pin(), dst, rule.Cooldown(), l
+	begun, pin := time.Now(), l.decision.Rule.Pin()
+	now := l.proxy.pinNow(pin, dst)
+	c, held, err := l.pinnedTo(ctx, now, dst, how)
+	if notHere(err) && !now.Equal(pin) { // the kernel would choose another address by then
+		how.Wait = max(how.Wait-time.Since(begun), 0)
+		return l.pinnedTo(ctx, pin, dst, how)
+	}
+	return c, held, err
+}
+
+func (l *live) pinnedTo(ctx context.Context, pin rules.Pin, dst netip.AddrPort, how lease.Request) (Conn, leased, error) {
+	how.Pin, how.Dst, how.Cooldown, how.Holder = pin, dst, l.decision.Rule.Cooldown(), l
 	how.Turn = l.id
 	l.towards(dst)
 	w := l.newWait(how)

@@ -62,6 +62,7 @@ type rescues struct {
 
 type rescueKey struct {
 	rule *rules.Rule
+	from netip.Addr // of the pin, see pinNow
 	dst  netip.AddrPort
 }
 
@@ -131,8 +132,11 @@ func (r *rescue) look() {
 	left := max(r.waiters, 1)
 	p.rescues.mu.Unlock()
 	ended := false
-	owns := p.owns()
-	for _, h := range p.leases.Held(r.key.dst, r.key.rule.Pin()) {
+	owns, pin := p.owns(), r.key.rule.Pin()
+	if r.key.from.IsValid() {
+		pin = pin.From(r.key.from)
+	}
+	for _, h := range p.leases.Held(r.key.dst, pin) {
 		p.cfg.GiveWay()
 		l, ok := h.Holder.(*live)
 		if !ok {

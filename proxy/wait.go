@@ -25,6 +25,7 @@ const (
 type wait struct {
 	flow    *live
 	rule    *rules.Rule
+	pin     rules.Pin // the rule's, see pinNow
 	begun   time.Time
 	ends    time.Time
 	waiting bool // for longer than a first look
@@ -43,7 +44,7 @@ type wait struct {
 
 func (l *live) newWait(how lease.Request) *wait {
 	now := time.Now()
-	return &wait{flow: l, rule: l.decision.Rule, begun: now, ends: now.Add(how.Wait), waiting: how.Wait > 0, reclaim: how.Reclaim > 0, rest: firstRest}
+	return &wait{flow: l, rule: l.decision.Rule, pin: how.Pin, begun: now, ends: now.Add(how.Wait), waiting: how.Wait > 0, reclaim: how.Reclaim > 0, rest: firstRest}
 }
 
 // end is called when the flow no longer waits.
@@ -77,7 +78,7 @@ func (w *wait) over() bool {
 // request's Queued.
 func (w *wait) queued(busy *lease.BusyError) {
 	if w.rescue == nil {
-		w.rescue = w.flow.proxy.rescue(rescueKey{w.rule, busy.Dst})
+		w.rescue = w.flow.proxy.rescue(rescueKey{w.rule, w.pin.Addr(), busy.Dst})
 	}
 	if w.tries > 0 { // it waits for the kernel
 		w.tell()
@@ -91,15 +92,15 @@ func (w *wait) queued(busy *lease.BusyError) {
 		return
 	}
 	w.timer = time.AfterFunc(idleHint, func() {
-		if l.behindIdle(w.rule) {
+		if l.behindIdle(w.pin) {
 			l.say(slog.LevelInfo, "flow waits behind an idle one", KindBusy,
 				append(l.who(nil), slog.String("rule", w.rule.String()), slog.String("hint", "busy=reclaim ends the idle flow for the one that waits")))
 		}
 	})
 }
 
-func (l *live) behindIdle(rule *rules.Rule) bool {
-	for _, h := range l.proxy.leases.Held(l.flow.Dst(), rule.Pin()) {
+func (l *live) behindIdle(pin rules.Pin) bool {
+	for _, h := range l.proxy.leases.Held(l.flow.Dst(), pin) {
 		if h.Holder == nil {
 			continue
 		}
@@ -185,7 +186,7 @@ func (w *wait) failed(err error) error {
 	if !errors.Is(err, lease.ErrBusy) {
 		return &pinError{err: err}
 	}
-	w.flow.proxy.rescueLater(rescueKey{w.rule, w.flow.upstream})
+	w.flow.proxy.rescueLater(rescueKey{w.rule, w.pin.Addr(), w.flow.upstream})
 	if busy := (*lease.BusyError)(nil); w.waiting && errors.As(err, &busy) {
 		busy.Waited = time.Since(w.begun) // in all, not since the kernel's last refusal
 		if w.last == nil {                // the flows before it may have had all tries, and been refused

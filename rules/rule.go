@@ -124,6 +124,9 @@ func (p Pin) Equal(other Pin) bool { return p.text == other.text }
 // equal text, so it serves as a map key. It does not allocate.
 func (p Pin) String() string { return p.text }
 
+// From returns the pin with another source address.
+func (p Pin) From(addr netip.Addr) Pin { return newPin(addr, p.ports) }
+
 func newPin(addr netip.Addr, ports PortSet) Pin {
 	p := Pin{addr: addr, ports: ports, text: rangesText(ports.ranges)}
 	switch {

@@ -213,8 +213,9 @@ func (w *network) addDefault(gateway string) error {
 	return w.Client.Netlink().RouteAdd(&netlink.Route{LinkIndex: w.uplink().Attrs().Index, Dst: dst, Gw: gw})
 }
 
-// The host gets another address. New connections use it. Old ones are as lost as those of any other program. A flow
-// that needs the port of one gets it by busy=reclaim, or when the address has been gone for a while.
+// The host gets another address. New connections use it at once, also from the port of an old one. Old ones are as lost
+// as those of any other program. A flow that began to wait for the port of one before there was another address gets
+// it by busy=reclaim, or when the address has been gone for a while.
 func TestAddressChanges(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -222,8 +223,9 @@ func TestAddressChanges(t *testing.T) {
 		stranded bool // the old connection is in the way, and is ended
 	}{
 		{"63998-63999", false},
+		{"63999", false},
 		{"63999 busy=reclaim:100ms", true},
-		{"63999", true},
+		{"63999 busy=wait", true},
 	} {
 		t.Run(test.pin, func(t *testing.T) {
 			w := newNetwork(t)
@@ -232,12 +234,28 @@ func TestAddressChanges(t *testing.T) {
 			c := w.mustConnect(at(lab.Server4, 7))
 			echo(t, c, "hello")
 			w.loseAddress()
-			w.haveAddress("198.51.100.77/24")
-			w.recovers(server, at(lab.Server4, 7), netip.MustParseAddrPort("198.51.100.77:63999"))
+			from := netip.MustParseAddrPort("198.51.100.77:63999")
 			if test.stranded {
+				next := w.connecting(at(lab.Server4, 7))
+				p.expect("flow waits for its source port")
+				w.haveAddress("198.51.100.77/24")
+				waited := <-next
+				if waited == nil {
+					t.Fatal("the connection that waited was not made")
+				}
+				echo(t, waited, "hello")
+				if seen := server.Seen(); seen[len(seen)-1] != from {
+					t.Errorf("a connection came from %v, want %v", seen, from)
+				}
 				_ = c.SetDeadline(time.Now().Add(patience))
 				if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Errorf("the connection that was in the way: %v", err)
+				}
+			} else {
+				w.haveAddress("198.51.100.77/24")
+				w.recovers(server, at(lab.Server4, 7), from)
+				if waits := p.entries("flow waits for its source port"); len(waits) > 0 {
+					t.Errorf("it waited: %v", waits)
 				}
 			}
 			p.forget()
@@ -253,11 +271,7 @@ func TestAddressComesBack(t *testing.T) {
 	c := w.mustConnect(at(lab.Server4, 7))
 	echo(t, c, "hello")
 	w.loseAddress()
-	next := make(chan *net.TCPConn, 1)
-	go func() { // ends when connect does
-		c, _ := w.connect(at(lab.Server4, 7))
-		next <- c
-	}()
+	next := w.connecting(at(lab.Server4, 7))
 	p.expect("flow waits behind an idle one") // pinproxy has checked the old connection by now
 	w.haveAddress(lab.Client4 + "/24")
 	echo(t, c, "still there")
@@ -269,6 +283,16 @@ func TestAddressComesBack(t *testing.T) {
 	echo(t, c, "hello")
 	_ = c.Close()
 	p.stop()
+}
+
+// connecting starts a connection, which the channel has once it is made; nil if it is not.
+func (w *network) connecting(addr string) <-chan *net.TCPConn {
+	next := make(chan *net.TCPConn, 1)
+	go func() { // ends when connect does
+		c, _ := w.connect(addr)
+		next <- c
+	}()
+	return next
 }
 
 // loseAddress removes the client's IPv4 address, and the route that goes with it.
