@@ -23,7 +23,7 @@ func cleanup(ctx context.Context, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	done := endStranded()
+	done := findStranded().end()
 	undone, err := lock.Cleanup(ctx, stateDir())
 	line, unremoved := cleanSocket()
 	err = errors.Join(err, unremoved, lock.Release())
@@ -40,11 +40,13 @@ func cleanup(ctx context.Context, stdout, stderr io.Writer) error {
 	return err
 }
 
-// endStranded ends the connections that applications have through a device that is gone. Nobody carries their bytes any
-// more, and an application that only reads would never notice. It must come before the policy rules go, which keep the
-// resets on this host. Those that know of an end already, and those that are still being made, are left alone. So are
-// all where the kernel can't end them. The result is what a person would have typed.
-func endStranded() (done []string) {
+// stranded are the connections that applications have through a device that is gone, by the address that they are from.
+// Nobody carries their bytes any more, and an application that only reads would never notice.
+type stranded map[netip.Addr][]sockdiag.Socket
+
+// findStranded leaves out those that know of an end already, and those that are still being made.
+func findStranded() stranded {
+	all := make(stranded)
 	own, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil
@@ -54,13 +56,26 @@ func endStranded() (done []string) {
 			continue // that of a command whose network this is
 		}
 		list, _ := sockdiag.From(addr)
-		ended := 0
 		for _, s := range list {
 			switch s.State {
 			case sockdiag.Established, sockdiag.FinWait1, sockdiag.FinWait2:
-				if !s.Orphan() && sockdiag.Destroy(s) == nil {
-					ended++
+				if !s.Orphan() {
+					all[addr] = append(all[addr], s)
 				}
+			}
+		}
+	}
+	return all
+}
+
+// end ends them, where the kernel can. There must be policy rules, the old ones or new ones, which keep the resets on
+// this host. The result is what a person would have typed.
+func (all stranded) end() (done []string) {
+	for _, addr := range []netip.Addr{host.Addr4, host.Addr6} {
+		ended := 0
+		for _, s := range all[addr] {
+			if sockdiag.Destroy(s) == nil {
+				ended++
 			}
 		}
 		if ended > 0 {

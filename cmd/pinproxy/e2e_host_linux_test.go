@@ -178,6 +178,36 @@ func TestKilledWhileApplicationsRead(t *testing.T) {
 	}
 }
 
+// A program that connects again as soon as it is told that its connection is lost, as the kernel's NFS client does, is
+// captured by the next start.
+func TestKilledWhileApplicationsConnectAgain(t *testing.T) {
+	w := newNetwork(t)
+	server := w.Server.Serve(":7", lab.Echo)
+	p := w.pinproxy("--rule", "*:7=63999")
+	c := w.mustConnect(at(lab.Server4, 7))
+	echo(t, c, "hello")
+	again := make(chan error, 1)
+	go func() {
+		_, _ = c.Read(make([]byte, 1))
+		c, err := w.connect(at(lab.Server4, 7))
+		if err == nil {
+			_, err = c.Write([]byte("x"))
+		}
+		if err == nil {
+			_, err = c.Read(make([]byte, 1))
+		}
+		again <- err
+	}()
+	p.kill()
+	w.pinproxy("--rule", "*:7=62999").before = p.before
+	if err := <-again; err != nil {
+		t.Fatal(err)
+	}
+	if seen := server.Seen(); len(seen) != 2 || seen[1].Port() != 62999 {
+		t.Errorf("connections came from %v, want the second from port 62999", seen)
+	}
+}
+
 // Somebody takes a running pinproxy's addresses, and asks for a clean-up before they are put back.
 func TestCleanupWhileItsAddressesAreGone(t *testing.T) {
 	w := newNetwork(t)

@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -101,11 +102,12 @@ func serve(stop, now context.Context, o options, h *handover, stderr io.Writer) 
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Release()) }()
-	ended := endStranded()
+	// Programs that are told of the end connect again at once. So that is done when they are captured.
+	stranded := findStranded()
+	tell := sync.OnceFunc(func() { logCleanup(log, stranded.end()) })
+	defer tell()
 	left, err := lock.Cleanup(stop, stateDir())
-	for _, line := range append(ended, left...) {
-		log.Info("cleaned up after a killed pinproxy", "did", line)
-	}
+	logCleanup(log, left)
 	if damaged, ok := err.(*host.DamagedError); ok { // alone: nothing else went wrong
 		log.Warn("ports that a killed pinproxy reserved may stay reserved", "err", damaged.Error(), "hint", damaged.Hint())
 	} else if err != nil {
@@ -126,8 +128,14 @@ func serve(stop, now context.Context, o options, h *handover, stderr io.Writer) 
 	if err != nil {
 		return err
 	}
-	s.lock, s.site, s.hangups = lock, site, hangups
+	s.lock, s.site, s.hangups, s.tellStranded = lock, site, hangups, tell
 	return s.run(stop, now)
+}
+
+func logCleanup(log *slog.Logger, lines []string) {
+	for _, line := range lines {
+		log.Info("cleaned up after a killed pinproxy", "did", line)
+	}
 }
 
 // outliveReader keeps us alive when nobody reads the log any more, as when the journal is restarted. Without it, Go
@@ -145,6 +153,8 @@ type service struct {
 	lock    *host.Lock
 	site    net.Listener // of --http; nil without it
 	hangups <-chan struct{}
+
+	tellStranded func() // ends the connections through a killed pinproxy
 
 	host     *host.Host
 	guard    *guard
@@ -256,7 +266,7 @@ func (s *service) run(stop, now context.Context) (err error) {
 	// The netstack resets what is still open, which needs the device. So the device goes down afterwards.
 	cancel()
 	err = parts.Wait()
-	endStranded() // only if somebody has deleted the device: the netstack's resets did not get there
+	findStranded().end() // only if somebody has deleted the device: the netstack's resets did not get there
 	undone, done := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer done()
 	return errors.Join(err, undo(undone))
@@ -312,6 +322,7 @@ func (s *service) maintain(ctx context.Context, parts *errgroup.Group) {
 	parts.Go(func() error {
 		return s.resolver.Run(ctx, s.set.Names(), func() {
 			s.monitor.Capturing()
+			s.tellStranded()
 			s.ready()
 			notify("READY=1")
 		})
