@@ -226,11 +226,11 @@ func forbiddenHint(by netns.Ban) string {
 	case netns.ByNumber:
 		return "end what holds namespaces (lsns -t user, lsns -t net), or raise the limit"
 	case netns.BySeccomp:
-		return "start the container with --security-opt seccomp=unconfined, or run pinproxy on its host; in a unit of systemd, with RestrictNamespaces=no"
+		return "start the container with --security-opt seccomp=unconfined, where there is AppArmor also apparmor=unconfined, or run pinproxy on its host; in a unit of systemd, with RestrictNamespaces=no"
 	case netns.ByRoot:
 		return "run it as another user than root; in a container, add the capability: --cap-add SETFCAP"
 	case netns.ByProfile:
-		return "let the profile allow namespaces, and mounts in them, or take it away: sudo aa-disable " + ownPath()
+		return "let the profile allow namespaces, and mounts in them, or take it away: sudo aa-disable " + ownPath() + "; in a container, --security-opt apparmor=unconfined"
 	}
 	return "run it as root, or without -- for the whole host"
 }

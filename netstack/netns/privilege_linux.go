@@ -100,7 +100,7 @@ func explainBy(err error, p privilege, read func(path string) string) error {
 		return err
 	case p.user && value("/proc/sys/kernel/unprivileged_userns_clone") == "0":
 		by = ByClone
-	case restricted && !under(read, "unconfined"): // a profile in this mode is there to lift the restriction
+	case restricted && mayBeRestricted(read):
 		by = ByAppArmor
 	case under(read, "enforce") && errors.Is(err, unix.EACCES): // a filter's errno is EPERM, as a rule
 		by = ByProfile
@@ -116,15 +116,27 @@ func explainBy(err error, p privilege, read func(path string) string) error {
 	return &ForbiddenError{By: by, Err: err}
 }
 
-// under reports whether an AppArmor profile in this mode is in force. Its file gives the profile and the mode, as in
+// mayBeRestricted reports whether Ubuntu's restriction is for us: for programs without a profile, which are under
+// unprivileged_userns once they have a user namespace. A profile in the mode unconfined is there to lift it, and what an
+// enforced one, as docker-default, allows is its own business.
+func mayBeRestricted(read func(path string) string) bool {
+	return !under(read, "unconfined") && (!under(read, "enforce") || strings.HasPrefix(label(read), "unprivileged_userns "))
+}
+
+// under reports whether an AppArmor profile in this mode is in force.
+func under(read func(path string) string, mode string) bool {
+	return strings.HasSuffix(label(read), " ("+mode+")")
+}
+
+// label returns what AppArmor says we are under. Its file gives the profile and the mode, as in
 // "firefox (enforce)", or "unconfined" where there is none; the older file may be another security module's, which names
 // no mode.
-func under(read func(path string) string, mode string) bool {
+func label(read func(path string) string) string {
 	label := read("/proc/self/attr/apparmor/current")
 	if label == "" { // before Linux 5.8
 		label = read("/proc/self/attr/current")
 	}
-	return strings.HasSuffix(strings.TrimRight(label, "\n\x00"), " ("+mode+")")
+	return strings.TrimRight(label, "\n\x00")
 }
 
 // filtered reports, from /proc/self/status, whether a seccomp filter is in place.
