@@ -30,8 +30,9 @@ type PinResting struct {
 	Until time.Time
 }
 
-// Pin returns which ports of pin are held by flows to dst, and which one the next flow would get. If the kernel would
-// give that flow another source address than those that have all ports, they are not in its way. It knows only flows: ask the kernel what else holds a port.
+// Pin returns which ports of pin are held by flows to dst, and which one the next flow would get. Flows that have all
+// ports are not in its way if the kernel would give it another source address. It knows only flows: ask the kernel what
+// else holds a port.
 func (p *Proxy) Pin(pin rules.Pin, dst netip.AddrPort) PinInfo {
 	v := p.leases.Look(dst, p.pinNow(pin, dst))
 	info := PinInfo{Next: v.Next, Used: v.Used, Waiting: v.Waiting}

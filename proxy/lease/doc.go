@@ -49,11 +49,11 @@
 // There is no goroutine; a timer's function runs briefly and ends.
 //
 // A pin without a source address is treated as a source address of its own (0.0.0.0 or ::), because the address that
-// the kernel will choose is not known in advance. Where it is known that the kernel would choose another one than the
-// holders have, ask for the pin with that address (rules.Pin.From): that is another pair. If the kernel chooses the address of another pin, its
-// EADDRNOTAVAIL decides. In that case, and whenever the kernel keeps a 4-tuple that no flow here holds, Exchange the
-// lease. The port then rests without a cooldown, because it was not used. In a range, another port is next and the
-// refused one comes last. A request that has to wait keeps its turn.
+// the kernel will choose is not known in advance. If the kernel chooses the address of another pin, its EADDRNOTAVAIL
+// decides. In that case, and whenever the kernel keeps a 4-tuple that no flow here holds, Exchange the lease. The port
+// then rests without a cooldown, because it was not used. In a range, another port is next and the refused one comes
+// last. A request that has to wait keeps its turn. Where the kernel is known to choose another address than the holders
+// have, ask for the pin with that address (rules.Pin.From): that is another pair, in which nobody is in the way.
 //
 // # Failures
 //
