@@ -3,7 +3,6 @@ package host
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -149,7 +148,7 @@ func (h *Host) reservePorts(want ports) error {
 		h.mine, err = h.reserved.add(want)
 	}
 	if err != nil {
-		return fmt.Errorf("ports %v are not reserved: %w", want, err)
+		return unreserved(want, err)
 	}
 	return nil
 }

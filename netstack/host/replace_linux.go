@@ -159,7 +159,7 @@ func (h *Host) replaceReserved(c Config) *reserving {
 	r.warn(err)
 	if h.reserved == nil && !want.empty() {
 		if err := h.openReserved(); err != nil {
-			r.warn(fmt.Errorf("ports %v are not reserved: %w", want, err))
+			r.warn(unreserved(want, err))
 			return r
 		}
 	}
@@ -183,7 +183,7 @@ func (r *reserving) change(then ports) bool {
 	}
 	if err := h.reserved.change(h.mine, then); err != nil {
 		if more := then.without(h.mine); !more.empty() {
-			err = fmt.Errorf("ports %v are not reserved: %w", more, err)
+			err = unreserved(more, err)
 		} else {
 			err = fmt.Errorf("ports %v stay reserved: %w", h.mine.without(then), err)
 		}

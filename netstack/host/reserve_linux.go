@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // reserved is the sysctl ip_local_reserved_ports of one network namespace. /proc/sys/net shows the namespace of
@@ -146,4 +148,13 @@ func (r *reserved) forget() error {
 		return fmt.Errorf("remove state: %w", err)
 	}
 	return nil
+}
+
+// unreserved reports ports that could not be reserved. In a container, where sysctls are read-only, whoever starts it can.
+func unreserved(p ports, err error) error {
+	err = fmt.Errorf("ports %v are not reserved: %w", p, err)
+	if errors.Is(err, unix.EROFS) {
+		return &DemandError{err.Error(), "in a container, have it started with them: docker run --sysctl net.ipv4.ip_local_reserved_ports=" + p.String()}
+	}
+	return err
 }

@@ -2,10 +2,14 @@ package host
 
 import (
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"pinproxy/netstack/lab"
 )
@@ -346,5 +350,25 @@ func TestStateIsUnfinished(t *testing.T) {
 				t.Errorf("%v is left, %v", left, err)
 			}
 		})
+	}
+}
+
+// Nobody in a container can write sysctls.
+func TestUnreserved(t *testing.T) {
+	p := newPorts([]PortRange{{63100, 63109}, {63999, 63999}})
+	for _, test := range []struct {
+		err  error
+		hint string
+	}{
+		{unix.EROFS, "in a container, have it started with them: docker run --sysctl net.ipv4.ip_local_reserved_ports=63100-63109,63999"},
+		{unix.EACCES, ""},
+	} {
+		got, hint := unreserved(p, &fs.PathError{Op: "open", Path: "/proc/x", Err: test.err}), ""
+		if demand, ok := errors.AsType[*DemandError](got); ok {
+			hint = demand.Hint
+		}
+		if want := "ports 63100-63109,63999 are not reserved: open /proc/x: " + test.err.Error(); got.Error() != want || hint != test.hint {
+			t.Errorf("%v, hint %q; want %s, %q", got, hint, want, test.hint)
+		}
 	}
 }
