@@ -73,6 +73,7 @@ func (r *rtnl) addRoutes(list []dest, flag uint16, link int) (added int, err err
 		r.route(d, scope, unix.RTN_UNICAST)
 		r.attr(unix.RTA_PREFSRC, d.family().source().AsSlice())
 		r.attr32(unix.RTA_OIF, uint32(link))
+		r.attr32(unix.RTA_PRIORITY, metric)
 		r.attr(unix.RTA_METRICS, congestionMetric)
 		end()
 	})

@@ -133,9 +133,14 @@ type route struct {
 
 func (s route) String() string {
 	fam := s.family()
-	return fmt.Sprintf("%s route add %s dev %s table %d proto %d src %v congctl %s",
-		fam.ip(), formatPrefix(s.dst), s.link, s.table, Protocol, fam.source(), congestion)
+	return fmt.Sprintf("%s route add %s dev %s table %d proto %d src %v metric %d congctl %s",
+		fam.ip(), formatPrefix(s.dst), s.link, s.table, Protocol, fam.source(), metric, congestion)
 }
+
+// metric is that of our routes, worse than all others'. For the kernel it means nothing, as they are alone in their
+// tables. But some programs look for the best route in all tables: strongSwan took its own source address from ours
+// (kernel_netlink_net.c), and sent IKE into the device.
+const metric = 40000
 
 // congestion is the congestion control over the device, which loses nothing while its queue has room. If the
 // host uses BBR, it would pace this traffic too (tcp_ca_dst_init). Reno is in every kernel, and allowed in
