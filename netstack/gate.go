@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -213,9 +214,16 @@ func (s *Stack) admit(seg segment) verdict {
 	f := s.flows[seg.id]
 	if f == nil {
 		s.mu.Unlock()
-		if seg.flags&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) == header.TCPFlagSyn && s.turns.full(seg.id) {
-			s.dropped.Add(1)
-			return drop
+		switch seg.flags & (header.TCPFlagSyn | header.TCPFlagAck | header.TCPFlagRst) {
+		case header.TCPFlagSyn:
+			if s.turns.full(seg.id) {
+				s.dropped.Add(1)
+				return drop
+			}
+		case header.TCPFlagSyn | header.TCPFlagAck:
+			if s.cfg.Answer != nil {
+				s.cfg.Answer(netip.AddrPortFrom(addr(seg.id.RemoteAddress), seg.id.RemotePort), netip.AddrPortFrom(addr(seg.id.LocalAddress), seg.id.LocalPort))
+			}
 		}
 		return pass
 	}

@@ -44,6 +44,9 @@ type Config struct {
 	// that kernel can't be asked. It is called about once a second for each flow that has not been answered, until it
 	// can't tell, from one goroutine. It may take some microseconds. Nil: nobody can be asked.
 	Waits func(src, dst netip.AddrPort) (waits, told bool)
+	// Answer is called for the SYN-ACK of a server at src, which a client at dst waits for that never gets it, on the
+	// goroutine that reads the device, so it must not block. Nil: nobody is told.
+	Answer func(src, dst netip.AddrPort)
 	// Group returns the group that a destination belongs to, as a comparable value. When there are so many
 	// connections that they begin one after another, the groups are served in turn and the members of a group share
 	// its turn. Group is called for each SYN, on the goroutine that reads the device. Nil: all destinations are one

@@ -9,7 +9,7 @@
 // up privileges, and namer_linux.go keeps what is left of them. control.go is where package monitor's socket is, http.go
 // where its page is, status.go and watch.go print what it tells; check.go prints what package check finds out. dryrun.go
 // prints what would be changed on this host. logging.go is the log, and patient.go keeps it from holding anything up.
-// cleanup.go, notify.go and cpus.go are what their names say.
+// answers.go tells of servers that are in the rules' way. cleanup.go, notify.go and cpus.go are what their names say.
 package main
 
 import (

@@ -194,9 +194,10 @@ func newService(o options, handed *handover, dev *link.Link, guard *guard, log *
 	pins.Forbid = guard.forbid
 	s.pins = proxy.New(pins)
 	s.stack, err = netstack.New(dev, netstack.Config{
-		Path:  guard.paths(),
-		Group: s.group,
-		Waits: s.waits(),
+		Path:   guard.paths(),
+		Group:  s.group,
+		Waits:  s.waits(),
+		Answer: (&answers{log: log}).captured,
 		Datagrams: func(d *netstack.Datagram) {
 			if !s.lookups.handle(d) && guard.lets(d) {
 				s.relay.Handle(d)
