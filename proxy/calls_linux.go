@@ -23,7 +23,7 @@ func writevNow(fd uintptr, iov []unix.Iovec) (int, error) {
 
 // sendUrgentNow makes the last byte of b urgent data.
 func sendUrgentNow(fd uintptr, b []byte) (int, error) {
-	return now(syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), syscall.MSG_OOB|syscall.MSG_NOSIGNAL, 0, 0))
+	return now(syscall.RawSyscall6(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), unix.MSG_OOB|unix.MSG_NOSIGNAL, 0, 0))
 }
 
 // siocatmark is SIOCATMARK (asm-generic/sockios.h), which package unix lacks. Where it is another number, on MIPS, the
