@@ -47,7 +47,7 @@ type conn struct {
 
 	readDeadline, writeDeadline deadline
 
-	received, sent uint32 // bytes, modulo 2^32; the reader's, and the writer's
+	sent uint32 // bytes, modulo 2^32; the writer's
 
 	probed    atomic.Bool
 	finished  atomic.Bool // we have ended our direction
@@ -192,7 +192,7 @@ func (c *conn) receive(w io.Writer, how tcpip.ReadOptions) (int, error) {
 	switch terr.(type) {
 	case nil:
 		if !how.Peek {
-			c.received += uint32(res.Count)
+			c.flow.urgent.read.Add(uint32(res.Count))
 			c.ep.ModerateRecvBuf(res.Count)
 		}
 		return res.Count, nil

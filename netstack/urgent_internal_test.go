@@ -9,6 +9,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
 // A segment before the mark points at it, and its checksum stays right.
@@ -71,6 +72,49 @@ func TestMarkIsForgotten(t *testing.T) {
 		}
 		if seq+1<<16 < seq {
 			return
+		}
+	}
+}
+
+// A mark that is set while the one before it is being forgotten stays.
+func TestMarkSetMeanwhile(t *testing.T) {
+	var m mark
+	m.set(100)
+	m.set(200)
+	m.forget(100)
+	if n, ok := m.beyond(150); n != 50 || !ok {
+		t.Errorf("the mark is %d bytes ahead, %v; want 50", n, ok)
+	}
+	m.forget(200)
+	if _, ok := m.beyond(150); ok {
+		t.Error("the mark is still there")
+	}
+}
+
+// A pointer to where the application can't send yet, or has sent long ago, is nobody's that knows its stream. It must
+// not make bytes urgent, nor keep others from being so.
+func TestUrge(t *testing.T) {
+	for _, test := range []struct {
+		ends []uint32 // of urgent bytes, counted from the next byte to be read
+		want int      // how far ahead the mark is
+	}{
+		{[]uint32{1}, 1},
+		{[]uint32{1, 1000}, 1000},
+		{[]uint32{1000, 1}, 1000},
+		{[]uint32{tcp.MaxBufferSize}, tcp.MaxBufferSize},
+		{[]uint32{0}, 0},
+		{[]uint32{math.MaxUint32}, 0},
+		{[]uint32{1 << 30, 1000}, 1000},
+		{[]uint32{1000, 1 << 30}, 1000},
+		{[]uint32{1 << 31, 1000}, 1000},
+	} {
+		f := &Flow{isn: math.MaxUint32 - 100}
+		f.urgent.read.Store(200)
+		for _, end := range test.ends {
+			f.urge(f.isn + 1 + 200 + end)
+		}
+		if n, ok := f.urgent.in.beyond(f.unread()); ok != (test.want > 0) || ok && n != test.want {
+			t.Errorf("%d: the mark is %d bytes ahead, %v; want %d", test.ends, n, ok, test.want)
 		}
 	}
 }
