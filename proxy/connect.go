@@ -126,9 +126,8 @@ func waitOf(ways []rules.Busy) lease.Request {
 // waiting, or another address, may help.
 func (l *live) pinned(ctx context.Context, dst netip.AddrPort, how lease.Request) (Conn, leased, error) {
 	begun, pin := time.Now(), l.decision.Rule.Pin()
-	now := l.proxy.pinNow(pin, dst)
-	c, held, err := l.pinnedTo(ctx, now, dst, how)
-	if notHere(err) && !now.Equal(pin) { // the kernel would choose another address by then
+	c, held, err := l.pinnedTo(ctx, l.proxy.pinNow(pin, dst), dst, how)
+	if notHere(err) && !pin.Addr().IsValid() { // the kernel would choose another address by then
 		how.Wait = max(how.Wait-time.Since(begun), 0)
 		return l.pinnedTo(ctx, pin, dst, how)
 	}
@@ -150,6 +149,11 @@ func (l *live) pinnedTo(ctx context.Context, pin rules.Pin, dst netip.AddrPort, 
 		}
 		switch {
 		case taken(derr):
+			if other := l.proxy.pinBehind(pin, dst, held.Local().Port()); !other.Equal(pin) {
+				held.ReleaseUnused(0)
+				how.Wait = w.left()
+				return l.pinnedTo(ctx, other, dst, how)
+			}
 		case nothingSent(derr):
 			held.ReleaseUnused(0)
 			return nil, leased{}, derr

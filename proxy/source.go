@@ -2,7 +2,9 @@ package proxy
 
 import (
 	"net/netip"
+	"slices"
 
+	"pinproxy/proxy/lease"
 	"pinproxy/proxy/sockdiag"
 	"pinproxy/rules"
 )
@@ -50,6 +52,25 @@ func (p *Proxy) pinNow(pin rules.Pin, dst netip.AddrPort) rules.Pin {
 		if chosen = from; chosen != local {
 			return pin.From(chosen)
 		}
+	}
+	return pin
+}
+
+// pinBehind returns the pin to lease towards dst after the kernel has refused the port: with the source address that it
+// chooses now, if a flow has leased the port with that one. Only there is the wait for it in order, and is it asked to
+// make room.
+func (p *Proxy) pinBehind(pin rules.Pin, dst netip.AddrPort, port uint16) rules.Pin {
+	d, ok := p.cfg.Dialer.(sourced)
+	if !ok || pin.Addr().IsValid() {
+		return pin
+	}
+	from, err := d.Source(port, dst)
+	if err != nil {
+		return pin
+	}
+	now := pin.From(from)
+	if slices.ContainsFunc(p.leases.Held(dst, now), func(h lease.Held) bool { return h.Local.Port() == port }) {
+		return now
 	}
 	return pin
 }

@@ -15,6 +15,7 @@ import (
 type uplinks struct {
 	chosen netip.Addr
 	gone   netip.Addr // it can't be bound
+	taken  netip.Addr // a connection has the 4-tuple
 	dialed memDialer
 }
 
@@ -26,6 +27,9 @@ func (u *uplinks) Dial(ctx context.Context, pin, dst netip.AddrPort) (Conn, erro
 	}
 	if pin.Addr().IsUnspecified() {
 		pin = netip.AddrPortFrom(u.chosen, pin.Port())
+	}
+	if pin.Addr() == u.taken {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.EADDRNOTAVAIL)}
 	}
 	return u.dialed.Dial(ctx, pin, dst)
 }
@@ -87,12 +91,41 @@ func TestSourceChangesBack(t *testing.T) {
 		second := h.openWith(t, dst4, memory)
 		u.from(t, second, tunnel)
 		third := h.openWith(t, dst4, memory)
-		time.Sleep(time.Second)
+		synctest.Wait()
 		u.chosen, u.gone = uplink, tunnel
 		for _, f := range []*testFlow{first, second} {
 			_ = f.app.SetLinger(0)
 			_ = f.app.Close()
 		}
 		u.from(t, third, uplink)
+	})
+}
+
+// The first flow ends, and the port is free but for the flow that has it with the address that the kernel chooses. That
+// one is in the way of the next, and is ended for it when it has been idle for long enough.
+func TestSourceOfAnotherFlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := &uplinks{chosen: uplink, dialed: make(memDialer, 100)}
+		h := newHarness(t, Config{Dialer: u}, "*:*=1000 busy=reclaim:5s")
+		first := h.openWith(t, dst4, memory)
+		u.from(t, first, uplink)
+		u.chosen = tunnel
+		second := h.openWith(t, dst4, memory)
+		u.from(t, second, tunnel)
+		u.taken = tunnel
+		_ = first.app.SetLinger(0)
+		_ = first.app.Close()
+		synctest.Wait()
+
+		begun := time.Now()
+		third := h.openWith(t, dst4, memory)
+		wantEnd(t, second.app, nil) // in order
+		synctest.Wait()
+		u.taken = netip.Addr{}
+		_ = second.app.Close()
+		u.from(t, third, tunnel)
+		if took := time.Since(begun); took > 7*time.Second {
+			t.Errorf("it waited for %v", took)
+		}
 	})
 }
