@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
@@ -44,6 +45,7 @@ type Flow struct {
 	giveUp   func() // ends the handler's context; nil if it has not begun, or the flow is no longer parked
 
 	remote bool // the application is on another host
+	signed bool
 
 	synMu sync.Mutex
 	syn   *stack.PacketBuffer // nil once released
@@ -75,10 +77,32 @@ func newFlow(s *Stack, id stack.TransportEndpointID, isn uint32, syn *stack.Pack
 		src:     netip.AddrPortFrom(addr(id.RemoteAddress), id.RemotePort),
 		dst:     netip.AddrPortFrom(addr(id.LocalAddress), id.LocalPort),
 		isn:     isn,
+		signed:  signed(header.TCP(syn.TransportHeader().Slice()).Options()),
 		syn:     syn.IncRef(),
 		synAck:  make(chan *stack.PacketBuffer, 1),
 		lastSYN: time.Now(),
 	}
+}
+
+// signed reports whether a segment with these options has an MD5 signature (RFC 2385) or is authenticated by TCP-AO
+// (RFC 5925).
+func signed(options []byte) bool {
+	const md5, ao = 19, 29
+	for len(options) > 0 {
+		switch kind := options[0]; {
+		case kind == header.TCPOptionEOL:
+			return false
+		case kind == header.TCPOptionNOP:
+			options = options[1:]
+		case kind == md5, kind == ao:
+			return true
+		case len(options) < 2 || options[1] < 2 || int(options[1]) > len(options):
+			return false
+		default:
+			options = options[options[1]:]
+		}
+	}
+	return false
 }
 
 func addr(a tcpip.Address) netip.Addr {
@@ -94,6 +118,10 @@ func (f *Flow) Src() netip.AddrPort { return f.src }
 
 // Dst is the address and port the application connects to.
 func (f *Flow) Dst() netip.AddrPort { return f.dst }
+
+// Signed reports whether the application signs its segments. Its kernel then takes only signed ones for answers, for
+// which netstack has no key, apart from what Reject says by ICMP.
+func (f *Flow) Signed() bool { return f.signed }
 
 // answer moves the flow out of the parked phase. It returns false if it had already left it. The argument of AcceptFunc
 // comes with it, because the application may give up at once.

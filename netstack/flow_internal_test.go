@@ -638,3 +638,25 @@ func TestLossRecovery(t *testing.T) {
 		client.Close()
 	}
 }
+
+// A signature is found wherever it stands among the options, and rubbish is none.
+func TestSigned(t *testing.T) {
+	mss := []byte{2, 4, 0x05, 0xb4}
+	for _, c := range []struct {
+		options []byte
+		want    bool
+	}{
+		{nil, false},
+		{append(mss, 4, 2, 1, 1), false},
+		{append(append(mss, 1, 1, 19, 18), make([]byte, 16)...), true},
+		{append([]byte{29, 16}, make([]byte, 14)...), true},
+		{[]byte{0, 19, 18, 0}, false},
+		{[]byte{8, 0, 19, 18}, false},
+		{[]byte{8, 40, 19, 18}, false},
+		{[]byte{1, 1, 1, 8}, false},
+	} {
+		if got := signed(c.options); got != c.want {
+			t.Errorf("signed(%v) = %v", c.options, got)
+		}
+	}
+}

@@ -14,6 +14,7 @@ import (
 var (
 	errNoRule = errors.New("no rule is for this destination")
 	errLoop   = errors.New("this is a connection of our own that was captured: the policy rule for its mark is missing")
+	errSigned = errors.New("the application signs its segments (TCP-MD5 or TCP-AO), and would take no answer without a signature")
 	errSelf   = errors.New("source and destination are the same address and port: the connection would lead back to itself")
 	errGaveUp = errors.New("the application gave up, or pinproxy stopped")
 	errCrowd  = errors.New("too many flows wait for an answer")
@@ -77,6 +78,8 @@ func hintOf(err error) string {
 		return "what they wait for is in the log; 8,192 of one rule and 16,384 of one source are let in"
 	case errors.Is(err, errLoop):
 		return "some program deletes policy rules; pinproxy puts them back within a second"
+	case errors.Is(err, errSigned):
+		return "it can only pass by: with rules that leave its port out, and without -- CMD"
 	case errors.Is(err, errSelf):
 		return "take another source port for this destination"
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):

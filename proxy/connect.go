@@ -48,6 +48,9 @@ func (l *live) connect(ctx context.Context) (Conn, leased, error) {
 	if err := l.forbidden(l.flow.Dst()); err != nil {
 		return nil, leased{}, err
 	}
+	if l.flow.Signed() {
+		return nil, leased{}, &pinError{err: errSigned}
+	}
 	if rule == nil {
 		if !l.proxy.cfg.Direct(l.flow.Dst()) {
 			return nil, leased{}, &pinError{err: errNoRule}

@@ -378,3 +378,18 @@ func TestOnePortManyDestinations(t *testing.T) {
 		t.Errorf("%d leases held, want 4", held)
 	}
 }
+
+// A flow whose application signs fails at once, before a dial, whether a rule is for it or not.
+func TestSignedFlow(t *testing.T) {
+	for _, rule := range []string{"*:*=1000", "*:1=1000"} {
+		h := newHarness(t, Config{Dialer: failing("connect", syscall.ECONNREFUSED), Direct: func(netip.AddrPort) bool { return true }}, rule)
+		h.signed = true
+		f := h.open(t, dst4)
+		f.answered(t, syscall.EACCES.Error())
+		f.ended(t)
+		lines := h.log.with("flow failed")
+		if len(lines) != 1 || lines[0].Attrs["err"] != errSigned.Error() || lines[0].Attrs["hint"] == "" {
+			t.Errorf("%s: log: %v, want the signature", rule, lines)
+		}
+	}
+}

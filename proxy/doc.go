@@ -66,6 +66,7 @@
 //	cannot be bound                 EHOSTUNREACH                bind: cause
 //	differs from the socket's       EHOSTUNREACH                both addresses
 //	leads back to itself            EHOSTUNREACH                source equals destination
+//	application signs (TCP-MD5)     EHOSTUNREACH                that it does
 //
 //	application                     upstream
 //	closes one direction            that direction closes

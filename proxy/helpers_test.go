@@ -148,6 +148,8 @@ type harness struct {
 	*Proxy
 	log   *recorder
 	flows atomic.Int32
+
+	signed bool // the next flows' applications sign
 }
 
 // newHarness returns a proxy with rules, or with c.Names. At its end the test checks that the proxy holds nothing any
@@ -178,6 +180,7 @@ func newHarness(t testing.TB, c Config, texts ...string) *harness {
 type testFlow struct {
 	number   uint64
 	src, dst netip.AddrPort
+	signed   bool
 	accept   func() (app, ours Conn, err error)
 	giveUp   context.CancelFunc
 	done     chan struct{}          // it is over
@@ -191,6 +194,7 @@ type testFlow struct {
 func (f *testFlow) Number() uint64      { return f.number }
 func (f *testFlow) Src() netip.AddrPort { return f.src }
 func (f *testFlow) Dst() netip.AddrPort { return f.dst }
+func (f *testFlow) Signed() bool        { return f.signed }
 
 func (f *testFlow) AcceptFunc(then func(Conn, error)) {
 	app, ours, err := f.accept()
@@ -233,6 +237,7 @@ func (h *harness) openFrom(t testing.TB, src, dst netip.AddrPort, accept func() 
 		number:  uint64(h.flows.Add(1)),
 		src:     src,
 		dst:     dst,
+		signed:  h.signed,
 		accept:  accept,
 		giveUp:  cancel,
 		done:    make(chan struct{}),

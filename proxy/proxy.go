@@ -30,6 +30,7 @@ type Flow interface {
 	Number() uint64      // identifies the flow; waiting flows are served in this order
 	Src() netip.AddrPort // the application
 	Dst() netip.AddrPort // where it connects to
+	Signed() bool        // the application takes signed segments only, by TCP-MD5 or TCP-AO
 	// AcceptFunc completes the application's handshake, then calls then, on any goroutine. then owns the Conn. The error is
 	// ECONNRESET if the application has reset a connection that, for its kernel, was made.
 	AcceptFunc(then func(Conn, error))

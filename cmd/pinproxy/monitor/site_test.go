@@ -384,6 +384,7 @@ func (deadFlow) Number() uint64      { return 1 }
 func (deadFlow) Src() netip.AddrPort { return netip.MustParseAddrPort("192.0.0.8:40000") }
 
 func (deadFlow) Dst() netip.AddrPort                     { return netip.MustParseAddrPort("203.0.113.2:443") }
+func (deadFlow) Signed() bool                            { return false }
 func (deadFlow) AcceptFunc(then func(proxy.Conn, error)) { then(nil, net.ErrClosed) }
 func (deadFlow) Reject(syscall.Errno)                    {}
 func (deadFlow) Drop()                                   {}
