@@ -94,7 +94,7 @@ func (w *wait) queued(busy *lease.BusyError) {
 	w.timer = time.AfterFunc(idleHint, func() {
 		if l.behindIdle(w.pin) {
 			l.say(slog.LevelInfo, "flow waits behind an idle one", KindBusy,
-				append(l.who(nil), slog.String("rule", w.rule.String()), slog.String("hint", "busy=reclaim ends the idle flow for the one that waits")))
+				append(l.who(nil), slog.String("rule", w.rule.String()), slog.String("hint", "a wider range of source ports serves both, busy=reclaim ends the idle flow for the one that waits")))
 		}
 	})
 }
