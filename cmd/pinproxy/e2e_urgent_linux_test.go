@@ -104,11 +104,14 @@ var dialogues = []dialogue{
 		_ = c.CloseWrite()
 	}, func(c urgentConn) (heard string) {
 		for range 20 {
-			heard += fmt.Sprint(c.urgentAhead(), c.takeUrgent())
+			if !c.urgentAhead() {
+				return heard + " and no more"
+			}
+			heard += c.takeUrgent()
 			_, _ = c.Write([]byte("k"))
 		}
 		return heard
-	}, "true9"},
+	}, "89"},
 	{"alone", func(c urgentConn) { c.urge("!"); _ = c.CloseWrite() }, urgentConn.rest, "<!>"},
 	{"the last of some", func(c urgentConn) { c.urge("ab!"); _ = c.CloseWrite() }, urgentConn.rest, "ab<!>"},
 	{"behind the end of the other direction", func(c urgentConn) {
