@@ -147,8 +147,8 @@ func (c *conn) WatchReset(w interface{ Wake() }) bool {
 // resetAlarm is a conn watched for a reset, as gVisor's queue knows it.
 type resetAlarm conn
 
-// NotifyEvent implements waiter.EventListener. A reset behind the application's FIN closes the endpoint as our FIN would
-// (Endpoint.handleReset).
+// NotifyEvent implements waiter.EventListener. A reset behind the application's FIN closes the endpoint as our FIN
+// would (Endpoint.handleReset).
 func (a *resetAlarm) NotifyEvent(waiter.EventMask) {
 	if tcp.EndpointState(a.ep.State()) == tcp.StateClose && !a.finished.Load() {
 		a.watcher.Wake()

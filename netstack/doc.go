@@ -11,11 +11,11 @@
 //
 // A SYN is parked, not answered: the packet itself is kept, and gVisor does not know of it yet. The handler dials
 // upstream first and then decides what the application sees. Only Accept shows the SYN to gVisor: to a listening
-// endpoint that no packet reaches otherwise, which does the handshake. No goroutine waits for the handshake to
-// finish, so a half-open connection costs only an endpoint; see handshake.go. While a SYN is parked, its
-// retransmissions are ignored, but their times are noted. When they stop, or the application's kernel says so, the
-// application has given up (it gives no other sign), and the handler's context ends; see giveup.go. The context also ends
-// when a SYN with another initial sequence number arrives on the same 4-tuple.
+// endpoint that no packet reaches otherwise, which does the handshake. No goroutine waits for the handshake to finish,
+// so a half-open connection costs only an endpoint; see handshake.go. While a SYN is parked, its retransmissions are
+// ignored, but their times are noted. When they stop, or the application's kernel says so, the application has given up
+// (it gives no other sign), and the handler's context ends; see giveup.go. The context also ends when a SYN with
+// another initial sequence number arrives on the same 4-tuple.
 //
 // Flows that arrive in a crowd take turns to begin, to be answered, and whenever they ask for a turn (Flow.Turn).
 // Turns go round by Config.Group, and within a group by source. This keeps a flood of flows from delaying everybody
@@ -28,9 +28,10 @@
 // The gate sits between the device and gVisor and looks at the flags of each TCP packet. It repairs what goes wrong
 // because there is no listening endpoint in gVisor's demultiplexer. An application that reuses its own source port
 // sends a SYN on a 4-tuple whose old endpoint netstack still keeps, because its FIN or RST is queued but not yet
-// processed (TIME_WAIT would keep it for 60 s, and is set to 0). gVisor drops that SYN or answers it with a reset. The gate knows that the
-// old connection has ended, because the application's FIN or RST, or our RST, went through it. It takes the old
-// endpoint out of the demultiplexer, and the SYN becomes a new flow. The old endpoint finishes its queue by itself.
+// processed (TIME_WAIT would keep it for 60 s, and is set to 0). gVisor drops that SYN or answers it with a reset. The
+// gate knows that the old connection has ended, because the application's FIN or RST, or our RST, went through it. It
+// takes the old endpoint out of the demultiplexer, and the SYN becomes a new flow. The old endpoint finishes its queue
+// by itself.
 //
 // The gate also holds some acknowledgements back for a moment, because a reply sent within that time carries the same
 // information: see replies.go.

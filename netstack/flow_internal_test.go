@@ -454,8 +454,8 @@ func (c *crossing) DeliverNetworkPacket(proto tcpip.NetworkProtocolNumber, pkt *
 	c.passed(func() { c.NetworkDispatcher.DeliverNetworkPacket(proto, pkt) })
 }
 
-// gVisor may make the endpoint of the SYN that was given up just when the next one comes. The endpoint does not get that
-// one, which it would refuse. A SYN with IP options is lost; the application's kernel repeats it.
+// gVisor may make the endpoint of the SYN that was given up just when the next one comes. The endpoint does not get
+// that one, which it would refuse. A SYN with IP options is lost; the application's kernel repeats it.
 func TestGivenUpWhileItsEndpointIsMade(t *testing.T) {
 	for name, options := range map[string]header.IPv4OptionsSerializer{
 		"plain":      nil,
@@ -540,7 +540,8 @@ func TestTriesAgainWhileTheHandshakeLapses(t *testing.T) {
 	}
 }
 
-// A reset with which the application answers something of a predecessor's does not end the connection. Another SYN does.
+// A reset with which the application answers something of a predecessor's does not end the connection. Another SYN
+// does.
 func TestResetOfThePredecessor(t *testing.T) {
 	k := newShaky(t, stack.CapabilityRXChecksumOffload)
 	k.send(4711, header.TCPFlagSyn, 1000, 0)

@@ -280,8 +280,8 @@ func (s *Stack) admit(seg segment) verdict {
 	return pass
 }
 
-// unregister takes the endpoint of a 4-tuple out of the demultiplexer. It finishes what is queued, and its own clean-up then
-// finds nothing to unregister.
+// unregister takes the endpoint of a 4-tuple out of the demultiplexer. It finishes what is queued, and its own clean-up
+// then finds nothing to unregister.
 func (s *Stack) unregister(id stack.TransportEndpointID, ep stack.TransportEndpoint) {
 	s.gv.UnregisterTransportEndpoint([]tcpip.NetworkProtocolNumber{protocolOf(id.RemoteAddress)}, tcp.ProtocolNumber, id, ep, shared, 0)
 }

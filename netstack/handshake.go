@@ -121,8 +121,8 @@ func (s *Stack) shaken(ep *tcp.Endpoint, queue *waiter.Queue) {
 	s.workers.all.Go(func() { reset(ep) }) // it has been given up
 }
 
-// leave ends the handshake of f and reports whether one was under way. Unless the flow becomes open, it is forgotten, and
-// its endpoint at the same moment: a SYN that comes next begins another flow.
+// leave ends the handshake of f and reports whether one was under way. Unless the flow becomes open, it is forgotten,
+// and its endpoint at the same moment: a SYN that comes next begins another flow.
 func (s *Stack) leave(f *Flow, to phase) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -114,8 +114,8 @@ type service struct {
 // New prepares a stack on l. The caller keeps ownership of the link and closes it after Serve has returned.
 func New(l *link.Link, c Config) (*Stack, error) { return newStack(l, c, stack.Options{}) }
 
-// silence drops gVisor's log. It would go to stderr, among our own lines or a command's. All that it says here is that a
-// SYN was given up while it was answered.
+// silence drops gVisor's log. It would go to stderr, among our own lines or a command's. All that it says here is that
+// a SYN was given up while it was answered.
 var silence = sync.OnceFunc(func() { log.SetTarget(nowhere{}) })
 
 type nowhere struct{}

@@ -46,8 +46,8 @@ func (s *Stack) urge(seg segment, pkt *stack.PacketBuffer) {
 	f.urge(seg.seq + uint32(pointer))
 }
 
-// urge sets the application's mark, if there isn't one that lies farther ahead. It can only be where the application may
-// send: anybody on its network can make a segment up, and need not know where its stream is.
+// urge sets the application's mark, if there isn't one that lies farther ahead. It can only be where the application
+// may send: anybody on its network can make a segment up, and need not know where its stream is.
 func (f *Flow) urge(end uint32) {
 	if n := int32(end - f.unread()); n <= 0 || n > maxUnread {
 		return

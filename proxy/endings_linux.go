@@ -11,14 +11,14 @@ import (
 )
 
 // Where SOCK_DESTROY can't end a TIME_WAIT, a reset can: one whose sequence number is the very next that the socket
-// expects (tcp_timewait_state_process; TIME-WAIT assassination, RFC 1337). The peer would send such a reset in answer to
-// a late segment. We make it with a socket of our own that has the peer's address (IP_TRANSPARENT) and is connected
+// expects (tcp_timewait_state_process; TIME-WAIT assassination, RFC 1337). The peer would send such a reset in answer
+// to a late segment. We make it with a socket of our own that has the peer's address (IP_TRANSPARENT) and is connected
 // without a handshake (TCP_REPAIR). Its packets do not leave this host, because they are for one of its addresses. The
-// sequence number is known only for connections of this process, and only while their socket exists. So it is noted when
-// they are closed.
+// sequence number is known only for connections of this process, and only while their socket exists. So it is noted
+// when they are closed.
 
-// Endings remembers how connections from pins ended, as far as it takes to end their TIME_WAIT by a reset. It keeps
-// 170 bytes at most for each, of the last minute or two, of 32,768 at most. Its methods may be called from any goroutine,
+// Endings remembers how connections from pins ended, as far as it takes to end their TIME_WAIT by a reset. It keeps 170
+// bytes at most for each, of the last minute or two, of 32,768 at most. Its methods may be called from any goroutine,
 // and on a nil Endings, which remembers nothing.
 type Endings struct {
 	mu            sync.Mutex
@@ -116,8 +116,8 @@ const (
 	sendQueue = 2 // TCP_SEND_QUEUE
 )
 
-// end ends a TIME_WAIT by a reset, if its connection is remembered, and reports whether it is gone. net.ipv4.tcp_rfc1337
-// makes the kernel ignore that reset. mark is set on the socket that sends it.
+// end ends a TIME_WAIT by a reset, if its connection is remembered, and reports whether it is gone.
+// net.ipv4.tcp_rfc1337 makes the kernel ignore that reset. mark is set on the socket that sends it.
 func (e *Endings) end(s sockdiag.Socket, mark uint32) bool {
 	if e == nil || s.State != sockdiag.TimeWait {
 		return false

@@ -39,13 +39,27 @@ var (
 	tunnel = netip.MustParseAddr("192.0.2.2")
 )
 
-// from expects a connection from addr, and returns its upstream end.
+// from expects a connection from addr.
 func (u *uplinks) from(t *testing.T, f *testFlow, addr netip.Addr) {
 	t.Helper()
 	f.answered(t, "accept")
 	if got, want := addrPort((<-u.dialed).RemoteAddr()), netip.AddrPortFrom(addr, 1000); got != want {
 		t.Errorf("the connection left from %s, want %s", got, want)
 	}
+}
+
+// bothUplinks opens a flow that leaves from the uplink, and one to the same destination after the kernel has chosen the
+// tunnel.
+func bothUplinks(t *testing.T, rule string) (h *harness, u *uplinks, first, second *testFlow) {
+	t.Helper()
+	u = &uplinks{chosen: uplink, dialed: make(memDialer, 100)}
+	h = newHarness(t, Config{Dialer: u}, rule)
+	first = h.openWith(t, dst4, memory)
+	u.from(t, first, uplink)
+	u.chosen = tunnel
+	second = h.openWith(t, dst4, memory)
+	u.from(t, second, tunnel)
+	return h, u, first, second
 }
 
 // A flow that leaves from an address which the kernel no longer chooses has another 4-tuple than the next one, which so
@@ -83,13 +97,7 @@ func TestSourceChanges(t *testing.T) {
 // A flow that waits for a port of the address that the kernel chose is not bound to it once that has left the host.
 func TestSourceChangesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		u := &uplinks{chosen: uplink, dialed: make(memDialer, 100)}
-		h := newHarness(t, Config{Dialer: u}, "*:*=1000")
-		first := h.openWith(t, dst4, memory)
-		u.from(t, first, uplink)
-		u.chosen = tunnel
-		second := h.openWith(t, dst4, memory)
-		u.from(t, second, tunnel)
+		h, u, first, second := bothUplinks(t, "*:*=1000")
 		third := h.openWith(t, dst4, memory)
 		synctest.Wait()
 		u.chosen, u.gone = uplink, tunnel
@@ -105,13 +113,7 @@ func TestSourceChangesBack(t *testing.T) {
 // one is in the way of the next, and is ended for it when it has been idle for long enough.
 func TestSourceOfAnotherFlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		u := &uplinks{chosen: uplink, dialed: make(memDialer, 100)}
-		h := newHarness(t, Config{Dialer: u}, "*:*=1000 busy=reclaim:5s")
-		first := h.openWith(t, dst4, memory)
-		u.from(t, first, uplink)
-		u.chosen = tunnel
-		second := h.openWith(t, dst4, memory)
-		u.from(t, second, tunnel)
+		h, u, first, second := bothUplinks(t, "*:*=1000 busy=reclaim:5s")
 		u.taken = tunnel
 		_ = first.app.SetLinger(0)
 		_ = first.app.Close()

@@ -21,10 +21,10 @@ type (
 	}
 )
 
-// A lender calls take with the bytes that can be read now, removes from its stream those that take says were used,
-// and returns how many. No bytes and no error mean that there is nothing yet. take must not block. An urgent byte comes
-// alone. A borrower waits until it can write, writes what a lender has, and returns how many bytes it has written, and the
-// errors of reading and writing. Together they need no buffer.
+// A lender calls take with the bytes that can be read now, removes from its stream those that take says were used, and
+// returns how many. No bytes and no error mean that there is nothing yet. take must not block. An urgent byte comes
+// alone. A borrower waits until it can write, writes what a lender has, and returns how many bytes it has written, and
+// the errors of reading and writing. Together they need no buffer.
 type (
 	lender interface {
 		readWaiter

@@ -6,9 +6,9 @@ import (
 	"net/netip"
 )
 
-// answers tells the log of servers whose clients can't connect because of us. The kernel's policy rules see addresses and
-// ports, not which end began a connection. So what a server answers is captured if its client is what a rule means: from
-// behind a gateway, or with --strict from this host.
+// answers tells the log of servers whose clients can't connect because of us. The kernel's policy rules see addresses
+// and ports, not which end began a connection. So what a server answers is captured if its client is what a rule means:
+// from behind a gateway, or with --strict from this host.
 type answers struct {
 	log  *slog.Logger
 	told map[netip.AddrPort]struct{}

@@ -5,11 +5,12 @@
 //
 // See docs/pinproxy.8. The files: flags.go is the command line; words.go has everything that is said to the user; the
 // packages meet in run.go for a whole host and in command.go for one command, and what both have in common is in
-// engine.go; learn.go leads from a DNS answer to a route; reload.go rereads the rules files. drop.go gives
-// up privileges, and namer_linux.go keeps what is left of them. control.go is where package monitor's socket is, http.go
-// where its page is, status.go and watch.go print what it tells; check.go prints what package check finds out. dryrun.go
-// prints what would be changed on this host. logging.go is the log, and patient.go keeps it from holding anything up.
-// answers.go tells of servers that are in the rules' way. cleanup.go, notify.go and cpus.go are what their names say.
+// engine.go; learn.go leads from a DNS answer to a route; reload.go rereads the rules files. drop.go gives up
+// privileges, and namer_linux.go keeps what is left of them. control.go is where package monitor's socket is, http.go
+// where its page is, status.go and watch.go print what it tells; check.go prints what package check finds out.
+// dryrun.go prints what would be changed on this host. logging.go is the log, and patient.go keeps it from holding
+// anything up. answers.go tells of servers that are in the rules' way. cleanup.go, notify.go and cpus.go are what their
+// names say.
 package main
 
 import (

@@ -374,8 +374,9 @@ func pointless(set *rules.Set, files []string) (warnings []string) {
 }
 
 // askedOutside reports whether names that only a wildcard means are looked up where we don't see it. Docker's own name
-// server (127.0.0.11, on all networks but the default one) asks the servers that it has from its host's resolv.conf in its
-// host's network namespace, and notes so in the container's: https://github.com/moby/moby/blob/master/libnetwork/resolver.go.
+// server (127.0.0.11, on all networks but the default one) asks the servers that it has from its host's resolv.conf in
+// its host's network namespace, and notes so in the container's:
+// https://github.com/moby/moby/blob/master/libnetwork/resolver.go.
 func askedOutside(set *rules.Set, resolvConf string) bool {
 	return strings.Contains(resolvConf, "\n# ExtServers: [") && strings.Contains(resolvConf, "host(") &&
 		slices.ContainsFunc(set.Rules(), func(r *rules.Rule) bool { return r.Host().Wildcard() })

@@ -206,7 +206,8 @@ func hintFor(err error) string {
 	return ""
 }
 
-// privilegeHint returns how to get CAP_NET_ADMIN. In containers root does not have it, and what is added reaches root alone.
+// privilegeHint returns how to get CAP_NET_ADMIN. In containers root does not have it, and what is added reaches root
+// alone.
 func privilegeHint(uid int) string {
 	if uid == 0 {
 		return "root lacks CAP_NET_ADMIN here; in a container, add it: --cap-add NET_ADMIN"
@@ -235,8 +236,8 @@ func forbiddenHint(by netns.Ban) string {
 	return "run it as root, or without -- for the whole host"
 }
 
-// appArmorHint returns how to have Ubuntu's AppArmor let the program at path make user namespaces. The profile that comes
-// with pinproxy is for the two places where it is installed.
+// appArmorHint returns how to have Ubuntu's AppArmor let the program at path make user namespaces. The profile that
+// comes with pinproxy is for the two places where it is installed.
 func appArmorHint(path string, exists func(path string) bool) string {
 	const all = "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
 	profile, attach := strings.ReplaceAll(strings.TrimPrefix(path, "/"), "/", "."), path

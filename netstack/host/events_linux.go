@@ -161,7 +161,8 @@ func about(m message, link int, ipv6 bool) dirt {
 	return 0
 }
 
-// aboutGateways returns dirtGateways if the gateways, or the settings of planPaths, must be checked after a notification.
+// aboutGateways returns dirtGateways if the gateways, or the settings of planPaths, must be checked after a
+// notification.
 func (h *Host) aboutGateways(m message) dirt {
 	switch {
 	case m.typ == unix.RTM_NEWNETCONF && (len(h.cfg.Gateways) > 0 || h.cfg.Strict):

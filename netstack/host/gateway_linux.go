@@ -104,7 +104,8 @@ func lookGateways(h *netlink.Handle, r *rtnl, names []string) ([]Gateway, error)
 	return list, nil
 }
 
-// speaksIPv6 reports whether a device has an address of IPv6 beyond its link. If it can't be told there is one warning less.
+// speaksIPv6 reports whether a device has an address of IPv6 beyond its link. If it can't be told there is one warning
+// less.
 func speaksIPv6(h *netlink.Handle, link netlink.Link) bool {
 	list, _ := h.AddrList(link, netlink.FAMILY_V6)
 	return slices.ContainsFunc(list, func(a netlink.Addr) bool { return a.IP.IsGlobalUnicast() })

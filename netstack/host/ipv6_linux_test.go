@@ -119,8 +119,8 @@ func withoutNetAdmin(f func() error) error {
 }
 
 // Where /proc/sys is read-only, as in many containers, IPv6 is captured if the device has it, and not any more once it
-// is switched off. If the device would have to be given it, the error says why that fails. Strict capturing goes without
-// the setting that it wants, and says so.
+// is switched off. If the device would have to be given it, the error says why that fails. Strict capturing goes
+// without the setting that it wants, and says so.
 func TestSysctlsAreReadOnly(t *testing.T) {
 	for _, off := range []string{"0", "1"} {
 		t.Run("off="+off, func(t *testing.T) {

@@ -299,8 +299,8 @@ func again[T any](list func() ([]T, error)) ([]T, error) {
 	return found, nil // disturbed every time: the best available result
 }
 
-// forever is how long, in seconds, an address is valid. Where an int has 32 bits it can't say so to the kernel, and stands
-// for 68 years.
+// forever is how long, in seconds, an address is valid. Where an int has 32 bits it can't say so to the kernel, and
+// stands for 68 years.
 const forever = min(math.MaxUint32, math.MaxInt)
 
 func (s addr) netlink() *netlink.Addr {

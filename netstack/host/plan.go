@@ -280,9 +280,9 @@ func planGuards(c Config, fam family) []rule {
 }
 
 // strictWarnings tells what strict rp_filter keeps Config.Strict from. That of the device is in the way where planPaths
-// can't set it. That of the uplink is where the kernel looks up the path of an answer with the ports the wrong way round:
-// then the answers to our own dials seem to belong on the device, if a rule captures all ports or the pin's, as no
-// guard knows them.
+// can't set it. That of the uplink is where the kernel looks up the path of an answer with the ports the wrong way
+// round: then the answers to our own dials seem to belong on the device, if a rule captures all ports or the pin's, as
+// no guard knows them.
 func strictWarnings(c Config, f Facts) (list []error) {
 	const hint = "sudo sysctl -w net.ipv4.conf.all.rp_filter=2"
 	if !c.Strict || !f.StrictPath {
@@ -333,8 +333,8 @@ func planCaptures(c Config, of rule) (captures, ends []rule) {
 	return captures, ends
 }
 
-// portsToReserve returns the ports to add to ip_local_reserved_ports. The error is a warning: the ports that it names are
-// used, but unreserved.
+// portsToReserve returns the ports to add to ip_local_reserved_ports. The error is a warning: the ports that it names
+// are used, but unreserved.
 func portsToReserve(c Config, f Facts) (ports, error) {
 	want := newPorts(c.Reserve)
 	if want.empty() {

@@ -150,7 +150,8 @@ func (r *reserved) forget() error {
 	return nil
 }
 
-// unreserved reports ports that could not be reserved. In a container, where sysctls are read-only, whoever starts it can.
+// unreserved reports ports that could not be reserved. In a container, where sysctls are read-only, whoever starts it
+// can.
 func unreserved(p ports, err error) error {
 	err = fmt.Errorf("ports %v are not reserved: %w", p, err)
 	if errors.Is(err, unix.EROFS) {

@@ -117,8 +117,8 @@ func explainBy(err error, p privilege, read func(path string) string) error {
 }
 
 // mayBeRestricted reports whether Ubuntu's restriction is for us: for programs without a profile, which are under
-// unprivileged_userns once they have a user namespace. A profile in the mode unconfined is there to lift it, and what an
-// enforced one, as docker-default, allows is its own business.
+// unprivileged_userns once they have a user namespace. A profile in the mode unconfined is there to lift it, and what
+// an enforced one, as docker-default, allows is its own business.
 func mayBeRestricted(read func(path string) string) bool {
 	return !under(read, "unconfined") && (!under(read, "enforce") || strings.HasPrefix(label(read), "unprivileged_userns "))
 }
@@ -128,9 +128,8 @@ func under(read func(path string) string, mode string) bool {
 	return strings.HasSuffix(label(read), " ("+mode+")")
 }
 
-// label returns what AppArmor says we are under. Its file gives the profile and the mode, as in
-// "firefox (enforce)", or "unconfined" where there is none; the older file may be another security module's, which names
-// no mode.
+// label returns what AppArmor says we are under. Its file gives the profile and the mode, as in "firefox (enforce)", or
+// "unconfined" where there is none; the older file may be another security module's, which names no mode.
 func label(read func(path string) string) string {
 	label := read("/proc/self/attr/apparmor/current")
 	if label == "" { // before Linux 5.8

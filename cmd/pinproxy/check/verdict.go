@@ -77,8 +77,8 @@ type socketState struct {
 type obstacle struct{ cause, hint string }
 
 // obstacle finds what keeps the next connection from a port of the pin. The lease table comes before the kernel,
-// because a flow's port has a socket, too. But a flow that waits for the kernel to free a port holds it meanwhile, or lets
-// it rest between its attempts.
+// because a flow's port has a socket, too. But a flow that waits for the kernel to free a port holds it meanwhile, or
+// lets it rest between its attempts.
 func (s situation) obstacle(p portState) obstacle {
 	port := p.local.Port()
 	if o, found := s.otherFamily(); found {
